@@ -72,7 +72,7 @@ class Settings:
     levels: int = 2
     language_layers: int = 2
     word_steps: int = 800
-    first_steps: int = 600
+    first_steps: int = 2400
     steps: int = 300
     batch: int = 32
     rate: float = 2e-3

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-MARKER = "\N{SNOWMAN}"
+MARKER, ASKED = "\N{SNOWMAN}", "\N{UMBRELLA}"
 _PARTS_AS_TEXT = re.compile(rf"""['"]text['"]: ?['"]{MARKER}""")
 """A list of parts as rendered by a template for strings: in Python's or JSON's form."""
 
@@ -21,12 +21,14 @@ class Template:
         text: whether contents may be strings.
         needs_system: whether a conversation has to begin with a system message.
         after: the text after the assistant's content at the end of a conversation.
+        asks: whether it renders what the user says; one for images and their captions does not.
     """
 
     parts: bool
     text: bool
     needs_system: bool
     after: str
+    asks: bool
 
 
 def is_processor(processing_class: Any) -> bool:
@@ -47,10 +49,10 @@ def probe(processing_class: Any) -> Template:
 def _probe(processing_class: Any, template: str) -> Template:
     reason: Any = "the text of the assistant's message is missing from its output"
     for needs_system in (False, True):
-        after: dict[bool, str] = {}
+        after: dict[bool, tuple[str, bool]] = {}
         for parts in (False, True):
             roles = [*(["system"] if needs_system else []), "user", "assistant"]
-            texts = [MARKER if role == "assistant" else "?" for role in roles]
+            texts = [{"assistant": MARKER, "user": ASKED}.get(role, "?") for role in roles]
             contents = [[{"type": "text", "text": text}] if parts else text for text in texts]
             chat = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
             try:
@@ -59,10 +61,10 @@ def _probe(processing_class: Any, template: str) -> Template:
                 reason = error
                 continue
             if MARKER in text and not _PARTS_AS_TEXT.search(text):
-                after[parts] = text[text.rindex(MARKER) + len(MARKER) :]
+                after[parts] = text[text.rindex(MARKER) + len(MARKER) :], ASKED in text
         if after:
             preferred = after[True] if True in after and (is_processor(processing_class) or False not in after) else after[False]
-            return Template(True in after, False in after, needs_system, preferred)
+            return Template(True in after, False in after, needs_system, *preferred)
     raise ValueError(
         f"The chat template of {type(processing_class).__name__} cannot render a user message and an assistant message, neither "
         f"with strings nor with lists of parts as contents: {reason}. Set chat_template to the one of the model's checkpoint."

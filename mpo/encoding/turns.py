@@ -187,6 +187,12 @@ def render(
     later = sum(map(image_parts, texts[sides[0]])) if tuple(sides) == CONVERSATION else 0
     first = max(len(images) - later, 0)
     chat = _Chat(record, texts["prompt"], images[:first], processing_class, where)
+    captions = tuple(sides) == CONVERSATION and images
+    if not captions and not probe(processing_class).asks and any(text_of(m).strip() for m in chat.prompt if m["role"] == "user"):
+        raise ValueError(
+            f"{where}: the chat template leaves out what the user says; it is for SFT on images and their captions. Use another "
+            "(LLaVA-1.5: chat_template=vicuna), or leave the record out."
+        )
     if not sides:
         return Rendered(chat.opening(chat.continues), [], images, conversational=True)
     conversations = [chat.completed(texts[side], side, images[first:]) for side in sides]

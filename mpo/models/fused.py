@@ -166,11 +166,17 @@ class _Fusing(PreTrainedModel):  # type: ignore[misc]
         features = [found.hidden_states[index] for index in config.fuser_layers]
         if self._last_is_normalized and config.vision_feature_layer == -1:
             features[-1] = found.last_hidden_state
-        if (vision_feature_select_strategy or config.vision_feature_select_strategy) == "default":
+        strategy = vision_feature_select_strategy or config.vision_feature_select_strategy
+        if strategy == "default":
             features = [feature[:, 1:] for feature in features]  # without class token
         patch = config.vision_config.patch_size
         patch = patch if isinstance(patch, Sequence) else (patch, patch)
         height, width = (pixels // side for pixels, side in zip(pixel_values.shape[-2:], patch, strict=True))
+        if (tokens := features[-1].shape[1]) != height * width:
+            raise ValueError(
+                f"Expected {height} * {width} tokens a tile; got {tokens} with vision_feature_select_strategy={strategy!r}. It is "
+                "default for a tower with a class token, and full for one without."
+            )
         fused = self.fuser(features, (height, width)) if config.fusion == "mmfuser" else torch.cat(features, dim=-1)
         return BaseModelOutputWithPooling(
             last_hidden_state=found.last_hidden_state,

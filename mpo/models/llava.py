@@ -41,7 +41,7 @@ TEMPLATES = {
         + _TEXT
         + "{{ '\n' }}{% elif m['role'] == 'user' and loop.first %}"
         "{% if m['content'] is not string %}{% for part in m['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
-        "{% endif %}{% else %}{{ raise_exception('the template plain is for an image and its caption') }}{% endif %}{% endfor %}"
+        "{% endif %}{% else %}{{ raise_exception('plain is for an image and its caption: use vicuna') }}{% endif %}{% endfor %}"
     ),
     # Vicuna's (v1), as in all later stages.
     "vicuna": (
@@ -59,12 +59,18 @@ CLIP_L_336 = {
 """openai/clip-vit-large-patch14-336, the tower of all published LLaVA-1.5: official checkpoints name it without its config."""
 
 
-def set_template(processor: Any, name: str) -> None:
+def set_template(processor: Any, name: str | None) -> None:
     """Give a LLaVA processor, and its tokenizer, one of `TEMPLATES`.
+
+    None keeps its own; but ``plain``, with which a first stage was saved, becomes ``vicuna``: it would leave out all questions.
 
     Raises:
         ValueError: for an unknown name, and a processor of another family.
     """
+    if name is None:
+        if not isinstance(processor, LlavaProcessor) or not str(processor.chat_template).endswith(TEMPLATES["plain"]):
+            return
+        name = "vicuna"
     if name not in TEMPLATES or not isinstance(processor, LlavaProcessor):
         raise ValueError(
             f"Expected model.chat_template to be {' or '.join(TEMPLATES)}, for a LLaVA-1.5; got {name!r} for a "

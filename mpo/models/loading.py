@@ -65,7 +65,8 @@ def load_model(
         trust_remote_code: run the code of a checkpoint that is not an InternVL.
         quantization_config: as in `from_pretrained`.
         fuser: arguments of `mpo.models.add_fuser`, which adds one.
-        chat_template: name of one of LLaVA's templates, ``"plain"`` or ``"vicuna"``; None for the checkpoint's.
+        chat_template: name of one of LLaVA's templates, ``"plain"`` or ``"vicuna"``; None for the checkpoint's (``"vicuna"``
+            after a stage with ``"plain"``).
 
     Raises:
         ValueError: for an unknown dtype, an adapter, a checkpoint whose tensors are not those of its config, tile settings for
@@ -134,8 +135,7 @@ def load_processor(
         if processor is None:
             raise ValueError(f"{name_or_path} has no {NO_TOKENIZER}. Copy the tokenizer's files from the original.")
     set_tiles(processor, min_tiles, max_tiles, thumbnail)
-    if chat_template is not None:
-        set_template(processor, chat_template)
+    set_template(processor, chat_template)
     return processor
 
 

@@ -44,9 +44,8 @@ def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
             raise ValueError(f"train_parts.{part}=lora needs adapters. Add peft=lora or peft=qlora.")
         if choice == "train" and adapters and part not in ("projector", "fuser"):
             raise ValueError(f"train_parts.{part}=train with adapters keeps a second copy of a large part. Use lora or freeze.")
-    if choices and all(
-        choices.get(part, "freeze" if part == "fuser" else "train") == "freeze" for part in PARTS
-    ):  # few have a fuser
+    default = {"fuser": "freeze"}  # few models have one
+    if choices and all(choices.get(part, default.get(part, "train")) == "freeze" for part in PARTS):
         raise ValueError("train_parts freezes every part, so nothing would be trained. Set one to train or lora.")
 
 
@@ -86,6 +85,8 @@ def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
     for part in choices:
         if part == "head" and choices["head"] == choices.get("language", "train"):
             continue  # a tied head follows the input embeddings
+        if part == "fuser" and family.fuser and choices["fuser"] == choices.get("projector", "train"):
+            continue  # concatenated layers are fused by the projector
         if part not in names:
             why = " (its head is tied to the input embeddings, part of language)" if part == "head" else ""
             raise ValueError(f"train_parts.{part}: {type(model).__name__} has no such part{why}. Leave it out.")

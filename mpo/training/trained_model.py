@@ -118,7 +118,7 @@ class TrainedModel:
         for setting, value in (("peft=qlora", self.peft["kind"] == "qlora"), ("train_parts", self.parts())):
             if value:
                 family = family_of(config, setting)
-                if self.parts().get("fuser") and not (family.fuser and config.fusion == "mmfuser"):
+                if self.parts().get("fuser") and not (family.fuser and (config.fusion == "mmfuser" or self.peft["kind"] == "none")):
                     raise ValueError(
                         f"train_parts.fuser: a {config.model_type} has no fuser. Add one (mpo.models.add_fuser), or leave it out."
                     )

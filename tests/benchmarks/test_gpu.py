@@ -159,6 +159,12 @@ def test_timed_sides(gpu, result):
     assert "| 8B lora 4 | trl | out of memory |" in gpu.page({"8B": {**found, "state": "done"}}, rows, {})
 
 
+def test_the_fuser_against_its_parts(gpu, result):
+    gpu.time_fuser(result)
+    (case,) = json.loads(result.path.read_text())["fuser"]
+    assert (case["grid"], case["tiles"]) == (4, 1) and case["block_s"] > 0 and case["sampled_mb"]["chunks"] > 0
+
+
 def test_every_timed_case_is_counted(gpu, monkeypatch, result):
     """FLOPs and tokens are there for all that steps time, with and without checkpointing."""
     timed = []

@@ -20,6 +20,7 @@ from support import make_image
 from mpo.commands import main, rank
 from mpo.models.family import INTERNVL_FUSER
 from mpo.models.joining import save_joined
+from mpo.models.loading import load_model
 from mpo.training.job import TrainJob, run_train_job
 
 
@@ -119,6 +120,13 @@ def test_two_stages_of_mmfuser_and_mpo(folder, tmp_path, capsys):
         assert re.search(message, capsys.readouterr().err), wrong
     assert main(["sft", *words(folder, tmp_path / "dry", "fuser.layers=1", "fuser.fusion=concat", "dry_run=true")]) == 0
     assert re.search(r"projector +\S*\d", capsys.readouterr().out)
+    stage = ["method=mmfuser_stage1", "fuser.layers=1", "fuser.fusion=concat", "trainer.max_steps=1"]
+    own = words(folder, tmp_path / "wide", *stage, "trainer.per_device_train_batch_size=2")
+    assert main(["sft", *(word for word in own if "max_tokens" not in word)]) == 0
+    wide = load_file(tmp_path / "wide" / "model.safetensors")
+    (name,) = [name for name in wide if name.endswith("multi_modal_projector.linear_1.weight")]
+    narrow = next(tensor for other, tensor in tensors.items() if other.endswith("projector.linear_1.weight"))
+    assert wide[name].shape[1] == 2 * narrow.shape[1] and not any("fuser" in name for name in wide)
 
 
 def test_resumed_within_an_epoch_it_is_bitwise_the_same(folder, tmp_path, capfd):
@@ -164,8 +172,12 @@ def test_an_adapter_and_mpo_after_it(folder, tmp_path, capsys):
 
 
 def test_qlora(folder, tmp_path, monkeypatch):
-    """It needs bitsandbytes, with which the language model alone is held in 4 bits."""
-    overrides = words(folder, tmp_path / "run", "peft=qlora", "peft.r=2", "trainer.max_steps=1")
+    """It needs bitsandbytes, with which the language model alone is held in 4 bits; a fuser is trained whole beside the adapter."""
+    base = load_model(str(folder / "joined"), fuser={"layers": 1, "num_heads": 2})
+    base.model.save_pretrained(tmp_path / "base")
+    base.processor.save_pretrained(tmp_path / "base")
+    parts = [f"model.name_or_path={tmp_path / 'base'}", "train_parts.language=lora", "train_parts.fuser=train"]
+    overrides = words(folder, tmp_path / "run", "peft=qlora", "peft.r=2", "trainer.max_steps=1", *parts)
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "bitsandbytes", None)
         with pytest.raises(ValueError, match=r"pip install 'mpo-trainer\[qlora\]'"):
@@ -174,7 +186,8 @@ def test_qlora(folder, tmp_path, monkeypatch):
     trainer = run_train_job(TrainJob.from_config(composed(overrides)))
     quantized = [name for name, module in trainer.model.named_modules() if type(module).__name__ == "Linear4bit"]
     assert quantized and all("language_model" in name for name in quantized)
-    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+    saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert next(tensor for name, tensor in saved.items() if name.endswith("fuser.gamma1")).any()
 
 
 def test_a_plan_of_a_run(folder, tmp_path, capsys):

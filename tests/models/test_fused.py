@@ -242,10 +242,13 @@ def test_parts(processor):
     assert any(re.match(pattern, "model.fuser.cross_attn.value_proj") for pattern in family.not_quantized())
     freeze_parts(fused, {"vision": "freeze", "projector": "freeze", "language": "freeze", "head": "freeze"})
     assert {name for name, parameter in fused.named_parameters() if parameter.requires_grad} == own
-    with pytest.raises(ValueError, match="train_parts.fuser.*no such part"):
-        freeze_parts(internvl(processor), {"fuser": "train"})
+    wide = add_fuser(internvl(processor), 2, fusion="concat")
+    freeze_parts(wide, {"fuser": "train", "projector": "train"})  # the projector fuses, so the stages of MMFuser are its too
+    for model, choices in ((internvl(processor), {"fuser": "train"}), (wide, {"fuser": "train", "projector": "freeze"})):
+        with pytest.raises(ValueError, match="train_parts.fuser.*no such part"):
+            freeze_parts(model, choices)
     job = TrainJob(model={}, data={}, peft={"kind": "lora"}, train_parts={"fuser": "train"})
-    for without in (internvl(processor), add_fuser(internvl(processor), 2, fusion="concat")):
+    for without in (internvl(processor), wide):
         with pytest.raises(ValueError, match="train_parts.fuser: a internvl"):
             job.family(without.config)
     assert job.family(fused.config) is family
@@ -357,8 +360,9 @@ def test_models_that_cannot_have_a_fuser(processor):
         add_fuser(llava(vision_feature_layer=[-2, -1]), 2)
     with pytest.raises(ValueError, match="vision_feature_layer=-1, .*got -2"):
         features_of(fused, vision_feature_layer=-2)
-    with pytest.raises(ValueError, match=r"4 \* 4, 32.*\(2, 17, 32\)"):  # with the class token
-        features_of(fused, vision_feature_select_strategy="full")
+    for model in (fused, add_fuser(llava(), 2, fusion="concat")):
+        with pytest.raises(ValueError, match=r"4 \* 4 tokens.* 17 .*'full'"):  # with the class token
+            features_of(model, vision_feature_select_strategy="full")
 
 
 def test_the_layers_of_the_published_models():

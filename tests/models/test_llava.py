@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mpo.commands import main
+from mpo.encoding.turns import CONVERSATION, SIDES
+from mpo.encoding.turns import render as render_record
 from mpo.models.fused import LlavaWithFuser
 from mpo.models.llava import SYSTEM
 from mpo.models.loading import load_model
@@ -115,6 +117,14 @@ def test_templates_and_padding(folder, converted):
     assert render(TALK) == vicuna
     assert render(TALK + TALK[:1], add_generation_prompt=True) == vicuna + "USER: <image>\na cat? ASSISTANT:"
     plain = load_model(str(folder / "hf"), chat_template="plain").processor
+    asked = {"images": [Image.new("RGB", (8, 8))], "prompt": TALK[:1]}
+    pair = {"chosen": TALK[1:], "rejected": [{"role": "assistant", "content": "a cat."}]}
+    alone = {"prompt": [{"role": "user", "content": "a cat?"}], "completion": TALK[1:]}
+    for lost, sides in ((alone, CONVERSATION), (asked, ()), (asked | pair, SIDES)):
+        with pytest.raises(ValueError, match="leaves out .*chat_template=vicuna"):
+            render_record(lost, plain, sides=sides)
+        assert "a cat?" in render_record(lost, converted.processor, sides=sides).prompt
+    assert render_record(asked | {"completion": TALK[1:]}, plain, sides=CONVERSATION).prompt == "<s><image>"
     assert plain.apply_chat_template(TALK) == "<s><image>a dog.\n"
     for wrong in (TALK + TALK, [{"role": "system", "content": "Be brief."}, *TALK]):
         with pytest.raises(Exception, match="an image and its caption"):
@@ -153,13 +163,17 @@ def test_checkpoints_that_are_refused(parts, folder, tmp_path, capsys, change, m
     assert not (tmp_path / "out").exists()
 
 
-def test_two_stages(folder, converted, tmp_path):
-    """On captions with the template plain, then on conversations with Vicuna's: the loss falls, and the right parts alone move."""
-    lines = []
+def test_two_stages_and_mpo(folder, converted, tmp_path):
+    """On captions with the template plain, then on conversations with Vicuna's: the loss falls, and the right parts alone move.
+
+    What is opened after the first stage has Vicuna's template again, without being told."""
+    lines, pairs = [], []
     for index in range(8):
         Image.fromarray(np.random.default_rng(index).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
         talk = [{"role": "user", "content": "<image>a cat?"}, {"role": "assistant", "content": "a dog and a cat."}]
         lines.append(json.dumps({"images": [f"{index}.png"], "messages": talk}))
+        pairs.append(json.dumps({"image": f"{index}.png", "question": "a cat?", "chosen": "a dog.", "rejected": "a cat."}))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
     (tmp_path / "chats.jsonl").write_text("\n".join(lines))
     small = ["use_cpu=true", "per_device_train_batch_size=2", "global_batch_size=4", "max_steps=4", "dataloader_num_workers=0"]
     before, both = folder / "hf", ("model.fuser", "model.multi_modal_projector")
@@ -176,3 +190,11 @@ def test_two_stages(folder, converted, tmp_path):
         assert moved and all(name.startswith(moving) for name in moved)
         assert all(any(name.startswith(part) for name in moved) for part in moving)
         before = tmp_path / str(stage)
+        assert load_model(str(before)).processor.chat_template == converted.processor.chat_template
+    words = [f"model.name_or_path={before}", f"data.path={tmp_path / 'pairs.jsonl'}", f"run_dir={tmp_path / 'mpo'}"]
+    alone = {name: "freeze" for name in ("vision", "projector", "language", "head")} | {"fuser": "train"}
+    words += [f"trainer.{setting}" for setting in (*small[:3], "max_steps=1", small[4], "learning_rate=1e-2", "warmup_steps=0")]
+    assert main(["train", *words, *(f"train_parts.{part}={choice}" for part, choice in alone.items())]) == 0
+    one, two = (load_file(path / "model.safetensors") for path in (before, tmp_path / "mpo"))
+    moved = {name for name in one if not torch.equal(one[name], two[name])}
+    assert moved and all("fuser." in name for name in moved)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+_KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uac00-\ud7af]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _LATIN = 0x250
 """The first character after those of Latin scripts with accents."""
@@ -60,6 +61,8 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     seen = known.casefold()
     words = [word for word in _WORD.findall(CJK.sub(" ", text)) if len(word) > 1]
     new = [word for word in words if word.casefold() not in seen]
+    if any(run.casefold() not in seen for run in _KANA.findall(text)):
+        return True
     if language == "zh":
         return len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(ord(max(word)) >= _LATIN for word in new):
@@ -67,4 +70,4 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     if any(word.casefold() in _rules()["english"] for word in words):
         return False
     asks = "?" in text and (text.lstrip()[:1] == "¿" or any(word.casefold() in _rules()["foreign"] for word in words))
-    return asks or len(new) >= 5
+    return asks or len(new) >= (3 if text.rstrip()[-1:] == "?" else 5)

@@ -17,7 +17,7 @@ from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mminstruct.domains import prompt
 from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
-from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
+from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language, rule
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
 from mpo.verification.texts import read_yes_no
@@ -26,49 +26,7 @@ YES_NO = {"en": ("Yes", "No"), "zh": ("是", "否")}
 LONGEST_SHORT = {"en": 12, "zh": 24}
 SHORTEST_LONG = {"en": 8, "zh": 12}
 """Limits of answers: words in English, characters in Chinese."""
-_BOTH = re.compile(r"yes\W+no|no\W+yes|是也不是|又是又不是|是\W+否", re.IGNORECASE)
-_OPEN = {
-    "en": re.compile(
-        r"(?!.*(?:true|correct|right)\?)\W*(?:in|on|at|of|for)?\b\s*(?:what|which|who|whose|where|when|why|how)\b", re.IGNORECASE
-    ),
-    "zh": re.compile(r"(?!.*(?:[吗嘛]|是否|对不对|是不是|有没有|[对是]么)).*(?:什么|哪|谁|多少|几[个只张点岁]|怎么|怎样|为何)"),
-}
-"""Questions that yes or no does not answer."""
-_ALL = re.compile(
-    r"\b(?:all|none|both|neither|any) of (?:the )?(?:above|these|them|options)\b|\b[A-H] (?:and|or) [A-H]\b"
-    r"|以上(?:都|全|皆|均)|(?:都|均|皆)(?:不)?(?:是|对)$|^[A-H]\s*[和与或及]\s*[A-H]$",
-    re.IGNORECASE,
-)
-_GIVEN = re.compile(r"\banswer (?:is|would be)\b(.*)|答案(?:是|为)(.*)", re.IGNORECASE | re.DOTALL)
-_MARKS = re.compile(
-    r"<[A-Za-z][A-Za-z _]{0,30}>|</?[QCA]\d*>|<\|[^|>]*\|>|\[/?INST\]|^\s*(?:Q|A|Question|Answer|问题|答案|问|答)\s*\d*\s*[:：]"
-    r"|\ufffd|\b_{3,}|^\W*(?:todo|tbd|null|none given|nan|undefined|(?:question|answer|option|问题|答案|选项)\s*[\d一二三四五六七八])\W*$"
-    r"|[\[{]\s*(?:your |the )?(?:object|answer|question|option|colou?r|name|number|place|person|text|animal|item)s?\s*\d*\s*[\]}]"
-    r"|\byour (?:question|answer|option) here\b",
-    re.IGNORECASE,
-)
-_CUT = {
-    "en": re.compile(r"[,;:(]$|\b(?:a|an|the|and|or|but|its|their)$|\n\s*(?:\d+[.)]|[-*•])$|^[^()]*\([^()]*$", re.IGNORECASE),
-    "zh": re.compile(r"[，、；：（《“]$|(?:和|与|把|被|[^不都就也]是)$|\n\s*(?:\d+[.)、]|[-*•])$|^[^（）]*（[^（）]*$"),
-}
-"""Ends of a text that goes on."""
-_TOLD = re.compile(
-    r"[?？]\W*(?:(?:(?:correct|right) )?answer\W*|答案?\W*)?(?:yes|no|是的?|否|对|不是|true|false)\W*$|[(（\[]\s*(?:yes|no|是|否)\s*[)）\]]",
-    re.IGNORECASE,
-)
-"""A question that says yes or no itself."""
-_LETTER = re.compile(r"[(（\[]\s*[A-H]\s*[)）\]]\W*$|[?？]\W*(?:(?:correct |right )?answer|答案?)?\W*[A-H]\W*$", re.IGNORECASE)
-_SHOWN = re.compile(
-    r"[(（\[]\s*(?:the )?(?:correct|right|true|wrong|incorrect|false|正确|错误|对|错)[^)）\]]*[)）\]]|[✓✔✅☑√❌✗✘]|^\*+[^*]+\*+$|^[_`]+[^_`]+[_`]+$",
-    re.IGNORECASE,
-)
-"""An option that says whether it is right."""
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
-_NEVER = re.compile(r"(?!)")
-_COMPUTED = re.compile(
-    r"\b(?:sum|difference|total|average|mean|change|ratio|percent\w*|altogether|together|in all|more|less|fewer|times)\b|一共|总|相差|平均|之和|比例|多多少|少多少",
-    re.IGNORECASE,
-)
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
 
 
@@ -89,8 +47,10 @@ def find_fault(item: Record) -> str | None:
     for name, text in (("question", question), ("answer", answer), *(("option", one) for one in choices)):
         if not text.strip():
             return f"malformed: the {name} is empty"
-        if found := _MARKS.search(text) or (_CUT[language].search(text.strip()) if name == "question" or type == "long" else None):
-            return f"malformed: the {name} {'has' if found.re is _MARKS else 'is cut off at'} {found[0]!r:.40}"
+        if said := found_in(text, "marks"):
+            return f"malformed: the {name} has {said!r:.40}"
+        if (name == "question" or type == "long") and (said := found_in(text.strip(), f"cut_{language}")):
+            return f"malformed: the {name} is cut off at {said!r:.40}"
         if not re.search(r"\w" if name != "option" else r"\S", text):
             return f"malformed: the {name} {text!r:.40} has no word"
         if name == "answer" and (again := _repeats(text)):
@@ -112,7 +72,7 @@ def find_fault(item: Record) -> str | None:
 
 def yes_or_no(text: str, language: str) -> bool | None:
     """Read a judgement: True for yes, None if it is neither, or in another language."""
-    if _BOTH.match(text.strip()) or bool(CJK.search(text)) != (language == "zh"):
+    if rule("both").match(text.strip()) or bool(CJK.search(text)) != (language == "zh"):
         return None
     return read_yes_no(text)
 
@@ -129,7 +89,7 @@ def _repeats(text: str) -> str | None:
 def _judgement(item: Record, language: str) -> str | None:
     if yes_or_no(item["answer"], language) is None:
         return f"malformed: the answer is neither {' nor '.join(YES_NO[language])}: {item['answer']!r:.60}"
-    if _OPEN[language].match(item["question"]):
+    if rule(f"open_{language}").match(item["question"]):
         return f"malformed: {' or '.join(YES_NO[language])} does not answer {item['question']!r:.60}"
     return None
 
@@ -140,11 +100,11 @@ def _choice(item: Record, language: str) -> str | None:
         return f"options: there are {len(choices)} options, not 2 to 8"
     if answer not in choices:
         return f"wrong letter: the answer {answer!r:.40} is none of the options"
-    if found := next((one for one in choices if _ALL.search(one)), None):
+    if found := next((one for one in choices if rule("all").search(one)), None):
         return f"options: {found!r:.40} refers to the others"
     if choices == [*"ABCDEFGH"][: len(choices)] and "letter" not in item["question"].lower() and "字母" not in item["question"]:
         return "options: they are letters alone"
-    if (found := next(filter(_SHOWN.search, choices), None)) is not None:
+    if (found := next(filter(rule("shown").search, choices), None)) is not None:
         return f"leak: the option {found!r:.40} says whether it is right"
     same = [(one, other) for place, one in enumerate(choices) for other in choices[:place] if same_answer(one, other)]
     return f"options: {same[0][0]!r:.40} is the same as {same[0][1]!r:.40}" if same else None
@@ -166,12 +126,12 @@ _FORM = {"judgement": _judgement, "choice": _choice, "long": _long, "short": _sh
 def _leak(item: Record) -> str | None:
     question, answer = item["question"], item["answer"]
     asked, said = normalised(question), normalised(answer)
-    if (found := _GIVEN.search(question)) and re.match(
+    if (found := rule("given").search(question)) and re.match(
         rf"{re.escape(said)}(?!\w)" if said else "$", normalised(found[1] or found[2] or "")
     ):
         return f"leak: the question says {found[0]!r:.40}"
-    if found := {"judgement": _TOLD, "choice": _LETTER}.get(item["type"], _NEVER).search(question):
-        return f"leak: the question ends in {found[0]!r:.40}"
+    if (kind := {"judgement": "told", "choice": "letter"}.get(item["type"])) and (told := found_in(question, kind)):
+        return f"leak: the question says {told!r:.40}"
     if item["type"] == "judgement":
         return None
     said = re.sub(r"^(?:an?|the) (?=\w)", "", said)
@@ -199,7 +159,7 @@ def _foreign(text: str, language: str) -> bool:
 
 def _unsupported(item: Record) -> str | None:
     """A choice whose right option is not in the caption, while another one is; values that are computed need not be there."""
-    if _COMPUTED.search(item["question"]) or max(map(len, item["choices"])) < 2:
+    if rule("computed").search(item["question"]) or max(map(len, item["choices"])) < 2:
         return None
     known = " ".join(_NUMBERS.get(word, word) for word in normalised(f"{item.get('caption', '')} {item.get('ocr', '')}").split())
     if not known:

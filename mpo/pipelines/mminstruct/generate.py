@@ -14,7 +14,7 @@ from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
 from mpo.pipelines.mminstruct.domains import TYPES, check_domain, load_domains, prompt
-from mpo.pipelines.mminstruct.language import CJK
+from mpo.pipelines.mminstruct.language import CJK, rule
 from mpo.pipelines.step import Record, Step
 from mpo.verification import match
 from mpo.verification.dress import undress
@@ -50,11 +50,6 @@ _IN_IMAGE = re.compile(
     r"(?:as )?(?:shown |seen |visible |depicted )?(?:in|on) (?:the|this) (?:given |provided )?(?:image|picture|photo|photograph)\b"
     r"|(?:这|该)?(?:张|幅)?(?:图片|图像|照片|图)(?:中|里|内|上)?|请问?(?:告诉我)?"
 )
-_ASKED = re.compile(
-    r"^\W*(?:question|问题|q)?\W*\d*\s*[.)、:：]\s*|[*_`]+|^look (?:at|closely at) [^.!?]*[.!]|(?<=[?？])\s*(?:answer|reply|respond|choose|请|回答)[^?？]*$",
-    re.IGNORECASE,
-)
-"""What is around a question: its number, marks of emphasis, how to answer."""
 _FILLERS = frozenset("a an the please kindly tell me us can could would you say do".split())
 _LOOSE = frozenset("is are was were does did have has had of this that these those any there".split())
 _LOOSE_ZH = re.compile(r"的|[呢吗啊吧呀]|[这那][一]?[口个只张台辆位把条幅棵座种]?|什么|请")
@@ -322,7 +317,7 @@ def question_key(question: str, *, loose: bool = False) -> str:
     >>> question_key("Please tell me, what colour is the car in this picture?") == question_key("What color is the car?")
     True
     """
-    said = normalised(_ASKED.sub("", question)).replace("colour", "color").replace("grey", "gray")
+    said = normalised(rule("asked").sub("", question)).replace("colour", "color").replace("grey", "gray")
     said = _IN_IMAGE.sub(" ", said)
     if loose:
         said = _LOOSE_ZH.sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))

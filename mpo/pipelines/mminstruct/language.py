@@ -19,8 +19,16 @@ _LATIN = 0x250
 @cache
 def _rules() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
-    compiled = {name: re.compile("|".join(found[name]), re.IGNORECASE) for name in ("refuses", "undetermined", "caption")}
-    return {**compiled, **{name: frozenset(found[name].split()) for name in ("english", "foreign")}}
+    return {
+        name: re.compile("|".join(own), re.IGNORECASE) if isinstance(own, list) else frozenset(own.split())
+        for name, own in found.items()
+    }
+
+
+def rule(name: str) -> re.Pattern[str]:
+    """A regular expression of ``rules.yaml``."""
+    found: re.Pattern[str] = _rules()[name]
+    return found
 
 
 def length(text: str, language: str) -> int:
@@ -33,13 +41,13 @@ def length(text: str, language: str) -> int:
     return words if language == "en" else words + len(CJK.findall(text))
 
 
-def found_in(text: str, rule: str) -> str | None:
-    """The words by which a text refuses what is asked (``refuses``, ``undetermined``), or speaks of a ``caption``.
+def found_in(text: str, name: str) -> str | None:
+    """The words by which a text refuses what is asked (``refuses``, ``undetermined``), speaks of a ``caption``, or what else a rule finds.
 
     >>> found_in("I'm sorry, but I can't view images.", "refuses"), found_in("A sign says sorry.", "refuses")
     ("I'm sorry", None)
     """
-    found = _rules()[rule].search(text)
+    found = _rules()[name].search(text)
     return found[0] if found else None
 
 

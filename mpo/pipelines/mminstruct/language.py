@@ -42,7 +42,7 @@ def length(text: str, language: str) -> int:
 
 
 def found_in(text: str, name: str) -> str | None:
-    """The words by which a text refuses what is asked (``refuses``, ``undetermined``), speaks of a ``caption``, or what else a rule finds.
+    """The words that a rule finds in a text, such as those by which it refuses (``refuses``) or speaks of a ``caption``.
 
     >>> found_in("I'm sorry, but I can't view images.", "refuses"), found_in("A sign says sorry.", "refuses")
     ("I'm sorry", None)

@@ -139,7 +139,7 @@ def _leak(item: Record) -> str | None:
     if item["type"] == "long":
         first = normalised(re.split(r"(?<=[.!?。！？])", answer)[0])
         return "leak: the question contains the answer's first sentence" if first and first in asked else None
-    alternatives = re.search(r"\bor\b|还是|或", asked.replace(said, " ")) is not None
+    alternatives = re.search(r"\bor\b|\bof\b.*\band\b|还是|或|和.*哪", asked.replace(said, " ")) is not None
     if said and _has(asked, said) and not alternatives and not any(_has(asked, one) for one in others):
         return f"leak: the question contains the answer {answer!r:.60}"
     return None

@@ -16,9 +16,8 @@ from mpo.io import BadRecord, parse_json
 from mpo.pipelines.mminstruct.domains import TYPES, check_domain, load_domains, prompt
 from mpo.pipelines.mminstruct.language import CJK, rule
 from mpo.pipelines.step import Record, Step
-from mpo.verification import match
 from mpo.verification.dress import undress
-from mpo.verification.texts import read_yes_no
+from mpo.verification.texts import read_yes_no, same_text
 
 COUNTS = {"judgement": 4, "choice": 3, "long": 3, "short": 3}
 """Instructions that are asked for at a time, by type: two Yes and two No, as in the paper's code."""
@@ -339,4 +338,4 @@ def same_answer(one: str, other: str) -> bool:
     """
     if {*_CURRENCY.findall(one)} != {*_CURRENCY.findall(other)} and _CURRENCY.search(one) and _CURRENCY.search(other):
         return False
-    return match(one.rstrip("的"), other.rstrip("的")).correct or (normalised(one) or one) == (normalised(other) or other)
+    return same_text(one.rstrip("的"), other.rstrip("的"))[0] or (normalised(one) or one) == (normalised(other) or other)

@@ -407,18 +407,62 @@ def measure(images):
     }
 
 
+def of_file(path):
+    """Measure good records and faults of a YAML file, whose author did not know the rules: as responses, in forms that models give.
+
+    ``images`` has language, domain and caption by name; ``good`` [image, type, response, number of instructions in it], and
+    ``faults`` by kind the same, of which the last instruction is the fault. A fifth value is what a model says without the image.
+    """
+    given = yaml.safe_load(path.read_text())
+
+    def faults_of(name, type, text, count, said=None):
+        about = {**given["images"][name], "type": type, "images": [name]}
+        items = [{"id": f"{name}/{at}", **about, **one} for at, one in enumerate(read_items(text, type))]
+        found = [*check_all(items), *["malformed: missing"] * (count - len(items))]
+        if said is not None and not found[-1] and not Blind(Letters(said, items[-1]), n=2)([items[-1]]):
+            found[-1] = "no image needed"
+        return found
+
+    good = [(one, fault) for one in given["good"] for fault in faults_of(*one)]
+    kinds = {kind: [(one, faults_of(*one)[-1]) for one in own] for kind, own in given["faults"].items()}
+    counts = {kind: {"faults": len(own), "found": sum(bool(fault) for _, fault in own)} for kind, own in kinds.items()}
+    return {
+        "good": len(good),
+        "good dropped": sum(bool(fault) for _, fault in good),
+        "recall of rules": round(sum(one["found"] for one in counts.values()) / sum(one["faults"] for one in counts.values()), 4),
+        "kinds": {kind: {**one, "others dropped": 0} for kind, one in counts.items()},
+        "dropped good ones": [{"response": one, "said": fault} for one, fault in good if fault],
+        "misses": [{"fault": kind, "response": one} for kind, own in kinds.items() for one, fault in own if not fault],
+    }
+
+
+class Letters(Scripted):
+    """Says a text, in which OPTION is the letter of an instruction's right option, wherever it is among the lines asked about."""
+
+    def __init__(self, said, item):
+        def say(asked):
+            line = next((line for line in asked.splitlines() if line[1:] == f". {item['answer']}"), "?")
+            return said.replace("OPTION", line[0])
+
+        super().__init__(say)
+
+
 def main():
     logging.disable(logging.WARNING)  # the steps log what they drop
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--half", choices=("first", "second"))
     parser.add_argument("--images", type=Path, help="folder to write the images to, in folders named after their domains")
+    parser.add_argument("--faults", type=Path, help="YAML file of good records and faults, instead (mminstruct_faults.yaml)")
     args = parser.parse_args()
     images = [*photographs(), *charts(args.images)]
     if args.images:
         write(images, args.images)
     halves = [args.half] if args.half else ["first", "second"]
-    found = {name: measure([one for one in images if half(one["name"]) == name]) for name in halves}
+    if args.faults:
+        found = {args.faults.name: of_file(args.faults)}
+    else:
+        found = {name: measure([one for one in images if half(one["name"]) == name]) for name in halves}
     args.out.write_text(
         json.dumps({"date": f"{date.today()}", "numpy": numpy.__version__, **found}, indent=1, ensure_ascii=False) + "\n"
     )

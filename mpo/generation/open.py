@@ -9,7 +9,6 @@ import torch
 from peft.utils import CONFIG_NAME
 
 from mpo.generation.local import LocalGenerator
-from mpo.models.export.trained import open_trained
 from mpo.models.fit import check_fit
 from mpo.models.loading import load_model, set_tiles
 
@@ -38,6 +37,8 @@ def open_local(
     """
     where = usable_device(device)
     if is_adapter(name_or_path):
+        from mpo.models.export.trained import open_trained  # loads the code of export
+
         trained = open_trained(Path(name_or_path), base=base)
         processor = trained.processor()
         set_tiles(processor, None, max_tiles)

@@ -203,6 +203,7 @@ def test_a_server_that_ignores_images(make, monkeypatch):
         (CONFIG.replace("rounds", "runds"), "'rounds'"),
         (CONFIG.replace("[en, zh]", "[de]"), "languages"),
         (CONFIG + "types: [essay]\n", "types"),
+        (CONFIG + "expand: [{{set: figurqa, path: photos}}]\n", "'figureqa'"),
         (CONFIG + "domains: [none.yaml]\n", "none.yaml"),
         ("languages: [en]\n", "neither images nor expand"),
         ("images: [{{path: photos}}]\n", "caption"),

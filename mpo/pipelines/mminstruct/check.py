@@ -7,37 +7,25 @@ from what the caption means, only a model can tell (`Blind`, `Agree`). `benchmar
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mpo.data.degenerate import find_degenerate
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mminstruct.domains import prompt
 from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
-from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
+from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language, rule
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
+from mpo.verification.texts import read_yes_no
 
 YES_NO = {"en": ("Yes", "No"), "zh": ("是", "否")}
 LONGEST_SHORT = {"en": 12, "zh": 24}
 SHORTEST_LONG = {"en": 8, "zh": 12}
 """Limits of answers: words in English, characters in Chinese."""
-_YES = {
-    "en": re.compile(r"(yes|no|true|false|correct|incorrect)\W*", re.IGNORECASE),
-    "zh": re.compile(r"(是的?|否|对的?|不对|不是|正确|错误|错)\W*"),
-}
-_YES_WORDS = {"yes", "true", "correct", "是", "是的", "对", "对的", "正确"}
-_ALL = re.compile(
-    r"\b(?:all|none|both|neither|any) of (?:the )?(?:above|these|them|options)\b|\b[A-H] (?:and|or) [A-H]\b"
-    r"|以上(?:都|全|皆|均)|(?:都|均|皆)(?:不)?(?:是|对)$",
-    re.IGNORECASE,
-)
-_GIVEN = re.compile(r"\banswer (?:is|would be)\b(.*)|答案(?:是|为)(.*)", re.IGNORECASE | re.DOTALL)
-_MARKS = re.compile(
-    r"<[A-Za-z][A-Za-z _]{0,30}>|</?[QCA]\d*>|<\|[^|>]*\|>|\[/?INST\]|^\s*(?:Q|A|Question|Answer|问题|答案|问|答)\s*\d*\s*[:：]",
-    re.IGNORECASE,
-)
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
 
@@ -59,8 +47,14 @@ def find_fault(item: Record) -> str | None:
     for name, text in (("question", question), ("answer", answer), *(("option", one) for one in choices)):
         if not text.strip():
             return f"malformed: the {name} is empty"
-        if found := _MARKS.search(text):
-            return f"malformed: the {name} has {found[0]!r:.40}"
+        if said := found_in(text, "marks"):
+            return f"malformed: the {name} has {said!r:.40}"
+        if (name == "question" or type == "long") and (said := found_in(text.strip(), f"cut_{language}")):
+            return f"malformed: the {name} is cut off at {said!r:.40}"
+        if not re.search(r"\w" if name != "option" else r"\S", text):
+            return f"malformed: the {name} {text!r:.40} has no word"
+        if name == "answer" and (again := _repeats(text)):
+            return f"malformed: the answer repeats {again!r:.40}"
         if said := found_in(text, "caption"):
             return f"caption: the {name} speaks of the caption ({said!r})"
         if said := found_in(text, "refuses") or (found_in(text, "undetermined") if name == "answer" else None):
@@ -70,20 +64,33 @@ def find_fault(item: Record) -> str | None:
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
     texts = [("question", question)] + [("answer", answer)] * (type == "long" or (type == "short" and bool(known)))
     for name, text in [*texts, *(("option", one) for one in choices if known)]:  # without a caption, names are not known
-        if other_language(text, language, known):
+        theirs = name == "option" and answer != text and _foreign(answer, language) and answer.casefold() in known.casefold()
+        if not theirs and other_language(text, language, known):
             return f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
     return _leak(item) or (_unsupported(item) if type == "choice" else None)
 
 
 def yes_or_no(text: str, language: str) -> bool | None:
-    """Read a judgement: True for yes, None if it is neither."""
-    found = _YES[language].fullmatch(text.strip())
-    return None if found is None else found[1].lower() in _YES_WORDS
+    """Read a judgement: True for yes, None if it is neither, or in another language."""
+    if rule("both").match(text.strip()) or bool(CJK.search(text)) != (language == "zh"):
+        return None
+    return read_yes_no(text)
+
+
+def _repeats(text: str) -> str | None:
+    """What a text says again and again: a word four times in a row, a sentence three times, or as `find_degenerate`."""
+    if found := re.search(r"\b(\w+)(?:\W+\1\b){3,}", text, re.IGNORECASE):
+        return found[1] if not found[1].isdigit() else None
+    sentences = Counter(part for part in map(normalised, re.split(r"[.!?。！？\n]+", text)) if len(part) > 5)
+    many = next((part for part, count in sentences.items() if count > 2), None)
+    return many or next((found.rule for found in find_degenerate(text)), None)
 
 
 def _judgement(item: Record, language: str) -> str | None:
     if yes_or_no(item["answer"], language) is None:
         return f"malformed: the answer is neither {' nor '.join(YES_NO[language])}: {item['answer']!r:.60}"
+    if rule(f"open_{language}").match(item["question"]):
+        return f"malformed: {' or '.join(YES_NO[language])} does not answer {item['question']!r:.60}"
     return None
 
 
@@ -93,8 +100,12 @@ def _choice(item: Record, language: str) -> str | None:
         return f"options: there are {len(choices)} options, not 2 to 8"
     if answer not in choices:
         return f"wrong letter: the answer {answer!r:.40} is none of the options"
-    if found := next((one for one in choices if _ALL.search(one)), None):
+    if found := next((one for one in choices if rule("all").search(one)), None):
         return f"options: {found!r:.40} refers to the others"
+    if choices == [*"ABCDEFGH"][: len(choices)] and "letter" not in item["question"].lower() and "字母" not in item["question"]:
+        return "options: they are letters alone"
+    if (found := next(filter(rule("shown").search, choices), None)) is not None:
+        return f"leak: the option {found!r:.40} says whether it is right"
     same = [(one, other) for place, one in enumerate(choices) for other in choices[:place] if same_answer(one, other)]
     return f"options: {same[0][0]!r:.40} is the same as {same[0][1]!r:.40}" if same else None
 
@@ -115,17 +126,20 @@ _FORM = {"judgement": _judgement, "choice": _choice, "long": _long, "short": _sh
 def _leak(item: Record) -> str | None:
     question, answer = item["question"], item["answer"]
     asked, said = normalised(question), normalised(answer)
-    if (found := _GIVEN.search(question)) and re.match(
+    if (found := rule("given").search(question)) and re.match(
         rf"{re.escape(said)}(?!\w)" if said else "$", normalised(found[1] or found[2] or "")
     ):
         return f"leak: the question says {found[0]!r:.40}"
+    if (kind := {"judgement": "told", "choice": "letter"}.get(item["type"])) and (told := found_in(question, kind)):
+        return f"leak: the question says {told!r:.40}"
     if item["type"] == "judgement":
         return None
+    said = re.sub(r"^(?:an?|the) (?=\w)", "", said)
     others = [normalised(one) for one in item.get("choices") or () if one != answer]
     if item["type"] == "long":
         first = normalised(re.split(r"(?<=[.!?。！？])", answer)[0])
         return "leak: the question contains the answer's first sentence" if first and first in asked else None
-    alternatives = re.search(r"\bor\b|还是|或", asked.replace(said, " ")) is not None
+    alternatives = re.search(r"\bor\b|\bof\b.*\band\b|还是|或|和.*哪", asked.replace(said, " ")) is not None
     if said and _has(asked, said) and not alternatives and not any(_has(asked, one) for one in others):
         return f"leak: the question contains the answer {answer!r:.60}"
     return None
@@ -138,12 +152,20 @@ def _has(text: str, part: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
 
 
+def _foreign(text: str, language: str) -> bool:
+    """Whether a text that is read in the image is in the other script: so may be the other options."""
+    return (CJK.search(text) is None) == (language == "zh") and re.search(r"[^\W\d_]", text) is not None
+
+
 def _unsupported(item: Record) -> str | None:
-    """A choice whose right option is not in the caption, while another one is."""
+    """A choice whose right option is not in the caption, while another one is; values that are computed need not be there."""
+    if rule("computed").search(item["question"]) or max(map(len, item["choices"])) < 2:
+        return None
     known = " ".join(_NUMBERS.get(word, word) for word in normalised(f"{item.get('caption', '')} {item.get('ocr', '')}").split())
     if not known:
         return None
-    there = {one: _has(known, " ".join(_NUMBERS.get(word, word) for word in normalised(one).split())) for one in item["choices"]}
+    plain = {one: re.sub(r"^(?:an?|the) (?=\w)", "", normalised(one)) for one in item["choices"]}
+    there = {one: _has(known, " ".join(_NUMBERS.get(word, word) for word in plain[one].split())) for one in item["choices"]}
     if not there[item["answer"]] and sum(there.values()) == 1:
         other = next(one for one, found in there.items() if found)
         return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
@@ -218,9 +240,10 @@ class Blind(Step):
         if record["type"] == "long":
             return plain.upper() == "YES"
         if record["type"] == "judgement":
-            language = record.get("language", "en")
-            return yes_or_no(plain, language) == yes_or_no(record["answer"], language)
-        return match(plain, record["answer"], choices=order).correct if order else same_answer(plain, record["answer"])
+            return read_yes_no(plain) == read_yes_no(record["answer"])
+        known = normalised(record["answer"])
+        stated = not order and len(plain) < 10 * len(known) and len(known) > 2 and _has(normalised(plain), known)  # in a sentence
+        return stated or (match(plain, record["answer"], choices=order).correct if order else same_answer(plain, record["answer"]))
 
 
 _VERDICT = re.compile(r"verdict[\s*_`\"']*[:：][\s*_`\"']*(SUPPORTED|CONTRADICTED|UNKNOWN)", re.IGNORECASE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mpo.data.images import open_image
 from mpo.data.paths import inside
 from mpo.data.same_image import glimpse, may_be_same, same_image
 from mpo.generation.generator import Generator, Request, Response
-from mpo.io import BadRecord, read_json_lines
+from mpo.io import BadRecord, read_json_lines, write_json_lines
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mminstruct.domains import Domain, check_domain, load_domains, prompt
 from mpo.pipelines.step import Dropped, Record, Step
@@ -49,6 +49,7 @@ class Images:
         licence, origin: of all images whose line does not say another.
         domains: the known domains; None for `load_domains`.
         limit: maximum number of images.
+        order: file in which the order of a folder's images is noted, so that new ones come after them.
 
     Raises:
         ValueError: for a path without images, an unknown domain, and, while iterating, a line that is about no image.
@@ -61,6 +62,7 @@ class Images:
     origin: str | None = None
     domains: Mapping[str, Domain] | None = None
     limit: int | None = None
+    order: Path | None = None
     _known: dict[str, Domain] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +93,22 @@ class Images:
             inner[:] = sorted(name for name in inner if name[0] != ".")
             for file in sorted(files):
                 if file[0] != "." and file.lower().endswith(ENDINGS):
-                    yield os.path.relpath(os.path.join(folder, file), self.path)
+                    path = os.path.relpath(os.path.join(folder, file), self.path)
+                    if (shown := os.fsencode(path).decode(errors="backslashreplace")) != path:
+                        raise ValueError(f"{self.path}: the name of {shown} is no UTF-8. Rename it.")
+                    yield path
+
+    def _in_order(self) -> list[str]:
+        """The files, those of an earlier run first, as it has noted them in `order`: others may have come between them."""
+        files = [*self._files()]
+        if self.order is None:
+            return files
+        earlier = read_json_lines(self.order) if self.order.is_file() else []
+        if lost := next(iter({*earlier} - {*files}), None):
+            raise ValueError(f"{self.path}: {lost} is gone, and was collected before. Put it back, or give another output folder.")
+        files = [*earlier, *sorted({*files} - {*earlier})]
+        write_json_lines(self.order, files)
+        return files
 
     def _of_folder(self) -> Iterator[Record]:
         said: dict[str, Any] = {}
@@ -102,7 +119,7 @@ class Images:
             if (path := os.path.normpath(line["file_name"])) in said:
                 raise BadRecord(f"{file}:{number}", f"{path!r} is there twice. Remove one of the lines.")
             said[path] = line
-        for path in self._files():
+        for path in self._in_order():
             about = _about(said.pop(path, {}))
             about.pop("id", None)
             yield self._record(path, os.path.join(self.path, path), about, path)
@@ -223,7 +240,7 @@ def smaller(image: Any, max_side: int | None) -> Any:
     return opened
 
 
-def duplicates(records: Iterable[Record], *, near: bool = True) -> dict[str, str]:
+def duplicates(records: Iterable[Record], *, near: bool = True, before: Collection[str] = ()) -> dict[str, str]:
     """Find duplicates among images that `Look` has seen: the same file, or near copies (compressed again, made smaller).
 
     Of several copies that of the first source is kept, and of one source the largest.
@@ -231,6 +248,7 @@ def duplicates(records: Iterable[Record], *, near: bool = True) -> dict[str, str
     Args:
         records: the records.
         near: whether to find near copies too.
+        before: ids of images that an earlier run has kept, which stay.
 
     Returns:
         the ids of the duplicates, each with the reason, which names the image that is kept.
@@ -240,7 +258,7 @@ def duplicates(records: Iterable[Record], *, near: bool = True) -> dict[str, str
     found: dict[str, str] = {}
     records = list(records)
     sources = {name: place for place, name in enumerate(dict.fromkeys(one["source"] for one in records))}
-    for record in sorted(records, key=lambda one: (sources[one["source"]], -one["width"] * one["height"])):
+    for record in sorted(records, key=lambda one: (one["id"] not in before, sources[one["source"]], -one["width"] * one["height"])):
         if (first := kept.setdefault(record["content"], record)) is not record:
             found[record["id"]] = f"it is the same file as {first['id']!r}"
             continue

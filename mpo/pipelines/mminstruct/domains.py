@@ -80,7 +80,12 @@ def load_domains(paths: Iterable[str | Path] = ()) -> dict[str, Domain]:
     files = [file for path in (OURS, *given) for file in (sorted(path.glob("*.y*ml")) if path.is_dir() else [path])]
     if none := next((path for path in given if path.is_dir() and not [*path.glob("*.y*ml")]), None):
         raise ValueError(f"{none} has no YAML file. Give that of a domain, or a folder of such files.")
-    return {file.stem: _read(file, file.stat().st_mtime_ns) for file in files}
+    found: dict[str, Path] = {}
+    for file in dict.fromkeys(files):
+        if (other := found.get(file.stem, file)) != file and other.parent != OURS:
+            raise ValueError(f"Two domains are called {file.stem!r}: {other} and {file}. Rename one of the files.")
+        found[file.stem] = file
+    return {name: _read(file, file.stat().st_mtime_ns) for name, file in found.items()}
 
 
 @cache

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
+from unicodedata import normalize
 
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
 from mpo.pipelines.mminstruct.domains import TYPES, check_domain, load_domains, prompt
+from mpo.pipelines.mminstruct.language import CJK, rule
 from mpo.pipelines.step import Record, Step
-from mpo.verification.matching import detect_kind, match
+from mpo.verification.dress import undress
+from mpo.verification.texts import read_yes_no, same_text
 
 COUNTS = {"judgement": 4, "choice": 3, "long": 3, "short": 3}
 """Instructions that are asked for at a time, by type: two Yes and two No, as in the paper's code."""
@@ -47,8 +50,14 @@ _IN_IMAGE = re.compile(
     r"|(?:这|该)?(?:张|幅)?(?:图片|图像|照片|图)(?:中|里|内|上)?|请问?(?:告诉我)?"
 )
 _FILLERS = frozenset("a an the please kindly tell me us can could would you say do".split())
+_LOOSE = frozenset("is are was were does did have has had of this that these those any there".split())
+_LOOSE_ZH = re.compile(r"的|[呢吗啊吧呀]|[这那][一]?[口个只张台辆位把条幅棵座种]?|什么|请")
+_NOT = re.compile(r"\bnot\b|\bn t\b|不(?!是不|同)")
 _TAG = re.compile(r"<(/?)([QCA])(\d{1,3})>")
-_LETTERED = re.compile(r"\s*[(（]?([A-H])\s*[.):：．、）]\s*(\S.*?)\s*", re.DOTALL)
+_LETTERED = re.compile(r"\s*(?:[-*•]\s+)?[(（]?([A-HＡ-Ｈ])\s*[.):：．、）]\s*(\S.*?)\s*", re.DOTALL)
+_SPACED = re.compile(r"\s*([A-H])\s+(\S.*?)\s*", re.DOTALL)
+_LEAD = re.compile(r"^(?:the )?(?:(?:correct|right) )?(?:answer|答案)(?: is|是|为)?\s*[:：]?\s*", re.IGNORECASE)
+_CURRENCY = re.compile(r"[$€£¥₩₹]")
 
 
 def draw(*parts: Any) -> random.Random:
@@ -205,7 +214,8 @@ def read_items(text: str, type: str, *, cut: bool = False) -> list[dict[str, Any
         raw = text[own[0].start() : own[-1].end()]
         marks = " ".join(tag[0] for tag in own)
         names = ("QCA", "QA")[: 1 if type == "choice" else 2]  # other types may have empty options
-        if marks not in [" ".join(f"<{name}{number}> </{name}{number}>" for name in one) for one in names]:
+        empty = type == "choice" or "<C" not in marks or not text[own[2].end() : own[3].start()].strip()
+        if not empty or marks not in [" ".join(f"<{name}{number}> </{name}{number}>" for name in one) for one in names]:
             why = "is cut off" if cut and own[-1] is tags[-1] else f"needs {', '.join(names[-1])}, each once, closed, in order"
             found.append({"fault": f"malformed: number {number} {why}", "raw": raw})
             continue
@@ -246,12 +256,15 @@ def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> di
     if choices is None:
         return {"question": question, "answer": answer}
     read = [_LETTERED.fullmatch(one) for one in choices]
-    letters = "".join(one[1] for one in read if one)
+    if not any(read):
+        read = [_SPACED.fullmatch(one) for one in choices]
+    letters = "".join(normalize("NFKC", one[1]) for one in read if one)
     if len(letters) < len(choices) or letters != "ABCDEFGH"[: len(letters)] or len(letters) < 2:
         return {"fault": "malformed: the options are not A, B, ... in order", "raw": raw}
     texts = [one[2] for one in read if one]
+    answer = _LEAD.sub("", undress(answer))
     said = _LETTERED.fullmatch(answer)
-    bare = said[1] if said else answer.strip(" .()（）。")
+    bare = normalize("NFKC", said[1] if said else answer.strip(" .()（）。"))
     same = [
         place for place, one in enumerate(texts) if bare == letters[place] or (not said and normalised(one) == normalised(bare))
     ]
@@ -266,50 +279,63 @@ def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> di
 def mark_repeats(items: Sequence[Record]) -> None:
     """Give those of an image's instructions a ``fault`` that ask what an earlier one of the same type has asked.
 
-    The same question is one with the same words in the same order, but for words such as "please" and "in the image"; with another
-    answer it is a contradiction, also of a short answer with that of a choice.
+    The same question is one with the same words in the same order, but for words such as "please", "in the image", "is", "of" and
+    "which"; with another answer it is a contradiction, also of a short answer with that of a choice, and of a judgement with its
+    negation.
     """
     seen: dict[str, list[Record]] = {}
     for item in items:
         if item.get("fault") or not item.get("question"):
             continue
-        earlier = seen.setdefault(question_key(item["question"]), [])
+        strict, loose = question_key(item["question"]), question_key(item["question"], loose=True)
+        key, negated = (_NOT.sub("", loose), bool(_NOT.search(loose))) if item["type"] == "judgement" else (loose, False)
+        key = " ".join(key.split())
+        earlier = seen.setdefault("".join(sorted(key)) if CJK.search(key) else key, [])
         for other in earlier:
-            alike = item["type"] == "long" or _alike(str(other["answer"]), str(item["answer"]))
-            if other["type"] == item["type"] and alike:
+            same = strict == other["strict"]
+            alike = item["type"] == "long" or _alike(other["answer"], item["answer"])
+            if item["type"] == "judgement" and negated != other["negated"]:
+                alike = not alike
+            if other["type"] == item["type"] and alike and (same or item["type"] != "long" or len(key.split()) > 2):
                 item["fault"] = "repeat: an earlier instruction about the image asks the same"
-            elif not alike and (other["type"] == item["type"] or {other["type"], item["type"]} == {"choice", "short"}):
+            elif alike or not (other["type"] == item["type"] or {other["type"], item["type"]} == {"choice", "short"}):
+                continue
+            elif same or (key == other["key"] and (item["type"] == "judgement" or len(key.split()) > 2)):
                 item["fault"] = (
                     f"contradiction: an earlier instruction has the same question and the answer {other['answer']!r:.60}"
                 )
             if item.get("fault"):
                 break
         else:
-            earlier.append(item)
+            earlier.append({**item, "strict": strict, "key": key, "negated": negated})
 
 
-def question_key(question: str) -> str:
-    """A question without words that do not change what is asked.
+def question_key(question: str, *, loose: bool = False) -> str:
+    """A question without words that do not change what is asked; loose: without those that seldom do.
 
     >>> question_key("Please tell me, what colour is the car in this picture?") == question_key("What color is the car?")
     True
     """
-    said = normalised(question).replace("colour", "color").replace("grey", "gray")
+    said = normalised(rule("asked").sub("", question)).replace("colour", "color").replace("grey", "gray")
     said = _IN_IMAGE.sub(" ", said)
-    return " ".join(word for word in said.split() if word not in _FILLERS)
+    if loose:
+        said = _LOOSE_ZH.sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
+    return " ".join(word for word in said.split() if word not in _FILLERS and not (loose and word in _LOOSE))
 
 
 def _alike(one: str, other: str) -> bool:
+    if None not in (said := (read_yes_no(one), read_yes_no(other))):
+        return said[0] == said[1]
     first, second = normalised(one), normalised(other)
     return first in second or second in first or same_answer(one, other)
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two short answers are the same: numbers in any notation, other texts but for case and punctuation.
+    """Whether two short answers are the same: numbers in any notation, other texts but for case, articles and punctuation.
 
-    >>> same_answer("two", "2"), same_answer("Red.", "red"), same_answer("12", "21")
-    (True, True, False)
+    >>> same_answer("two", "2"), same_answer("Red.", "red"), same_answer("12", "21"), same_answer("25 $", "25 €")
+    (True, True, False, False)
     """
-    if detect_kind(other) == "number":
-        return match(one, other, "number").correct
-    return (normalised(one) or one) == (normalised(other) or other)
+    if {*_CURRENCY.findall(one)} != {*_CURRENCY.findall(other)} and _CURRENCY.search(one) and _CURRENCY.search(other):
+        return False
+    return same_text(one.rstrip("的"), other.rstrip("的"))[0] or (normalised(one) or one) == (normalised(other) or other)

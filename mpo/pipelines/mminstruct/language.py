@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+_KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uac00-\ud7af]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _LATIN = 0x250
 """The first character after those of Latin scripts with accents."""
@@ -18,8 +19,16 @@ _LATIN = 0x250
 @cache
 def _rules() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
-    compiled = {name: re.compile("|".join(found[name]), re.IGNORECASE) for name in ("refuses", "undetermined", "caption")}
-    return {**compiled, **{name: frozenset(found[name].split()) for name in ("english", "foreign")}}
+    return {
+        name: re.compile("|".join(own), re.IGNORECASE) if isinstance(own, list) else frozenset(own.split())
+        for name, own in found.items()
+    }
+
+
+def rule(name: str) -> re.Pattern[str]:
+    """A regular expression of ``rules.yaml``."""
+    found: re.Pattern[str] = _rules()[name]
+    return found
 
 
 def length(text: str, language: str) -> int:
@@ -32,13 +41,13 @@ def length(text: str, language: str) -> int:
     return words if language == "en" else words + len(CJK.findall(text))
 
 
-def found_in(text: str, rule: str) -> str | None:
-    """The words by which a text refuses what is asked (``refuses``, ``undetermined``), or speaks of a ``caption``.
+def found_in(text: str, name: str) -> str | None:
+    """The words that a rule finds in a text, such as those by which it refuses (``refuses``) or speaks of a ``caption``.
 
     >>> found_in("I'm sorry, but I can't view images.", "refuses"), found_in("A sign says sorry.", "refuses")
     ("I'm sorry", None)
     """
-    found = _rules()[rule].search(text)
+    found = _rules()[name].search(text)
     return found[0] if found else None
 
 
@@ -60,6 +69,8 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     seen = known.casefold()
     words = [word for word in _WORD.findall(CJK.sub(" ", text)) if len(word) > 1]
     new = [word for word in words if word.casefold() not in seen]
+    if any(run.casefold() not in seen for run in _KANA.findall(text)):
+        return True
     if language == "zh":
         return len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(ord(max(word)) >= _LATIN for word in new):
@@ -67,4 +78,4 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     if any(word.casefold() in _rules()["english"] for word in words):
         return False
     asks = "?" in text and (text.lstrip()[:1] == "¿" or any(word.casefold() in _rules()["foreign"] for word in words))
-    return asks or len(new) >= 5
+    return asks or len(new) >= (3 if text.rstrip()[-1:] == "?" else 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.generation.generator import Generator
-from mpo.io import json_line, write_json_lines, write_text
+from mpo.io import json_line, read_json_lines, write_json_lines, write_text
 from mpo.pipelines.job import Job
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages, check_sees
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check
@@ -57,6 +57,10 @@ def collect(
         ValueError: as `Job.run`, and if no image is left, with the reasons.
     """
     check_unique(sources)
+    for source in sources:
+        if folder.resolve().is_relative_to(Path(source.path).resolve()):
+            raise ValueError(f"{folder} lies in the folder of images {source.path}. Give an output folder outside.")
+        source.order = folder / "look" / f"{file_name(str(source.name))}.jsonl"
     chosen = [one if index is None else index(folder / "index", one) for one in sources]
     reports, dropped, seen = [], list[Record](), list[Record]()
     for source, records in zip(sources, chosen, strict=True):  # a job each: more sources may come
@@ -64,7 +68,8 @@ def collect(
         reports.append(job.run(**how))
         dropped += Records(job.folder, DROPPED)
         seen += Records(job.folder)
-    twice = duplicates(seen, near=near)
+    before = {one["id"] for one in read_json_lines(folder / OUTPUT)} if (folder / OUTPUT).is_file() else set[str]()
+    twice = duplicates(seen, near=near, before=before)
     dropped += [
         {"id": one["id"], "step": "duplicates", "reason": twice[one["id"]], "kind": "duplicate", "record": one}
         for one in seen
@@ -158,6 +163,7 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
         raise ValueError(f"workers={workers} needs servers, which they share; each would load {local[0]}. Leave it out.")
     how = {"workers": workers, "retry_dropped": retry_dropped}
     domains = load_domains(config.domains)
+    sets = [Expansion(**dict(one), domains=domains) for one in config.expand]
     generators: dict[str, Any] = {}
 
     def opened(model: Model) -> Any:
@@ -173,7 +179,6 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
             if lost := collected["domains"].get("none"):
                 raise ValueError(f"{lost} images have no domain. Give images a domain: a name, folder, prompt or query.")
             jobs += _instruct(config, folder, opened, drop_bad, how)
-        sets = [Expansion(**dict(one), domains=domains) for one in config.expand]
         for one in sets:
             jobs.append(_run([Check()], one, folder / f"expand-{file_name(str(one.name))}", drop_bad, {**how, "workers": 1}))
             _refuse_nothing(jobs[-1:], "instruction")

@@ -196,19 +196,13 @@ def _report(
     for one in kept:
         table.setdefault(one.get("domain") or "none", dict.fromkeys(TYPES, 0))[one["type"]] += 1
     drops = Counter(f"{one['step']}: {one['reason'].partition(':')[0].partition(' (')[0][:80]}" for one in lost)
-    texts = {
-        type: [
-            (length(one["question"], one.get("language", "en")), length(one["answer"], one.get("language", "en")))
-            for one in kept
-            if one["type"] == type
-        ]
-        for type in TYPES
-    }
-    means = {
-        type: dict(zip(("question", "answer"), (round(sum(side) / len(own), 1) for side in zip(*own, strict=True)), strict=True))
-        for type, own in texts.items()
-        if own
-    }
+    means: dict[str, dict[str, float]] = {}
+    for type in TYPES:
+        if own := [one for one in kept if one["type"] == type]:
+            means[type] = {
+                part: round(sum(length(one[part], one.get("language", "en")) for one in own) / len(own), 1)
+                for part in ("question", "answer")
+            }
     number = max(len(kept), 1)
     cost: dict[str, Any] = {name: round(spent.get(f"{name}_tokens", 0) / number, 1) for name in ("prompt", "completion")}
     cost = {f"{name} tokens": value for name, value in cost.items()}
@@ -261,10 +255,7 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
         )
         if report.get(name)
     ]
-    parts[1] = (
-        parts[1][0],
-        f"{parts[1][1]}<p>In the paper: a sixth ({PAPER_RATIO:.3f}).</p>",
-    )
+    parts[1] = (parts[1][0], f"{parts[1][1]}<p>In the paper: a sixth ({PAPER_RATIO:.3f}).</p>")
     shown = "".join(_example(one) for _, one in sorted(first.items()))
     title = f"{report['instructions']:,} instructions about {report['images']:,} images; {report['dropped']:,} dropped"
     style = f"{STYLE}.g{{display:flex;flex-wrap:wrap;gap:0 2em}}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}"

@@ -33,7 +33,7 @@ class Records:
     def __init__(self, path: str | Path, name: str = OUTPUT) -> None:
         self.path = (Path(path) / name if Path(path).is_dir() else Path(path)).absolute()
         if not self.path.is_file():
-            raise ValueError(f"There is no file {self.path}. Give a folder of mpo mmpr, or its {OUTPUT}.")
+            raise ValueError(f"There is no file {self.path}. Give the --output folder of the step before, or its {OUTPUT}.")
 
     def __iter__(self) -> Iterator[Record]:
         with open(self.path, encoding="utf-8") as lines:
@@ -42,7 +42,7 @@ class Records:
                     record = parse_json(line, "the line")
                     inner = record.get("record", record)
                     if not isinstance(inner, dict) or not isinstance(inner.get("id"), str):
-                        raise ValueError("it has no id, so no step has written it. Give the output of mpo mmpr sample.")
+                        raise ValueError("it has no id, so no step has written it. Give the --output folder of the step before.")
                     for name in {"images", "videos"} & set(inner):
                         inner[name] = [str(self.path.parent / one) for one in inner[name]]
                     if not all(isinstance(one["text"], str) for one in inner.get("responses", ())):

@@ -65,6 +65,16 @@ def test_what_is_no_domain(tmp_path, change, name):
         load_domains([tmp_path])
 
 
+def test_two_domains_called_the_same(tmp_path):
+    text = next(OURS.glob("*.yaml")).read_text()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kitchen.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"'kitchen': .*a/kitchen.yaml and .*b/kitchen.yaml"):
+        load_domains([tmp_path / "a", tmp_path / "b"])
+    load_domains([tmp_path / "a", tmp_path / "a" / "kitchen.yaml"])
+
+
 def test_names_of_domains(tmp_path):
     assert check_domain("Image Style", DOMAINS, "here") == "image_style"
     for name in ("landmarks", "", None, 3):

@@ -1,6 +1,7 @@
 """Collect images, and find them by text with a tiny CLIP that has learned four colours."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -56,6 +57,33 @@ def test_the_largest_copy_is_kept(tmp_path):
     soft(3, (96, 72)).save(tmp_path / "a.png")
     soft(3, (96, 72)).resize((192, 144)).save(tmp_path / "b.png")
     assert [*duplicates(looked(tmp_path))] == [f"{tmp_path.name}/a.png"]
+
+
+def test_more_images_later(tmp_path):
+    """They come after those of before, of which none makes room for a larger copy; one that is gone is named."""
+    (tmp_path / "in").mkdir()
+    for number in (2, 5):
+        soft(number).save(tmp_path / "in" / f"{number}.png")
+    kept = lambda: [one["id"] for one in read_json_lines(tmp_path / "out" / "output.jsonl")]  # noqa: E731
+    collect([Images(tmp_path / "in")], tmp_path / "out")
+    assert kept() == ["in/2.png", "in/5.png"]
+    soft(3).save(tmp_path / "in" / "1.png")
+    soft(2).resize((320, 240)).save(tmp_path / "in" / "3.png")
+    collect([Images(tmp_path / "in")], tmp_path / "out")
+    assert kept() == ["in/2.png", "in/5.png", "in/1.png"]
+    (tmp_path / "in" / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"2\.png is gone"):
+        collect([Images(tmp_path / "in")], tmp_path / "out")
+
+
+def test_an_output_among_the_images_and_a_name_that_is_no_text(tmp_path):
+    soft(1).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="output folder outside"):
+        collect([Images(tmp_path)], tmp_path / "jobs" / "collect")
+    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.png"), "wb") as file:
+        file.write((tmp_path / "a.png").read_bytes())
+    with pytest.raises(ValueError, match=r"caf\\xe9\.png is no UTF-8"):
+        collect([Images(tmp_path, limit=5)], tmp_path.with_name("other"))
 
 
 def test_fields_of_a_folder_and_of_a_data_set(tmp_path):

@@ -176,8 +176,8 @@ def _train(config: DictConfig, task: str) -> int:
     if (other := _task_of(method)) not in (None, task):
         fitting = " or ".join(f"method={name}" for name in _options("method", task))
         raise ValueError(
-            f"method={method}, which a model or experiment chooses unless you do, has the hyper-parameters of mpo {other}. Add "
-            f"{fitting}; none: published numbers are not used."
+            f"method={method} (a model chooses its own unless you choose one) has the hyper-parameters of mpo {other}. Choose "
+            f"{fitting}, without published numbers."
         )
     if config.task != task:
         raise ValueError(f"task={config.task} is set by the command, which is mpo {task}. Leave it out.")

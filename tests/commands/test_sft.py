@@ -339,7 +339,7 @@ def test_a_method_of_the_other_command(arguments, named, capsys):
 def test_experiments_with_a_method_of_this_command(capsys):
     """As --help says of them."""
     for name in ("internvl3_1b_lora", "small_gpu_24gb"):
-        assert composed(["method=none", f"experiment={name}"]).model.name_or_path.startswith("OpenGVLab/InternVL3-")
+        assert composed(["method=none", f"experiment={name}"])["model"]["name_or_path"].startswith("OpenGVLab/InternVL3-")
     assert main(["sft", "--help"]) == 0
     assert re.search(r"each\s+with method=", capsys.readouterr().out)
 

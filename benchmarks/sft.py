@@ -6,9 +6,9 @@
 Counted, by formulas: the FLOPs of forward and backward passes of an InternVL over conversations with InternVL 2.5's token shares
 (arXiv 2412.05271), per token that is no padding. A multiplication and an addition are two FLOPs; attention has 2 matrix products
 forward, 4 backward; a frozen tower has no backward pass. Of TRL, 8 conversations are padded to the longest of their batch; a
-position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs. A padded batch has a mask,
-with which PyTorch's kernels compute whole rows (counted_step checks that TRL passes one); packs have causal segments, of which they
-compute the half up to the diagonal (masks: CPU seconds of both). The ratio with attention in full on both sides is given beside it.
+position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs. Attention counts in full on
+both sides. Beside it is the ratio of what kernels compute: a padded batch has a mask, with which PyTorch's compute whole rows
+(counted_step checks that TRL passes one); of packs' causal segments, the half up to the diagonal (masks: CPU seconds of both).
 
 Packing: packs per lower bound (the larger of tokens / 16,384 and tiles / 48), and the most expensive to the mean micro-batch of 64
 ranks; against first fit over a buffer of 20 open packs, as the official procedure is described, and filling packs in random order.
@@ -121,17 +121,17 @@ def counted(count: int = 16_000, batch: int = 8) -> list[dict[str, Any]]:
             own, in_full = (
                 flops(SHAPES[name], tower, tokens.sum(), tokens, tiles.sum(), answers.sum(), causal) for causal in (True, False)
             )
-            over, full = {}, {}
+            full, causal = {}, {}
             for label, order in (("random", mixed), ("grouped by length", grouped)):
                 longest = tokens[order].reshape(-1, batch).max(axis=1)
                 rows = np.repeat(longest, batch)
                 trl = flops(SHAPES[name], tower, rows.sum(), rows, tiles.sum(), answers.sum())
-                over[label], full[label] = trl / own, trl / in_full
+                full[label], causal[label] = trl / in_full, trl / own
             goal = TARGETS.get((name, tower))
-            found.append({"shape": name, "tower": tower, "TRL's FLOPs per useful token over ours": over})
-            found[-1]["with attention in full on both sides"] = full
-            found[-1] |= {"target": judged(over["random"], goal)} if goal else {}
-            print(name, tower, over, full, goal, flush=True)
+            found.append({"shape": name, "tower": tower, "TRL's FLOPs per useful token over ours, attention in full": full})
+            found[-1]["with our attention up to the diagonal, as kernels compute it"] = causal
+            found[-1] |= {"target": judged(full["random"], goal)} if goal else {}
+            print(name, tower, full, causal, goal, flush=True)
     useful = tokens.sum() / (np.repeat(tokens[mixed].reshape(-1, batch).max(axis=1), batch)).sum()
     return [{"useful fraction of padded positions in random order": float(useful)}, *found]
 

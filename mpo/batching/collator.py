@@ -215,7 +215,11 @@ class PairCollator:
                     f"{type(self.processing_class).__name__} gives {names} per token besides the ids, which completions cannot "
                     "share. Use rows='padded'."
                 )
-            if pairs[members[0]].images and prompt[-1] == getattr(self.processing_class, "image_token_id", None):
+            if (
+                len(self.sides) > 1
+                and pairs[members[0]].images
+                and prompt[-1] == getattr(self.processing_class, "image_token_id", None)
+            ):
                 raise ValueError(
                     f"A prompt ends in an image token ({prompt[-1]}), after which completions cannot branch. Put text or a chat "
                     "template after the image, or use rows='padded'."

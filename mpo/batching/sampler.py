@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -129,7 +130,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         self.micro_batches_per_step, self.world_size, self.rank = micro_batches_per_step, world_size, rank
         self.shuffle, self.seed, self.drop_last, self.window = shuffle, seed, drop_last, window
         self.attention_cost, self.tile_cost, self.balance_slots = attention_cost, tile_cost, balance_slots
-        self.epoch = 0
+        self.epoch = self.begun = 0
         self._oversized = self._find_oversized(allow_oversized)
         self._plan: tuple[int, Batches] | None = None
         first = self._compose(0, 0)
@@ -137,8 +138,11 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         self._plan = (0, self._arrange(first, 0))
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The micro-batches of this rank in the current epoch; the same each time it is iterated."""
-        return self.after(0)
+        """The micro-batches of this rank in the current epoch; the same each time it is iterated.
+
+        With `begun`, those before it are empty and take no time: the data loader of a resumed epoch drops them unread.
+        """
+        return chain(repeat([], self.begun), self.after(self.begun))
 
     def after(self, number: int) -> Iterator[list[int]]:
         """The micro-batches of this rank in the current epoch without the first `number`, which are not read."""
@@ -380,19 +384,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         is_first[batches.starts] = True  # both batches of a split unit have its prompt
         tokens, tiles, attention = self._unit_costs(records, batches.starts, is_first)
         return tokens, tiles, self._cost(tokens, attention, tiles)
-
-
-class After:
-    """A sampler's micro-batches without the first `number`, of whichever epoch it is in when it is iterated."""
-
-    def __init__(self, sampler: PairBatchSampler, number: int) -> None:
-        self._sampler, self._number = sampler, number
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._sampler.after(self._number)
-
-    def __len__(self) -> int:
-        return len(self._sampler) - self._number
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,9 @@ def settable(argument: str) -> str:
 def groups(task: str) -> str:
     """List the groups with their options, for the help: names that differ in their size only as one."""
     lines = []
-    loader: Any = GlobalHydra.instance().config_loader()
     for group in (name for name in GROUPS if name not in OTHERS[task]):
         shown, sizes = [], defaultdict(list)
-        for name in sorted({*loader.get_group_options(group)} - OTHERS[task]):
-            if group == "method" and _task_of(name) not in (None, task):
-                continue
+        for name in _options(group, task):
             size = re.fullmatch(r"(\w+)_(\d+)(b\w*)", name)
             if group == "model" and size:
                 sizes[size[1]].append((int(size[2]), size[3]))
@@ -111,9 +108,16 @@ def groups(task: str) -> str:
                 shown.append(name)
         shown += [f"{family}_{{{','.join(f'{n}{rest}' for n, rest in sorted(found))}}}" for family, found in sorted(sizes.items())]
         if group == "experiment":
-            shown.append("MODEL, MODEL_lora, MODEL_qlora for each MODEL with a size")
+            shown.append("MODEL, MODEL_lora, MODEL_qlora for each MODEL with a size" + ", each with method=..." * (task == "sft"))
         lines.append(textwrap.fill(f"{group}: {', '.join(shown)}", 110, subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(lines)
+
+
+def _options(group: str, task: str) -> list[str]:
+    """The options of a group that fit a command."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    fitting = sorted({*loader.get_group_options(group)} - OTHERS[task])
+    return [name for name in fitting if group != "method" or _task_of(name) in (None, task)]
 
 
 def _task_of(method: str) -> Any:
@@ -170,9 +174,10 @@ def _train(config: DictConfig, task: str) -> int:
 
     method = HydraConfig.get().runtime.choices["method"]
     if (other := _task_of(method)) not in (None, task):
+        fitting = " or ".join(f"method={name}" for name in _options("method", task))
         raise ValueError(
-            f"method={method} has the hyper-parameters of mpo {other}. Choose one of mpo {task} (mpo {task} --help lists them), "
-            "or method=none."
+            f"method={method} (a model chooses its own unless you choose one) has the hyper-parameters of mpo {other}. Choose "
+            f"{fitting}, without published numbers."
         )
     if config.task != task:
         raise ValueError(f"task={config.task} is set by the command, which is mpo {task}. Leave it out.")

@@ -38,7 +38,8 @@ def training_records(path: str | Path) -> Iterator[dict[str, Any]]:
             try:
                 data = [{"id": one.id, "prompt": one.messages, "images": one.images} for one in load_questions(path)]
             except ValueError:
-                raise of_pairs from None
+                advice = " In --train, a mixture file (YAML) can give it for each source." * ("image_root" in str(of_pairs))
+                raise ValueError(f"{of_pairs}{advice}") from None
     for record in data:
         for turn in [record["prompt"]] if "prompt" in record else [[one] for one in record["messages"] if one["role"] == "user"]:
             yield {"id": record["id"], "prompt": turn, "images": record.get("images")}

@@ -24,7 +24,7 @@ from mpo.data.video import DEFAULT_FRAMES, checked_frames, frames_of, open_frame
 from mpo.io import DUPLICATE_KEY, BadRecord
 
 PROBLEMS = (
-    *("no pair", EMPTY, EQUAL, PLACEHOLDERS, DUPLICATE_KEY, UNUSED, NOT_THERE, "image not decoded"),
+    *("no pair", "no conversation", EMPTY, EQUAL, PLACEHOLDERS, DUPLICATE_KEY, UNUSED, NOT_THERE, "image not decoded"),
     *("video not decoded", FILE_DAMAGED, "not encoded", "too long", "in eval too"),
 )
 """Findings that prevent training."""
@@ -97,6 +97,7 @@ class Examiner:
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
+        self._nothing = "no conversation" if wanted.conversations else "no pair"
         self._image_at = lru_cache(MAX_CACHED)(lambda path: self._image({"path": path}))
         self._video_at = lru_cache(MAX_CACHED)(self._video)
         self._shapes: set[Any] = set()
@@ -124,7 +125,7 @@ class Examiner:
             for rows in Reading(part.image_root, part.format, metadata=part.metadata, kind=part.kind).rows(shard.lines()):
                 lines += 1
                 if isinstance(rows, BadRecord):
-                    findings.append(Finding(rows.kind or "no pair", rows.where, rows.reason))
+                    findings.append(Finding(rows.kind or self._nothing, rows.where, rows.reason))
                     refused.update([rows.field] if rows.field else [])
                     continue
                 unused.update(rows.unused)

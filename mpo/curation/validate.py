@@ -92,7 +92,7 @@ class Report:
         """Format the report as a table for a terminal."""
         listed = sum(self.tally.counts.values())
         where = f" All {listed:,} findings: {self.output}" if listed else ""
-        why = "there is no pair" if not self.pairs else f"{self.tally.problems:,} problems (!)"
+        why = f"there are no {self.unit}" if not self.pairs else f"{self.tally.problems:,} problems (!)"
         verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
         lines = [f"{self.path}: {self.pairs:,} {self.unit} in {self.lines:,} lines", findings_table(self.tally)]
         for what, fields in (("only metadata", self.unused), ("refused", self.refused)):

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-SETTING = "data.image_root"
 LIST_AFTER = 64
 """Number of look-ups in one folder after which it is listed."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
@@ -85,7 +84,7 @@ class Folders:
         real = self._real.get(folder) if is_plain else None
         if real is not None and self._is_plain_file(real, name):
             return f"{real}/{name}"
-        full = inside(self._root, path, what=kind, setting=SETTING)
+        full = inside(self._root, path, what=kind)
         if is_plain and real is None:
             real = os.path.realpath(os.path.join(self._root, folder))
             if full == f"{real}/{name}":  # otherwise it is a link, which may point to another folder

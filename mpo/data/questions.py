@@ -16,7 +16,6 @@ from mpo.data.files import open_files
 from mpo.data.formats import ROLES
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.messages import checked_text
-from mpo.data.paths import SETTING
 from mpo.data.records import to_prompt
 from mpo.data.unused import check_unused
 from mpo.io import BadRecord, json_kind
@@ -140,7 +139,7 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
         )
     except ValueError as error:
         reason = error.reason if isinstance(error, BadRecord) else str(error)
-        raise BadRecord(where, reason.replace(SETTING, "image_root")) from None
+        raise BadRecord(where, reason) from None
 
 
 def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choices: str | None) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def check_messages(messages: Any, name: str, record: Mapping[str, Any], where: s
             text = part.get("text")
             if kind == "text" and not (text is None or isinstance(text, str)):
                 raise ValueError(f"{this} has a text of type {type(text).__name__}.")
-            if text and has_images and "<image>" in text:
-                raise ValueError(f'{this} has the text \'<image>\', and images are parts here: {{"type": "image"}}. Replace it.')
+            if text and (role == "user" or (has_images and "<image>" in text)):
+                check_unplaced(text, "its text", this)
         if role != "assistant" and message.get("tool_calls"):
             raise ValueError(f"{this}, of role {role!r}, has tool_calls, which only the assistant makes. Remove them.")
         for flag in _OTHERS_FLAGS:
@@ -54,6 +54,13 @@ def check_messages(messages: Any, name: str, record: Mapping[str, Any], where: s
             raise ValueError(f"{this} has a part of type 'video', and the record has 0 videos. Give their paths in 'videos'.")
         if role != "user" and image_parts(message, ("image", "video")):
             raise ValueError(f"{this}, of role {role!r}, has an image. Images belong to the user's messages.")
+
+
+def check_unplaced(text: str, name: str, where: str) -> None:
+    """Refuse a placeholder that is text, for which the model would see no image."""
+    if found := next((one for one in ("<image>", "<video>") if one in text), None):
+        part = f'{{"type": "{found[1:-1]}"}}'
+        raise ValueError(f"{where}: {name} has {found!r}, and places are parts of messages here: {part}. Replace it.")
 
 
 def check_turns(messages: list[Any], where: str) -> None:
@@ -79,10 +86,10 @@ def image_parts(message: Any, kinds: Sequence[str] = ("image",)) -> int:
 
 
 def is_empty(message: Any) -> bool:
-    """Whether a message has neither text nor tool calls."""
+    """Whether a message has neither tool calls nor text that can be seen."""
     if not isinstance(message, Mapping):
         return False
-    return not message.get("tool_calls") and not text_of(message).strip()
+    return not message.get("tool_calls") and not any(one.isprintable() and one != " " for one in text_of(message))
 
 
 def text_of(message: Mapping[str, Any]) -> str:

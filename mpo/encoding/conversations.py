@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from mpo.data.turns import check_messages, check_turns, image_parts
+from mpo.data.turns import check_messages, check_turns, check_unplaced, image_parts
 from mpo.data.video import with_frames
 from mpo.encoding.turns import CONVERSATION, Record, describe
-from mpo.schema import BAD
+from mpo.schema import BAD, IMAGE_COLUMNS
 
 TRAIN_ON = ("all", "last", "flagged")
 """Which of the assistant's turns are labelled: all, the last, or those whose message has ``"train": true``."""
@@ -33,9 +33,13 @@ def as_completion(record: Record, train_on: str = "all") -> Record:
     if given == ["prompt", *CONVERSATION]:
         prompt, completion = record["prompt"], record["completion"]
         if isinstance(prompt, str) and isinstance(completion, str):
+            if not any(record.get(name) for name in IMAGE_COLUMNS):
+                check_unplaced(prompt, "'prompt'", where)
             return {**record, "labelled": [True]}
         check_messages(prompt, "prompt", record, where)
         check_messages(completion, "completion", record, where)
+        if completion and completion[0]["role"] == "assistant":  # render says what else it may not begin with
+            check_turns([*prompt, *completion], where)
         return {**record, "labelled": _labelled(completion, train_on, where)}
     if given != ["messages"]:
         raise ValueError(f"{where} needs 'messages', or 'prompt' and 'completion'; it has {given or sorted(record)}.")

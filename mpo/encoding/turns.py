@@ -378,10 +378,13 @@ class _Chat:
             messages = [_without_padding(message) for message in messages]
         template = probe(self.processing_class)
         if template.parts and (is_processor(self.processing_class) or not template.text):
+            roles = [message["role"] for message in messages]
+            messages = [{**one, "role": "assistant"} if one["role"] == "tool" else one for one in messages]  # TRL skips a tool's
             try:
-                return list(prepare_multimodal_messages(messages, images=list(images)))
+                placed = prepare_multimodal_messages(messages, images=list(images))
             except ValueError as error:
                 raise ValueError(f"{self.where}: {error}") from error
+            return [{**message, "role": role} for message, role in zip(placed, roles, strict=True)]
         if images and is_processor(self.processing_class):
             raise ValueError(
                 f"{self.where} has images, but the chat template of {type(self.processing_class).__name__} accepts text only. Use "

@@ -103,11 +103,15 @@ def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
             parameter.requires_grad_(False)
 
 
-def learns_from_images_alone(model: nn.Module) -> bool:
-    """Whether only parts are trained that get no gradient from text: the vision tower and the projector."""
+def learns_from_images_alone(model: nn.Module, rates: Mapping[str, float]) -> bool:
+    """Whether only parts are trained that get no gradient from text: the vision tower and the projector.
+
+    `rates` has parts' own learning rates; a part with 0 is not trained.
+    """
     family = known_family(base_model(model).config)
     trained = {family.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return bool(trained) and trained <= {"vision", "projector"}
+    trained -= {part for part, rate in rates.items() if rate == 0}
+    return bool(trained) and trained <= {"vision", "fuser", "projector"}
 
 
 def split_groups(

@@ -61,7 +61,7 @@ def dry_run(job: TrainJob) -> str:
     records = sample(pairs, job.dry_run_records)
     costs = measure_records(records, processor, args)
     check_records(records, costs, processor, model.config, args)
-    check_images(pairs, model)
+    check_images(pairs, model, args.learning_rates())
     work = Workload(pairs, records, costs, model, processor, args, ranks=sharding.world_size)
 
     def estimate(

@@ -8,22 +8,19 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate import skip_first_batches
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback
-from transformers import trainer as trainer_module
 
 from mpo.batching.batch import Batch
 from mpo.batching.collator import PackCollator
 from mpo.batching.indexed import IndexedRecords
-from mpo.batching.sampler import After, PairBatchSampler
+from mpo.batching.sampler import PairBatchSampler
 from mpo.batching.streams import FEWER_FRAMES, FilledStream, PackedStream, RepeatedStream
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import RecordMeasure, measure
 from mpo.training.features.use import UsesFeatures
 from mpo.training.loop_config import LoopConfig
-from mpo.training.policy import temporarily
 
 logger = logging.getLogger(__name__)
 
@@ -161,15 +158,11 @@ class LoadsBatches(UsesFeatures):
             self.control.should_training_stop = True
             return None
         self._epoch.fill_(epoch)
-        with temporarily(trainer_module, skip_first_batches=self._after):
-            return super()._run_epoch(*args, epoch=epoch, **kwargs)
-
-    def _after(self, loader: Any, number: int) -> Any:
-        """Return a data loader without its first batches; those of a planned epoch are not iterated over."""
-        rest = skip_first_batches(loader, number)
-        if self._sampler is not None:  # which has the batches of this rank alone
-            rest.batch_sampler.batch_sampler, rest.batch_sampler.skip_batches = After(self._sampler, number), 0
-        return rest
+        if self._sampler is not None:
+            resumed = kwargs["resume_from_checkpoint"] is not None and epoch == kwargs["epochs_trained"]
+            skipped = resumed and not self.args.ignore_data_skip
+            self._sampler.begun = kwargs["steps_trained_in_current_epoch"] if skipped else 0
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _counted(self, batch: Batch) -> int:
         """Return how many of a batch's records count: the first ones. The rest are padding."""

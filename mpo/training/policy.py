@@ -150,9 +150,9 @@ class HasPolicy(Trainer):  # type: ignore[misc]
                 layout=self.layout,
                 context=fixed_context(self.model),
                 blank_image=takes_images(self.model.config)
-                and (self.accelerator.num_processes > 1 or learns_from_images_alone(self.model)),
+                and (self.accelerator.num_processes > 1 or learns_from_images_alone(self.model, self.args.learning_rates())),
             )
-            check_images(self.train_dataset, self.model)
+            check_images(self.train_dataset, self.model, self.args.learning_rates())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, with a parameter group for each learning rate."""
@@ -167,6 +167,8 @@ class HasPolicy(Trainer):  # type: ignore[misc]
                 )
             whole = self.model if model is None else model
             split_groups(optimizer, whole, rate=self.args.learning_rate, rates=rates, vision_layer_decay=decay)
+            if not any(group["lr"] for group in optimizer.param_groups):
+                raise ValueError(f"Nothing would be trained: the learning rate of every trained part is 0 ({rates}). Raise one.")
         return optimizer
 
     # --- Training after evaluation

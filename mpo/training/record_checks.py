@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,13 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *,
     check_records(records, costs, processor, config, args, looked_at=looked_at)
 
 
-def check_images(dataset: Any, model: Any) -> None:
+def check_images(dataset: Any, model: Any, rates: Mapping[str, float]) -> None:
     """Refuse a data set without an image or video if only parts of the model are trained that learn from images alone.
 
     Raises:
         ValueError: names these parts.
     """
-    if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not learns_from_images_alone(model):
+    if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not learns_from_images_alone(model, rates):
         return
     shown = [name for name in (*IMAGE_COLUMNS, "videos") if name in dataset.column_names]
     bare = with_encoded_images(dataset.with_format(None).select_columns(shown)) if shown else ()

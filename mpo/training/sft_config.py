@@ -106,6 +106,8 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
     def _check(self) -> None:
         if self.completion_only_loss is False:
             raise ValueError("completion_only_loss=False would be ignored: the assistant's turns alone are labelled. Leave it out.")
+        if not any([self.learning_rate, *self.learning_rates().values()]):
+            raise ValueError("learning_rate=0 would train nothing. Set it, or that of a part.")
         for name, default in (("oversized", "refuse"), ("packing_buffer", PACKING_BUFFER)):
             if (value := getattr(self, name)) != default and self.batching != "tokens":
                 raise ValueError(f"{name}={value!r} needs batching='tokens'. Set it, or leave this out.")

@@ -336,8 +336,9 @@ def test_what_would_be_ignored(folder, tmp_path, overrides, message):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["sft", "model=internvl2_5_8b"], ("method=internvl2_5 ", "mpo train", "mpo sft --help")),
-        (["train", "method=internvl2_5_stage2"], ("method=internvl2_5_stage2 ", "mpo sft", "mpo train --help")),
+        (["sft", "model=internvl2_5_8b"], ("method=internvl2_5 ", "mpo train", "method=internvl2_5_stage2")),
+        (["sft", "experiment=internvl3_1b_lora"], ("method=internvl3 ", "mpo train", "method=none")),
+        (["train", "method=internvl2_5_stage2"], ("method=internvl2_5_stage2 ", "mpo sft", "method=internvl3_5")),
         (["sft", "method=internvl2_5_stage3"], ("'internvl2_5_stage2'",)),
         (["sft", "task=train"], ("task=train", "mpo sft")),
     ],
@@ -346,6 +347,14 @@ def test_a_method_of_the_other_command(arguments, named, capsys):
     assert main([*arguments, "data.path=x"]) == 2
     error = capsys.readouterr().err
     assert all(name in error for name in named) and "Traceback" not in error
+
+
+def test_experiments_with_a_method_of_this_command(capsys):
+    """As --help says of them."""
+    for name in ("internvl3_1b_lora", "small_gpu_24gb"):
+        assert composed(["method=none", f"experiment={name}"])["model"]["name_or_path"].startswith("OpenGVLab/InternVL3-")
+    assert main(["sft", "--help"]) == 0
+    assert re.search(r"each\s+with method=", capsys.readouterr().out)
 
 
 def test_records_that_do_not_fit(folder, tmp_path, capsys):

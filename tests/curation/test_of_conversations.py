@@ -43,6 +43,8 @@ def test_validated(chats, capsys):
     code, found = shown(capsys, "validate", chats, "--output", out, "--num-proc", 1)
     wheres = [(json.loads(line)["where"].rsplit(":")[-1], json.loads(line)["finding"]) for line in out.read_text().splitlines()]
     assert code == 1 and found["notes"] == {"duplicate": 1}
+    chats.write_text(json.dumps({"messages": LINES["trl"]["messages"][:1]}) + "\n")
+    assert shown(capsys, "validate", chats, "--output", out, "--num-proc", 1)[1]["problems"] == {"no conversation": 1}
     assert {("1", "image not decoded"), ("5", "duplicate")} < set(wheres) and {"4", "6"} < {where for where, _ in wheres}
 
 

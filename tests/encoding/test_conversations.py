@@ -181,12 +181,28 @@ CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}
         ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": CALLS}]}, "tool call of 'add'"),
         ({"messages": [U, A], "tools": "[{"}, "not JSON.*'tools'"),
         ({"text": "Hi"}, "needs 'messages'"),
+        ({"messages": [turn("user", "<image> Hi"), A]}, "message 1.*'<image>'"),
+        ({"messages": [turn("user", "<video> Hi"), A]}, "message 1.*'<video>'"),
+        ({"prompt": "<image> Hi", "completion": "Yes."}, "'prompt' has '<image>'"),
+        ({"messages": [U, turn("assistant", " \u200b")]}, "message 2.*'assistant'.*empty"),
+        ({"prompt": [U, U], "completion": [A]}, "message 2.*'user'.*user"),
+        ({"prompt": [U, A], "completion": [A]}, "message 3.*'assistant'.*assistant"),
+        ({"prompt": [turn("system", "Hi")], "completion": [A]}, "message 2.*'assistant'.*system"),
+        ({"prompt": [U], "completion": [A, turn("user", ""), A]}, "message 3.*'user'.*empty"),
+        ({"prompt": [U, turn("assistant", ""), U], "completion": [A]}, "message 2.*'assistant'.*empty"),
+        ({"prompt": [U], "completion": [A, {"role": "tool", "content": "5"}, A]}, "message 3.*'tool'.*assistant"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_right_is_named(processor, record, named):
     with pytest.raises(ValueError, match=f"(?s)record 'x'.*{named}"):
         ConversationCollator(processor, layout="packed")([{"id": "x", **record}])
+
+
+def test_an_answer_may_have_placeholders(processor):
+    """HTML, for example, of a conversation without images."""
+    batch = ConversationCollator(processor, layout="packed")([{"messages": [U, turn("assistant", "<video> and <image>")]}])
+    assert labelled(processor, batch) == f"<video> and <image>{END}"
 
 
 def test_flags_without_a_labelled_turn():

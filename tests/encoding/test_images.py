@@ -65,6 +65,21 @@ def test_padded_rows_have_every_image(processor, split):
     assert torch.equal(batch["pixel_values"], torch.cat([expected, expected]))
 
 
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_an_image_in_a_turn_of_a_tool(processor, layout):
+    """Images are in the order of their turns; the same turn of the user has the same tokens but for the role."""
+    turns = [("user", "What is it?", 1), ("assistant", "I look.", 0), ("tool", "here", 1)]
+    asked = [
+        {"role": role, "content": [*[{"type": "image"}] * shown, {"type": "text", "text": text}]} for role, text, shown in turns
+    ]
+    given = {**record("", make_image(0), make_image(1, 32, 32)), "prompt": asked}
+    by_tool = PairCollator(processor, layout=layout)([given])
+    by_user = PairCollator(processor, layout=layout)([{**given, "prompt": [*asked[:2], {**asked[2], "role": "user"}]}])
+    assert torch.equal(by_tool["pixel_values"], by_user["pixel_values"])
+    decoded = processor.tokenizer.decode(by_user["input_ids"][0]).rsplit("user", 1)
+    assert processor.tokenizer.decode(by_tool["input_ids"][0]) == "tool".join(decoded)
+
+
 def test_nothing_to_order_without_repeats(processor):
     assert "tile_order" not in PairCollator(processor, layout="packed")(records()[:1] + records()[3:])
 

@@ -8,6 +8,7 @@ from stub_server import StubServer
 from support import make_image, perturbed
 
 from mpo.commands import main
+from mpo.curation.contamination import training_records
 from mpo.evaluation.page import still
 from mpo.evaluation.run import clustered_interval, summarize
 from mpo.evaluation.run import evaluate as evaluate_call
@@ -305,6 +306,13 @@ def test_what_training_has_seen_is_kept(questions, tmp_path, capsys):
         status, results = evaluate(capsys, *words, *(word for name in seen for word in ("--train", tmp_path / f"{name}.jsonl")))
     assert status == 0 and results == json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["contamination"]["digits"]["both"] == 3 and "3 with an image" in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "away").mkdir()
+    away = (tmp_path / "pairs.jsonl").rename(tmp_path / "away" / "pairs.jsonl")
+    with pytest.raises(ValueError, match=r"Set image_root .*--train.*mixture"):
+        list(training_records(away))
+    mixture = tmp_path / "mix.yaml"
+    mixture.write_text(json.dumps({"sources": [{"path": str(away), "image_root": str(tmp_path)}]}))
+    assert len(list(training_records(mixture))) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"k": 0}, {"k": True}, {"modes": ()}, {"models": {}}, {"benchmarks": {}}])

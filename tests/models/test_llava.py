@@ -1,16 +1,21 @@
 """Official LLaVA-1.5 checkpoints with an MMFuser, converted: the same logits, bits, templates and images; and their stages."""
 
+import copy
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import make_image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from mpo.batching.attention import packed_attention
+from mpo.batching.collator import ConversationCollator
 from mpo.commands import main
 from mpo.encoding.turns import CONVERSATION, SIDES
 from mpo.encoding.turns import render as render_record
@@ -161,6 +166,22 @@ def test_checkpoints_that_are_refused(parts, folder, tmp_path, capsys, change, m
     assert main(["convert", str(tmp_path / "wrong"), str(tmp_path / "out"), "--tower", str(folder / "clip")]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_captions_in_one_row(folder, converted):
+    """With the template plain a prompt ends in an image token, and nothing branches: log-probs are those of a row each."""
+    processor = load_model(str(folder / "hf"), chat_template="plain").processor
+    records = [
+        {"messages": [TALK[0], {"role": "assistant", "content": text}], "images": [make_image(number)]}
+        for number, text in enumerate(["a dog.", "a cat and a dog."])
+    ]
+    sums = {}
+    for layout, backend in (("packed", "segments"), ("padded", None)):
+        batch = ConversationCollator(processor, layout=layout)(copy.deepcopy(records))
+        with torch.no_grad(), packed_attention(converted.model, backend=backend) if backend else nullcontext():
+            logits = converted.model(**batch.model_inputs, use_cache=False).logits.flatten(0, 1)[batch.positions_to_keep.index]
+        sums[layout] = batch.sums(logits.log_softmax(-1).gather(1, batch.shift_labels[0, :, None])[None, :, 0])[0]
+    torch.testing.assert_close(sums["packed"], sums["padded"], rtol=1e-5, atol=1e-5)
 
 
 def test_two_stages_and_mpo(folder, converted, tmp_path):

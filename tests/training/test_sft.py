@@ -267,6 +267,16 @@ def test_rates_by_part_and_frozen_parts(tmp_path):
     assert moved == {"multi_modal_projector"}
 
 
+def test_rates_of_zero(tmp_path):
+    """Nothing is trained, or what learns from images alone, without images."""
+    zero = {f"{part}_learning_rate": 0.0 for part in ("vision", "projector", "language", "head")}
+    for rates in ({"learning_rate": 0.0}, zero):
+        with pytest.raises(ValueError, match="train nothing|Nothing would be trained"):
+            small_sft(tmp_path, **rates).create_optimizer()
+    with pytest.raises(ValueError, match="No record has an image"):
+        small_sft(tmp_path, **zero | {"projector_learning_rate": 1e-3}, dataset=Dataset.from_list([conversation(0)] * 2))
+
+
 def towers_alone() -> torch.nn.Module:
     """`small_sft`'s model with a frozen language model."""
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)

@@ -30,8 +30,8 @@ def cohens_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
 
 
 def agreement(log: Log) -> list[dict[str, Any]]:
-    """For each two reviewers, what they both decided on: number, fraction of equal labels, Cohen's kappa."""
-    labels = list(log.labels().values())
+    """For each two reviewers, what they both decided on, blind: number, fraction of equal labels, Cohen's kappa."""
+    labels = list(log.labels(blind=True).values())
     found = []
     for one, other in combinations(sorted({by for own in labels for by in own}), 2):
         both = [(label(own[one]), label(own[other])) for own in labels if one in own and other in own]
@@ -55,7 +55,7 @@ def position_bias(log: Log) -> dict[str, dict[str, Any]]:
     from scipy.stats import binomtest  # type: ignore[import-untyped]
 
     preferred: dict[str, Counter[str]] = {}
-    for own in log.labels().values():
+    for own in log.labels(blind=True).values():
         for by, event in own.items():
             if event.get("left") in ("chosen", "rejected") and event["action"] in ("accept", "swap"):
                 is_left = (event["left"] == "chosen") == (event["action"] == "accept")
@@ -80,6 +80,7 @@ def summary(log: Log) -> dict[str, Any]:
     return {
         "reviewers": progress(log),
         "agreement": agreement(log),
+        "informed": sum(bool(event.get("informed")) for own in log.labels().values() for event in own.values()),
         "disagreements": disagreements(log),
         "position_bias": position_bias(log),
     }

@@ -207,8 +207,10 @@ def _write_lines(records: Records, to: Any, outcome: Any, final: Mapping[int, Ev
         try:
             raw = records.raw(place) if records.plain or not records.is_array else b""
             line = records.line(place) if place in final or records.is_array else {}
-        except BadRecord:
-            if records.is_array or place in final:
+        except BadRecord as error:
+            if place in final and final[place]["action"] == "reject":
+                line = {"line": records.raw(place).decode("utf-8", "backslashreplace") or error.reason}
+            elif records.is_array or place in final:
                 raise
         new = outcome(place, line)
         if new is None:
@@ -268,7 +270,7 @@ def opened(records: Records, log: Log, others: Iterable[Path] = ()) -> int:
             found.update(keys(records))
         return found
 
-    lost = log.open_file(records.content, records.path.name, of_file)
+    lost = log.open_file(records.content, records.path.name, of_file, records.state)
     for path in others:
         if not path.is_file():
             raise ValueError(f"There is no log {path}. Give the log of mpo review, FILE.review.jsonl.")

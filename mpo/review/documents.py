@@ -12,7 +12,6 @@ from typing import Any
 from mpo.data.conversations import CONVERSATIONS, PAIRS
 from mpo.data.formats import FORMATS, detect
 from mpo.io import BadRecord, json_kind, parse_json
-from mpo.pipelines.mmpr.verify import BY_PERSON
 
 Path = tuple[str | int, ...]
 """Where a value stands in a line: keys and indices. A step into a text is one into the JSON that it holds."""
@@ -327,6 +326,8 @@ def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str,
     Raises:
         Stale: for another value than the old one.
     """
+    from mpo.pipelines.mmpr.verify import BY_PERSON  # its imports take a second
+
     new: dict[str, Any] = _copy(line)
     for edit in edits:
         for path in edit["paths"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import threading
@@ -32,6 +33,7 @@ class Facets:
     def __init__(self, records: Records) -> None:
         self.records = records
         self.values: dict[str, list[str]] = {name: [] for name in NAMES}
+        self.counts: dict[str, list[tuple[str, int]]] = {}
         self._codes = {name: array("L") for name in NAMES}
         self._hard, self._long = array("d"), array("Q")
         self._done, self.begin = threading.Event(), threading.Event()
@@ -66,6 +68,7 @@ class Facets:
                 self._long.append(length)
         finally:
             self.values = {name: list(own) for name, own in known.items()}
+            self.counts = self._counted()
             self._done.set()
         from mpo.data import records  # noqa: F401  its imports take a second, which the first edit need not wait for
 
@@ -88,7 +91,7 @@ class Facets:
         self.begin.set()
         self._done.wait()
 
-    def counts(self) -> dict[str, list[tuple[str, int]]]:
+    def _counted(self) -> dict[str, list[tuple[str, int]]]:
         """The values of each facet with their numbers of records, the most frequent first; one that tells nothing is left out."""
         found = {}
         for name in NAMES:
@@ -161,10 +164,15 @@ def _is(state: str, event: Mapping[str, Any] | None) -> bool:
     return state == event["action"] or (state == "edit" and bool(event["edits"]))
 
 
+def key_of_bad(records: Records, place: int) -> str:
+    """Identify a line that is no record, which can be rejected: by its bytes."""
+    return hashlib.blake2b(records.raw(place), digest_size=12).hexdigest()
+
+
 def keys(records: Records) -> dict[str, list[int]]:
     """The places of each record's key."""
     found: dict[str, list[int]] = {}
     for place, line in enumerate(records):
-        if not isinstance(line, BadRecord):
-            found.setdefault(read_line(line).key(), []).append(place)
+        key = key_of_bad(records, place) if isinstance(line, BadRecord) else read_line(line).key()
+        found.setdefault(key, []).append(place)
     return found

@@ -7,6 +7,7 @@ import math
 import os
 import threading
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 from mpo.io import BadRecord, bad_record, json_line, parse_json
 
 LINES = (".jsonl", ".ndjson", ".json")
-BLOCK = 8 * 2**20
+BLOCK = 4 * 2**20
 MAX_LINE_BYTES = 64 * 2**20
+BLANKS = [*b" \t\r\n\xef"]
 INSIDE = ("output.jsonl", "answers.jsonl")
 """What is reviewed of a folder: the output of a pipeline's job, or the answers of an evaluation."""
 
@@ -52,7 +54,7 @@ class Records:
         with open(self.path, "rb") as file:
             self.is_array = self.suffix in (".json", ".json.gz") and self._head(file).lstrip()[:1] == b"["
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
-        self._stat = _state(os.fstat(self._file.fileno()))
+        self.state = _state(os.fstat(self._file.fileno()))
         self._starts, self._ends = array("Q"), array("Q")
         self._items: list[Any] = []
         self._groups: dict[int, list[dict[str, Any]]] = {}
@@ -71,28 +73,23 @@ class Records:
             import gzip
 
             with gzip.open(file) as inner:
-                return inner.read(4096).removeprefix(b"\xef\xbb\xbf")
-        return bytes(file.read(4096)).removeprefix(b"\xef\xbb\xbf")
+                return inner.read(4096).removeprefix(BOM_UTF8)
+        return bytes(file.read(4096)).removeprefix(BOM_UTF8)
 
     def _index(self) -> None:
         import numpy as np
 
         try:
-            digest, start = hashlib.blake2b(digest_size=20), 0
-            place, left = 0, b""
+            digest, start, place = hashlib.blake2b(digest_size=20), 0, 0
             while block := os.pread(self._file.fileno(), BLOCK, place):
                 digest.update(block)
-                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10).astype(np.uint64) + np.uint64(place)
-                if len(ends):
-                    starts = np.concatenate([np.array([start], np.uint64), ends[:-1] + np.uint64(1)])
-                    self._add(starts, ends, left, block, place)
-                    start = int(ends[-1]) + 1
-                    left = block[start - place :]
-                else:
-                    left += block
-                place += len(block)
-            if left.strip():
-                self._add(np.array([start], np.uint64), np.array([place], np.uint64), left, b"", place)
+                data = np.frombuffer(block, np.uint8)
+                starts = np.flatnonzero(data == ord("\n")) + 1
+                heads = data[starts[:-1]]
+                starts = np.concatenate([[start], starts + place])
+                self._add(starts, np.flatnonzero(np.isin(heads, BLANKS)) + 1)
+                start, place = int(starts[-1]), place + len(block)
+            self._add(np.array([start, place + 1]), ())
             self._hash = digest.hexdigest()
         except Exception as error:  # it is raised where the index is waited for
             self._error = error
@@ -100,23 +97,24 @@ class Records:
             self._done = True
             self._progress.notify_all()
 
-    def _add(self, starts: Any, ends: Any, left: bytes, block: bytes, place: int) -> None:
-        """Add lines that are not blank; only a line that begins with white space, or with a byte order mark, can be."""
-        base = place - len(left)
-        text = left + block if left else block
-        keep = None
-        for at, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-            if text[start - base : start - base + 1] in (b"", b"\n", b"\r", b" ", b"\t", b"\xef") and (
-                text[start - base : end - base].strip() in (b"", b"\xef\xbb\xbf")
-            ):
-                keep = [True] * len(starts) if keep is None else keep
-                keep[at] = False
-        if keep is not None:
-            starts, ends = starts[keep], ends[keep]
+    def _add(self, edges: Any, odd: Any) -> None:
+        """Add the lines between edges, but for blank ones: the first, and those at `odd`, can be."""
+        import numpy as np
+
+        starts, ends = edges[:-1], edges[1:] - 1
+        if len(starts):
+            blank = [at for at in (0, *odd) if self._is_blank(int(starts[at]), int(ends[at]))]
+            starts, ends = (np.delete(one, blank).astype(np.uint64) for one in (starts, ends))
         with self._progress:
             self._starts.frombytes(starts.tobytes())
             self._ends.frombytes(ends.tobytes())
             self._progress.notify_all()
+
+    def _is_blank(self, start: int, end: int) -> bool:
+        head = os.pread(self._file.fileno(), min(end - start, 64), start)
+        if head.removeprefix(BOM_UTF8).strip():
+            return False
+        return not os.pread(self._file.fileno(), end - start, start).removeprefix(BOM_UTF8).strip()
 
     def _load(self) -> None:
         from mpo.data.files import open_files
@@ -135,7 +133,7 @@ class Records:
         else:
             try:
                 with opened(str(self.path)) as file:
-                    self._items = [line for line in file if line.strip() not in (b"", b"\xef\xbb\xbf")]
+                    self._items = [line for line in file if line.strip() not in (b"", BOM_UTF8)]
             except DAMAGE as error:
                 raise damaged(str(self.path), error) from error
         if not self._items:
@@ -174,11 +172,11 @@ class Records:
             state = _state(os.stat(self.path))
         except FileNotFoundError:
             raise Changed(f"{self.path} is gone. Put it back; no decision is lost.") from None
-        if state != self._stat:
+        if state != self.state:
             if self._content() != self.content:
                 raise Changed(f"{self.path} has changed since it was opened. Open it anew: decisions follow their records.")
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
-            self._stat = state
+            self.state = state
 
     def raw(self, place: int) -> bytes:
         """The bytes of a line that the index has reached, with its line break if it has one."""
@@ -186,8 +184,6 @@ class Records:
             item = self._items[place]
             return item if isinstance(item, bytes) else b""
         start, end = self._starts[place], self._ends[place]
-        if end - start > MAX_LINE_BYTES:
-            raise BadRecord(self.where(place), f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line.")
         return os.pread(self._file.fileno(), end + 1 - start, start)
 
     def line(self, place: int) -> dict[str, Any]:
@@ -199,6 +195,8 @@ class Records:
                 return self._row(*self._items[place])
             if not self.plain and isinstance(self._items[place], BadRecord):
                 raise self._items[place]
+            if self.plain and self._ends[place] - self._starts[place] > MAX_LINE_BYTES:
+                raise ValueError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line.")
             found = parse_json(self.raw(place), "the line")
             if not isinstance(found, dict):
                 raise ValueError("it is no JSON object. Write one object per line.")

@@ -6,7 +6,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,13 @@ def changed(record: Mapping[str, Any], event: Event) -> dict[str, Any]:
     new = corrected(record, event["action"], event["edits"])
     if new == record:
         return new
-    about = {name: event[name] for name in ("by", "at", "action", "uid") if name in event}
+    about: Event = {name: event[name] for name in ("by", "at", "action", "uid") if name in event}
     about["was"] = [{"path": list(edit["paths"][0]), "value": edit["old"]} for edit in event["edits"]]
     given = new.get("metadata")
     inner: Any = given
     if isinstance(given, str) and given.lstrip()[:1] == "{":
-        inner = json.loads(given)
+        with suppress(ValueError):
+            inner = json.loads(given)
     if given in (None, ""):
         inner = {}
     if not isinstance(inner, Mapping):

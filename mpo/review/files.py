@@ -58,7 +58,8 @@ class Records:
         self._starts, self._ends = array("Q"), array("Q")
         self._items: list[Any] = []
         self._groups: dict[int, list[dict[str, Any]]] = {}
-        self._progress, self._error, self._hash = threading.Condition(), None, ""
+        self._progress, self._hash = threading.Condition(), ""
+        self._error: Exception | None = None
         self._done = False
         self.plain = self.suffix in LINES and not self.is_array
         if self.plain:
@@ -120,10 +121,10 @@ class Records:
         from mpo.data.files import open_files
         from mpo.data.shards import DAMAGE, ArrayShard, LinesShard, ParquetShard, damaged, opened
 
-        shards = open_files(str(self.path))
+        shards: list[Any] = list(open_files(str(self.path)))
         if not all(isinstance(shard, ArrayShard | LinesShard | ParquetShard) for shard in shards):
             raise ValueError(f"{self.path} is neither JSONL, nor a JSON array, nor Parquet. Convert it first (mpo data convert).")
-        self._shards: list[Any] = shards
+        self._shards = shards
         if self.suffix == ".parquet":
             self._items = [(number, row) for number, shard in enumerate(self._shards) for row in range(shard.rows)]
         elif self.is_array:

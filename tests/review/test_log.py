@@ -8,7 +8,7 @@ import pytest
 
 from mpo.io import BadRecord, read_json_lines
 from mpo.review import apply
-from mpo.review.agreement import agreement, cohens_kappa, disagreements, position_bias
+from mpo.review.agreement import agreement, cohens_kappa, disagreements, position_bias, summary
 from mpo.review.log import GONE, InUse, Log, NotSaved, read_events
 
 
@@ -186,3 +186,32 @@ def test_apply_to_records_in_memory(tmp_path):
         assert kept[0]["metadata"]["review"]["was"] == [{"path": ["chosen"], "value": "c"}]
         assert kept[2:] == records[3:] and found.unmatched == ["3"] and found.counts["unmatched"] == 1
     assert json.dumps(records[0]) == json.dumps({"id": "0", "question": "q0", "chosen": "c", "rejected": "r"})
+
+
+def test_agreement_is_of_what_was_decided_before_others_were_told(tmp_path):
+    """anna accepts, ben rejects, and both are told: what either decides then is marked, and kappa keeps the blind decisions."""
+    log = opened(tmp_path / "log")
+    decide(log, 0), decide(log, 0, "reject", by="ben")
+    decide(log, 1), decide(log, 1, by="ben")
+    log.append(action="undo", by="anna", undoes=log.stacks["anna"][-1]["uid"])
+    assert "informed" not in decide(log, 1, "swap")  # they were alike: nothing was told
+    log.append(action="undo", by="anna", undoes=log.stacks["anna"][-1]["uid"])
+    log.append(action="undo", by="anna", undoes=log.stacks["anna"][-1]["uid"])
+    for reopened in (False, True):
+        if reopened:
+            log.close()
+            log = opened(tmp_path / "log")
+        assert decide(log, 0, "reject")["informed"] is True
+        (found,) = agreement(log)
+        assert (found["records"], found["equal"]) == (2, 0) and disagreements(log) == [] and summary(log)["informed"] == 1
+    log.close()
+
+
+def test_of_equal_records_one_that_stays_keeps_its_decision(tmp_path):
+    """Records 1 and 3 are alike but for what the key leaves out; a line that is added behind moves no decision to the other."""
+    log = opened(tmp_path / "log")
+    log.append(action="reject", by="anna", place=3, key="b", edits=[])
+    log.close()
+    log = opened(tmp_path / "log", "two", {"a": [0, 2], "b": [1, 3, 4]})
+    assert log.decision("anna", 3) and log.decision("anna", 1) is None
+    log.close()

@@ -142,13 +142,16 @@ class Facets:
     def _search(self, places: Any, text: str) -> list[int]:
         """The records with a text in what is shown of them, or in their id; the case of letters does not matter."""
         wanted = text.casefold()
-        # A line that lacks the text as JSON writes it, in either way, is not parsed.
-        as_json = {json.dumps(text.lower(), ensure_ascii=ascii)[1:-1].lower().encode() for ascii in (True, False)}
+        if self.records.plain and all(one.isascii() or one.lower() == one.upper() for one in text):
+            # A line that lacks the text as JSON writes it, in either way, is not parsed.
+            as_json = {
+                json.dumps(text.lower(), ensure_ascii=ascii)[1:-1].lower().encode("utf-8", "replace") for ascii in (True, False)
+            }
+            there = self.records.holding(as_json)
+            places = [place for place in places if place in there]
         found = []
         for place in places:
             try:
-                if self.records.plain and text.isascii() and not any(one in self.records.raw(place).lower() for one in as_json):
-                    continue
                 document = read_line(self.records.line(place))
             except BadRecord:
                 continue

@@ -7,8 +7,9 @@ import math
 import os
 import threading
 from array import array
+from bisect import bisect_right
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,21 @@ class Records:
             return item if isinstance(item, bytes) else b""
         start, end = self._starts[place], self._ends[place]
         return os.pread(self._file.fileno(), end + 1 - start, start)
+
+    def holding(self, words: Iterable[bytes]) -> set[int]:
+        """The lines with any of some bytes in lower case, of a JSONL file; the case of ASCII letters does not matter."""
+        found, place, count = set(), 0, self.wait()
+        while place < count:
+            start, first = self._starts[place], place
+            place = max(place + 1, bisect_right(self._starts, start + BLOCK, first))
+            text = os.pread(self._file.fileno(), self._ends[place - 1] - start, start).lower()
+            for word in words:
+                at = text.find(word)
+                while at >= 0:
+                    one = bisect_right(self._starts, start + at, first) - 1
+                    found.add(one)
+                    at = text.find(word, self._ends[one] - start)
+        return found
 
     def line(self, place: int) -> dict[str, Any]:
         """A record, parsed. Raises BadRecord for a line that is none, and IndexError beyond the last."""

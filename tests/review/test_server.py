@@ -182,6 +182,7 @@ def test_filters_orders_and_search(served):
 
     assert queue("source=s1") == [1, 3, 5] and queue("source=none") == []
     assert queue("verdict=cannot%20be%20read") == [14, 15]
+    assert queue("search=%5B1%2C") == [] and queue("search=how") == [*range(6)] and queue("search=%22id%22") == []
     assert queue("search=HOW%20MANY%20IN%203") == [3] and queue("search=chosen") == [] and queue("search=p4") == [4]
     assert sorted(queue("order=random")) == [*range(16)] == queue("") and queue("order=random") != [*range(16)]
     assert len(queue("state=unreviewed")) == 16 and queue("state=accept") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import os
@@ -10,6 +11,7 @@ from array import array
 from bisect import bisect_right
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,10 @@ class Records:
         if not self.image_root.is_dir():
             raise ValueError(f"--image-root {self.image_root} is no folder. Give the folder of the images.")
         self.suffix = "".join(self.path.suffixes[-2:] if self.path.suffix == ".gz" else self.path.suffixes[-1:]).lower()
-        with open(self.path, "rb") as file:
-            self.is_array = self.suffix in (".json", ".json.gz") and self._head(file).lstrip()[:1] == b"["
+        self.is_array = False
+        if self.suffix in (".json", ".json.gz"):
+            with suppress(OSError, EOFError), (gzip.open if self.suffix == ".json.gz" else open)(self.path, "rb") as file:
+                self.is_array = bytes(file.read(4096)).removeprefix(BOM_UTF8).lstrip()[:1] == b"["
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
         self.state = _state(os.fstat(self._file.fileno()))
         self._starts, self._ends = array("Q"), array("Q")
@@ -69,14 +73,6 @@ class Records:
                 raise ValueError(f"{self.path} is empty. Give a file of records.")
         else:
             self._load()
-
-    def _head(self, file: Any) -> bytes:
-        if self.suffix.endswith(".gz"):
-            import gzip
-
-            with gzip.open(file) as inner:
-                return inner.read(4096).removeprefix(BOM_UTF8)
-        return bytes(file.read(4096)).removeprefix(BOM_UTF8)
 
     def _index(self) -> None:
         import numpy as np

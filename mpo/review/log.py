@@ -245,10 +245,10 @@ class Log:
             contents = {event["content"] for event in self.events if event["action"] == "file"}
             if contents - {content}:
                 self._follow(content, keys())
+                self._settle()
             if last is None or last["content"] != content or last.get("state", []) != [*state]:
                 seed = last["seed"] if last else secrets.token_hex(8)
                 self.append(action="file", version=VERSION, file=name, content=content, seed=seed, state=[*state])
-            self._settle()
             return sum(event["place"] == GONE for stack in self.stacks.values() for event in stack)
 
     def _eras(self) -> dict[str, list[Event]]:

@@ -268,14 +268,7 @@ class Log:
                 for event in events:
                     event["place"] = _placed(event)
                 continue
-            now: dict[tuple[str, int], int] = {}
-            for key, before in _places_of(events).items():
-                there = places.get(key, ())
-                ranked = dict(zip(before, there, strict=True)) if len(before) == len(there) else {}
-                free = (place for place in there if place not in before)  # of more equal ones, one that is there yet keeps its own
-                now |= {
-                    (key, place): ranked[place] if ranked else place if place in there else next(free, GONE) for place in before
-                }
+            now = _matched(events, places)
             for event in events:
                 event.setdefault("placed", event["place"])  # in the file as it was; not in the log
                 event["place"] = now[event["key"], event["placed"]]
@@ -368,13 +361,11 @@ class Log:
         lost = 0
         events = sorted((event for stack in other.stacks.values() for event in stack), key=lambda event: str(event.get("at")))
         uids = {event["uid"] for event in self.events}
-        ranks = {(key, place): rank for key, before in _places_of(events).items() for rank, place in enumerate(before)}
+        now = _matched(events, places)
         for event in events:
-            there = places.get(event["key"], [])
-            own = _placed(event)
             if event["uid"] in uids:
                 continue
-            place = own if own in there else there[ranks[event["key"], own]] if ranks[event["key"], own] < len(there) else GONE
+            place = now[event["key"], _placed(event)]
             lost += place == GONE
             newer = self.decision(event["by"], place)
             if place == GONE or (newer and not event.get("settle") and str(newer.get("at")) > str(event.get("at"))):
@@ -387,6 +378,20 @@ class Log:
 def _placed(event: Event) -> int:
     """The place of a decision in the file that it is about."""
     return int(event["placed"] if "placed" in event else event["place"])
+
+
+def _matched(events: Iterable[Event], places: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], int]:
+    """Where the records of decisions are in another file, by their keys and places before; no two are in one place.
+
+    Of equal records, if there are more than were decided on, one whose place has its content yet keeps its decision.
+    """
+    now = {}
+    for key, before in _places_of(events).items():
+        there = places.get(key, ())
+        free = (place for place in there if place not in before)
+        for rank, place in enumerate(before):
+            now[key, place] = there[rank] if len(before) == len(there) else place if place in there else next(free, GONE)
+    return now
 
 
 def _places_of(events: Iterable[Event]) -> dict[str, list[int]]:

@@ -216,3 +216,15 @@ def test_of_equal_records_one_that_stays_keeps_its_decision(tmp_path):
     log = opened(tmp_path / "log", "two", {"a": [0, 2], "b": [1, 3, 4]})
     assert log.decision("anna", 3) and log.decision("anna", 1) is None
     log.close()
+
+
+def test_equal_records_of_a_copy_have_a_decision_each(tmp_path):
+    """Two decisions on equal records 1 and 2 of a copy are added to records 2 and 3, and not both to record 2."""
+    other = opened(tmp_path / "other", "copy")
+    for place, action in ((1, "reject"), (2, "accept")):
+        other.append(action=action, by="ben", place=place, key="b", edits=[])
+    other.close()
+    log = opened(tmp_path / "log")
+    assert log.take(Log(tmp_path / "other").by_content(), {"b": [2, 3]}, "other") == 0
+    assert [log.decision("ben", place)["action"] for place in (2, 3)] == ["reject", "accept"]
+    log.close()

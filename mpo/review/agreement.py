@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
+from math import exp, lgamma
+from math import log as ln
 from typing import Any
 
 from mpo.review.log import Log, label
@@ -30,8 +32,8 @@ def cohens_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
 
 
 def agreement(log: Log) -> list[dict[str, Any]]:
-    """For each two reviewers, what they both decided on: number, fraction of equal labels, Cohen's kappa."""
-    labels = list(log.labels().values())
+    """For each two reviewers, what they both decided on, blind: number, fraction of equal labels, Cohen's kappa."""
+    labels = list(log.labels(blind=True).values())
     found = []
     for one, other in combinations(sorted({by for own in labels for by in own}), 2):
         both = [(label(own[one]), label(own[other])) for own in labels if one in own and other in own]
@@ -52,18 +54,23 @@ def position_bias(log: Log) -> dict[str, dict[str, Any]]:
 
     The side of the chosen completion is random, so without a bias half of the preferred ones stand on the left.
     """
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
-
     preferred: dict[str, Counter[str]] = {}
-    for own in log.labels().values():
+    for own in log.labels(blind=True).values():
         for by, event in own.items():
             if event.get("left") in ("chosen", "rejected") and event["action"] in ("accept", "swap"):
                 is_left = (event["left"] == "chosen") == (event["action"] == "accept")
                 preferred.setdefault(by, Counter())["left" if is_left else "right"] += 1
     return {
-        by: {"pairs": counts.total(), "left": counts["left"], "p": binomtest(counts["left"], counts.total()).pvalue}
+        by: {"pairs": counts.total(), "left": counts["left"], "p": _by_chance(counts["left"], counts["right"])}
         for by, counts in sorted(preferred.items())
     }
+
+
+def _by_chance(one: int, other: int) -> float:
+    """The probability of a split at least as uneven, of coins: the two-sided exact binomial test."""
+    total = one + other
+    logs = (lgamma(total + 1) - lgamma(few + 1) - lgamma(total - few + 1) for few in range(min(one, other) + 1))
+    return min(1.0, 2 * sum(exp(value - total * ln(2)) for value in logs))
 
 
 def progress(log: Log) -> dict[str, dict[str, int]]:
@@ -80,6 +87,7 @@ def summary(log: Log) -> dict[str, Any]:
     return {
         "reviewers": progress(log),
         "agreement": agreement(log),
+        "informed": sum(bool(event.get("informed")) for own in log.labels().values() for event in own.values()),
         "disagreements": disagreements(log),
         "position_bias": position_bias(log),
     }

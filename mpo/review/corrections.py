@@ -6,7 +6,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,13 @@ def changed(record: Mapping[str, Any], event: Event) -> dict[str, Any]:
     new = corrected(record, event["action"], event["edits"])
     if new == record:
         return new
-    about = {name: event[name] for name in ("by", "at", "action", "uid") if name in event}
+    about: Event = {name: event[name] for name in ("by", "at", "action", "uid") if name in event}
     about["was"] = [{"path": list(edit["paths"][0]), "value": edit["old"]} for edit in event["edits"]]
     given = new.get("metadata")
     inner: Any = given
     if isinstance(given, str) and given.lstrip()[:1] == "{":
-        inner = json.loads(given)
+        with suppress(ValueError):
+            inner = json.loads(given)
     if given in (None, ""):
         inner = {}
     if not isinstance(inner, Mapping):
@@ -207,8 +208,10 @@ def _write_lines(records: Records, to: Any, outcome: Any, final: Mapping[int, Ev
         try:
             raw = records.raw(place) if records.plain or not records.is_array else b""
             line = records.line(place) if place in final or records.is_array else {}
-        except BadRecord:
-            if records.is_array or place in final:
+        except BadRecord as error:
+            if place in final and final[place]["action"] == "reject":
+                line = {"line": records.raw(place).decode("utf-8", "backslashreplace") or error.reason}
+            elif records.is_array or place in final:
                 raise
         new = outcome(place, line)
         if new is None:
@@ -268,7 +271,7 @@ def opened(records: Records, log: Log, others: Iterable[Path] = ()) -> int:
             found.update(keys(records))
         return found
 
-    lost = log.open_file(records.content, records.path.name, of_file)
+    lost = log.open_file(records.content, records.path.name, of_file, records.state)
     for path in others:
         if not path.is_file():
             raise ValueError(f"There is no log {path}. Give the log of mpo review, FILE.review.jsonl.")

@@ -12,7 +12,6 @@ from typing import Any
 from mpo.data.conversations import CONVERSATIONS, PAIRS
 from mpo.data.formats import FORMATS, detect
 from mpo.io import BadRecord, json_kind, parse_json
-from mpo.pipelines.mmpr.verify import BY_PERSON
 
 Path = tuple[str | int, ...]
 """Where a value stands in a line: keys and indices. A step into a text is one into the JSON that it holds."""
@@ -130,8 +129,8 @@ def read_line(line: Mapping[str, Any]) -> Document:
             if own in line:
                 found.turns += _turns(line[own], (own,), "assistant" if own in ("completion", "response") else "user")
                 used.add(own)
-    for kinds, own in (("image", FILES[:4]), ("video", FILES[4:])):
-        given = next((line[one] for one in own if line.get(one) not in (None, "", [])), [])
+    for kinds, names in (("image", FILES[:4]), ("video", FILES[4:])):
+        given: Any = next((line[one] for one in names if line.get(one) not in (None, "", [])), [])
         found.files[kinds] = list(given) if isinstance(given, list | tuple) else [given]
     for one in (*TRUTHS, *OPTIONS, *TYPES):
         inner = line.get("metadata")
@@ -327,6 +326,8 @@ def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str,
     Raises:
         Stale: for another value than the old one.
     """
+    from mpo.pipelines.mmpr.verify import BY_PERSON  # its imports take a second
+
     new: dict[str, Any] = _copy(line)
     for edit in edits:
         for path in edit["paths"]:
@@ -378,7 +379,7 @@ def _swapped(new: dict[str, Any]) -> dict[str, Any]:
                 own[name], own[other] = own[other], own[name]
     if holder is not new and isinstance(new["text"], str):
         new["text"] = json.dumps(holder, ensure_ascii=False)
-    metas = [holder.get(f"{side}_meta") for side in ("chosen", "rejected")]
+    metas: Any = [holder.get(f"{side}_meta") for side in ("chosen", "rejected")]
     if all(isinstance(one, dict) for one in metas) and "negative" in metas[0]:  # it says why a completion is the rejected one
         metas[1]["negative"] = metas[0].pop("negative")
     new.pop("margin", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import threading
@@ -32,6 +33,7 @@ class Facets:
     def __init__(self, records: Records) -> None:
         self.records = records
         self.values: dict[str, list[str]] = {name: [] for name in NAMES}
+        self.counts: dict[str, list[tuple[str, int]]] = {}
         self._codes = {name: array("L") for name in NAMES}
         self._hard, self._long = array("d"), array("Q")
         self._done, self.begin = threading.Event(), threading.Event()
@@ -66,6 +68,7 @@ class Facets:
                 self._long.append(length)
         finally:
             self.values = {name: list(own) for name, own in known.items()}
+            self.counts = self._counted()
             self._done.set()
         from mpo.data import records  # noqa: F401  its imports take a second, which the first edit need not wait for
 
@@ -88,7 +91,7 @@ class Facets:
         self.begin.set()
         self._done.wait()
 
-    def counts(self) -> dict[str, list[tuple[str, int]]]:
+    def _counted(self) -> dict[str, list[tuple[str, int]]]:
         """The values of each facet with their numbers of records, the most frequent first; one that tells nothing is left out."""
         found = {}
         for name in NAMES:
@@ -139,13 +142,16 @@ class Facets:
     def _search(self, places: Any, text: str) -> list[int]:
         """The records with a text in what is shown of them, or in their id; the case of letters does not matter."""
         wanted = text.casefold()
-        # A line that lacks the text as JSON writes it, in either way, is not parsed.
-        as_json = {json.dumps(text.lower(), ensure_ascii=ascii)[1:-1].lower().encode() for ascii in (True, False)}
+        if self.records.plain and all(one.isascii() or one.lower() == one.upper() for one in text):
+            # A line that lacks the text as JSON writes it, in either way, is not parsed.
+            as_json = {
+                json.dumps(text.lower(), ensure_ascii=ascii)[1:-1].lower().encode("utf-8", "replace") for ascii in (True, False)
+            }
+            there = self.records.holding(as_json)
+            places = [place for place in places if place in there]
         found = []
         for place in places:
             try:
-                if self.records.plain and text.isascii() and not any(one in self.records.raw(place).lower() for one in as_json):
-                    continue
                 document = read_line(self.records.line(place))
             except BadRecord:
                 continue
@@ -161,10 +167,15 @@ def _is(state: str, event: Mapping[str, Any] | None) -> bool:
     return state == event["action"] or (state == "edit" and bool(event["edits"]))
 
 
+def key_of_bad(records: Records, place: int) -> str:
+    """Identify a line that is no record, which can be rejected: by its bytes."""
+    return hashlib.blake2b(records.raw(place), digest_size=12).hexdigest()
+
+
 def keys(records: Records) -> dict[str, list[int]]:
     """The places of each record's key."""
     found: dict[str, list[int]] = {}
     for place, line in enumerate(records):
-        if not isinstance(line, BadRecord):
-            found.setdefault(read_line(line).key(), []).append(place)
+        key = key_of_bad(records, place) if isinstance(line, BadRecord) else read_line(line).key()
+        found.setdefault(key, []).append(place)
     return found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import os
 import threading
 from array import array
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,9 @@ from typing import Any
 from mpo.io import BadRecord, bad_record, json_line, parse_json
 
 LINES = (".jsonl", ".ndjson", ".json")
-BLOCK = 8 * 2**20
+BLOCK = 4 * 2**20
 MAX_LINE_BYTES = 64 * 2**20
+BLANKS = [*b" \t\r\n\xef"]
 INSIDE = ("output.jsonl", "answers.jsonl")
 """What is reviewed of a folder: the output of a pipeline's job, or the answers of an evaluation."""
 
@@ -49,14 +54,17 @@ class Records:
         if not self.image_root.is_dir():
             raise ValueError(f"--image-root {self.image_root} is no folder. Give the folder of the images.")
         self.suffix = "".join(self.path.suffixes[-2:] if self.path.suffix == ".gz" else self.path.suffixes[-1:]).lower()
-        with open(self.path, "rb") as file:
-            self.is_array = self.suffix in (".json", ".json.gz") and self._head(file).lstrip()[:1] == b"["
+        self.is_array = False
+        if self.suffix in (".json", ".json.gz"):
+            with suppress(OSError, EOFError), (gzip.open if self.suffix == ".json.gz" else open)(self.path, "rb") as file:
+                self.is_array = bytes(file.read(4096)).removeprefix(BOM_UTF8).lstrip()[:1] == b"["
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
-        self._stat = _state(os.fstat(self._file.fileno()))
+        self.state = _state(os.fstat(self._file.fileno()))
         self._starts, self._ends = array("Q"), array("Q")
         self._items: list[Any] = []
         self._groups: dict[int, list[dict[str, Any]]] = {}
-        self._progress, self._error, self._hash = threading.Condition(), None, ""
+        self._progress, self._hash = threading.Condition(), ""
+        self._error: Exception | None = None
         self._done = False
         self.plain = self.suffix in LINES and not self.is_array
         if self.plain:
@@ -66,33 +74,20 @@ class Records:
         else:
             self._load()
 
-    def _head(self, file: Any) -> bytes:
-        if self.suffix.endswith(".gz"):
-            import gzip
-
-            with gzip.open(file) as inner:
-                return inner.read(4096).removeprefix(b"\xef\xbb\xbf")
-        return bytes(file.read(4096)).removeprefix(b"\xef\xbb\xbf")
-
     def _index(self) -> None:
         import numpy as np
 
         try:
-            digest, start = hashlib.blake2b(digest_size=20), 0
-            place, left = 0, b""
+            digest, start, place = hashlib.blake2b(digest_size=20), 0, 0
             while block := os.pread(self._file.fileno(), BLOCK, place):
                 digest.update(block)
-                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10).astype(np.uint64) + np.uint64(place)
-                if len(ends):
-                    starts = np.concatenate([np.array([start], np.uint64), ends[:-1] + np.uint64(1)])
-                    self._add(starts, ends, left, block, place)
-                    start = int(ends[-1]) + 1
-                    left = block[start - place :]
-                else:
-                    left += block
-                place += len(block)
-            if left.strip():
-                self._add(np.array([start], np.uint64), np.array([place], np.uint64), left, b"", place)
+                data = np.frombuffer(block, np.uint8)
+                starts = np.flatnonzero(data == ord("\n")) + 1
+                heads = data[starts[:-1]]
+                starts = np.concatenate([[start], starts + place])
+                self._add(starts, np.flatnonzero(np.isin(heads, BLANKS)) + 1)
+                start, place = int(starts[-1]), place + len(block)
+            self._add(np.array([start, place + 1]), ())
             self._hash = digest.hexdigest()
         except Exception as error:  # it is raised where the index is waited for
             self._error = error
@@ -100,32 +95,33 @@ class Records:
             self._done = True
             self._progress.notify_all()
 
-    def _add(self, starts: Any, ends: Any, left: bytes, block: bytes, place: int) -> None:
-        """Add lines that are not blank; only a line that begins with white space, or with a byte order mark, can be."""
-        base = place - len(left)
-        text = left + block if left else block
-        keep = None
-        for at, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-            if text[start - base : start - base + 1] in (b"", b"\n", b"\r", b" ", b"\t", b"\xef") and (
-                text[start - base : end - base].strip() in (b"", b"\xef\xbb\xbf")
-            ):
-                keep = [True] * len(starts) if keep is None else keep
-                keep[at] = False
-        if keep is not None:
-            starts, ends = starts[keep], ends[keep]
+    def _add(self, edges: Any, odd: Any) -> None:
+        """Add the lines between edges, but for blank ones: the first, and those at `odd`, can be."""
+        import numpy as np
+
+        starts, ends = edges[:-1], edges[1:] - 1
+        if len(starts):
+            blank = [at for at in (0, *odd) if self._is_blank(int(starts[at]), int(ends[at]))]
+            starts, ends = (np.delete(one, blank).astype(np.uint64) for one in (starts, ends))
         with self._progress:
             self._starts.frombytes(starts.tobytes())
             self._ends.frombytes(ends.tobytes())
             self._progress.notify_all()
 
+    def _is_blank(self, start: int, end: int) -> bool:
+        head = os.pread(self._file.fileno(), min(end - start, 64), start)
+        if head.removeprefix(BOM_UTF8).strip():
+            return False
+        return not os.pread(self._file.fileno(), end - start, start).removeprefix(BOM_UTF8).strip()
+
     def _load(self) -> None:
         from mpo.data.files import open_files
         from mpo.data.shards import DAMAGE, ArrayShard, LinesShard, ParquetShard, damaged, opened
 
-        shards = open_files(str(self.path))
+        shards: list[Any] = list(open_files(str(self.path)))
         if not all(isinstance(shard, ArrayShard | LinesShard | ParquetShard) for shard in shards):
             raise ValueError(f"{self.path} is neither JSONL, nor a JSON array, nor Parquet. Convert it first (mpo data convert).")
-        self._shards: list[Any] = shards
+        self._shards = shards
         if self.suffix == ".parquet":
             self._items = [(number, row) for number, shard in enumerate(self._shards) for row in range(shard.rows)]
         elif self.is_array:
@@ -135,7 +131,7 @@ class Records:
         else:
             try:
                 with opened(str(self.path)) as file:
-                    self._items = [line for line in file if line.strip() not in (b"", b"\xef\xbb\xbf")]
+                    self._items = [line for line in file if line.strip() not in (b"", BOM_UTF8)]
             except DAMAGE as error:
                 raise damaged(str(self.path), error) from error
         if not self._items:
@@ -174,11 +170,11 @@ class Records:
             state = _state(os.stat(self.path))
         except FileNotFoundError:
             raise Changed(f"{self.path} is gone. Put it back; no decision is lost.") from None
-        if state != self._stat:
+        if state != self.state:
             if self._content() != self.content:
                 raise Changed(f"{self.path} has changed since it was opened. Open it anew: decisions follow their records.")
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
-            self._stat = state
+            self.state = state
 
     def raw(self, place: int) -> bytes:
         """The bytes of a line that the index has reached, with its line break if it has one."""
@@ -186,9 +182,22 @@ class Records:
             item = self._items[place]
             return item if isinstance(item, bytes) else b""
         start, end = self._starts[place], self._ends[place]
-        if end - start > MAX_LINE_BYTES:
-            raise BadRecord(self.where(place), f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line.")
         return os.pread(self._file.fileno(), end + 1 - start, start)
+
+    def holding(self, words: Iterable[bytes]) -> set[int]:
+        """The lines with any of some bytes in lower case, of a JSONL file; the case of ASCII letters does not matter."""
+        found, place, count = set(), 0, self.wait()
+        while place < count:
+            start, first = self._starts[place], place
+            place = max(place + 1, bisect_right(self._starts, start + BLOCK, first))
+            text = os.pread(self._file.fileno(), self._ends[place - 1] - start, start).lower()
+            for word in words:
+                at = text.find(word)
+                while at >= 0:
+                    one = bisect_right(self._starts, start + at, first) - 1
+                    found.add(one)
+                    at = text.find(word, self._ends[one] - start)
+        return found
 
     def line(self, place: int) -> dict[str, Any]:
         """A record, parsed. Raises BadRecord for a line that is none, and IndexError beyond the last."""
@@ -199,6 +208,8 @@ class Records:
                 return self._row(*self._items[place])
             if not self.plain and isinstance(self._items[place], BadRecord):
                 raise self._items[place]
+            if self.plain and self._ends[place] - self._starts[place] > MAX_LINE_BYTES:
+                raise ValueError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line.")
             found = parse_json(self.raw(place), "the line")
             if not isinstance(found, dict):
                 raise ValueError("it is no JSON object. Write one object per line.")

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ class Log:
         self._own: dict[tuple[str, int], list[Event]] = {}
         self._settled: dict[int, list[Event]] = {}
         self._by_uid: dict[str, Event] = {}
+        self._told: set[tuple[str, int]] = set()
         self.recovered = 0
         self._file = -1
         if path is not None and owner:
@@ -158,7 +159,7 @@ class Log:
 
     def _settle(self) -> None:
         """Compute what holds from all events."""
-        self.stacks, self._own, self._settled = {}, {}, {}
+        self.stacks, self._own, self._settled, self._told = {}, {}, {}, set()
         for event in self.events:
             self._count(event)
 
@@ -177,6 +178,9 @@ class Log:
                 self._settled.setdefault(event["place"], []).append(event)
             else:
                 self._own.setdefault((event["by"], event["place"]), []).append(event)
+            labels = self.labels_of(event["place"]) if event["place"] != GONE else {}
+            if event.get("settle") or len(labels) > 1 and not all(same(event, one) for one in labels.values()):
+                self._told |= {(by, event["place"]) for by in labels}
 
     def append(self, **event: Any) -> Event:
         """Add an event, which is on disk when this returns.
@@ -190,6 +194,8 @@ class Log:
                 return known
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             event = {"n": len(self.events), "uid": secrets.token_hex(8), "at": now, "by": "", **event}
+            if (event["by"], event.get("place")) in self._told and event["action"] in ACTIONS and "of" not in event:
+                event["informed"] = True  # of what others decided
             _check(event)
             if self._file >= 0:
                 self._write((json.dumps(event) + "\n").encode())  # in ASCII, which holds any text
@@ -217,13 +223,19 @@ class Log:
 
     # What holds
 
-    def open_file(self, content: str, name: str, keys: Callable[[], Mapping[str, list[int]]]) -> int:
+    def fits(self, state: Sequence[int]) -> bool:
+        """Whether places are surely those of a file with this state: nothing else was ever reviewed, or nothing at all."""
+        files = [event for event in self.events if event["action"] == "file"]
+        return not self.events or (len({event["content"] for event in files}) == 1 and files[-1].get("state") == [*state])
+
+    def open_file(self, content: str, name: str, keys: Callable[[], Mapping[str, list[int]]], state: Sequence[int] = ()) -> int:
         """Begin with a file: note its content, and let decisions about another content follow their records.
 
         Args:
             content: the hash of its bytes.
             name: its name.
             keys: gives the places of each key of its records, in order.
+            state: numbers that change when the file is written to, by which it is known again before it is read.
 
         Returns:
             the number of decisions whose record it does not have any more; they stay in the log.
@@ -233,43 +245,37 @@ class Log:
             contents = {event["content"] for event in self.events if event["action"] == "file"}
             if contents - {content}:
                 self._follow(content, keys())
-            if last is None or last["content"] != content:
+                self._settle()
+            if last is None or last["content"] != content or last.get("state", []) != [*state]:
                 seed = last["seed"] if last else secrets.token_hex(8)
-                self.append(action="file", version=VERSION, file=name, content=content, seed=seed)
-            self._settle()
+                self.append(action="file", version=VERSION, file=name, content=content, seed=seed, state=[*state])
             return sum(event["place"] == GONE for stack in self.stacks.values() for event in stack)
 
-    def _follow(self, content: str, places: Mapping[str, list[int]]) -> None:
+    def _eras(self) -> dict[str, list[Event]]:
+        """The decisions by the content that the file had when they were made."""
+        found: dict[str, list[Event]] = {}
         era: list[Event] = []
-        eras: list[tuple[str, list[Event]]] = []
         for event in self.events:
             if event["action"] == "file":
-                era = []
-                eras.append((event["content"], era))
+                era = found.setdefault(event["content"], [])
             elif event["action"] in ACTIONS:
                 era.append(event)
-        for about, events in eras:
+        return found
+
+    def _follow(self, content: str, places: Mapping[str, list[int]]) -> None:
+        for about, events in self._eras().items():
             if about == content:
                 for event in events:
-                    event["place"] = event.get("placed", event["place"])
+                    event["place"] = _placed(event)
                 continue
-            now = {
-                (key, place): new
-                for key, before in _places_of(events).items()
-                for place, new in zip(before, places.get(key, ()), strict=False)
-            }
+            now = _matched(events, places)
             for event in events:
                 event.setdefault("placed", event["place"])  # in the file as it was; not in the log
-                event["place"] = now.get((event["key"], event["placed"]), GONE)
+                event["place"] = now[event["key"], event["placed"]]
 
     def by_content(self) -> Log:
         """Let places be numbers of contents instead, which are the same for every content that the file has had."""
-        eras: list[list[Event]] = []
-        for event in self.events:
-            if event["action"] == "file":
-                eras.append([])
-            elif event["action"] in ACTIONS:
-                eras[-1].append(event)
+        eras = [*self._eras().values()]
         ranked = [
             {(key, place): (key, rank) for key, before in _places_of(events).items() for rank, place in enumerate(before)}
             for events in eras
@@ -311,10 +317,24 @@ class Log:
         found = self._settled.get(place)
         return found[-1] if found else None
 
-    def labels(self) -> dict[int, dict[str, Event]]:
-        """The decisions that hold, but for skipped records, by place and reviewer."""
+    def labels(self, *, blind: bool = False) -> dict[int, dict[str, Event]]:
+        """The decisions that hold, but for skipped records, by place and reviewer.
+
+        Args:
+            blind: the last ones instead, undone or not, that were made before others' decisions were told.
+        """
+        own: Mapping[tuple[str, int], list[Event]] = self._own
+        if blind:
+            made: dict[tuple[str, int], list[Event]] = {}
+            undone = {event["undoes"] for event in self.events if event["action"] == "undo"}
+            for event in self.events:
+                key = (event["by"], event.get("place", GONE))
+                if event["action"] in ACTIONS and not (event.get("settle") or event.get("informed")):
+                    if event["uid"] not in undone or key in self._told:
+                        made.setdefault(key, []).append(event)
+            own = made
         found: dict[int, dict[str, Event]] = {}
-        for (by, place), events in list(self._own.items()):
+        for (by, place), events in list(own.items()):
             if events and events[-1]["action"] != "skip" and place != GONE:
                 found.setdefault(place, {})[by] = events[-1]
         return found
@@ -341,13 +361,11 @@ class Log:
         lost = 0
         events = sorted((event for stack in other.stacks.values() for event in stack), key=lambda event: str(event.get("at")))
         uids = {event["uid"] for event in self.events}
-        ranks = {(key, place): rank for key, before in _places_of(events).items() for rank, place in enumerate(before)}
+        now = _matched(events, places)
         for event in events:
-            there = places.get(event["key"], [])
-            own = _placed(event)
             if event["uid"] in uids:
                 continue
-            place = own if own in there else there[ranks[event["key"], own]] if ranks[event["key"], own] < len(there) else GONE
+            place = now[event["key"], _placed(event)]
             lost += place == GONE
             newer = self.decision(event["by"], place)
             if place == GONE or (newer and not event.get("settle") and str(newer.get("at")) > str(event.get("at"))):
@@ -359,7 +377,21 @@ class Log:
 
 def _placed(event: Event) -> int:
     """The place of a decision in the file that it is about."""
-    return int(event.get("placed", event["place"]))
+    return int(event["placed"] if "placed" in event else event["place"])
+
+
+def _matched(events: Iterable[Event], places: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], int]:
+    """Where the records of decisions are in another file, by their keys and places before; no two are in one place.
+
+    Of equal records, if there are more than were decided on, one whose place has its content yet keeps its decision.
+    """
+    now = {}
+    for key, before in _places_of(events).items():
+        there = places.get(key, ())
+        free = (place for place in there if place not in before)
+        for rank, place in enumerate(before):
+            now[key, place] = there[rank] if len(before) == len(there) else place if place in there else next(free, GONE)
+    return now
 
 
 def _places_of(events: Iterable[Event]) -> dict[str, list[int]]:

@@ -11,7 +11,9 @@ import os
 import re
 import secrets
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -21,8 +23,8 @@ from typing import Any
 from mpo.io import BadRecord, parse_json, read_json_lines
 from mpo.review.agreement import summary
 from mpo.review.corrections import opened
-from mpo.review.documents import Document, Stale, at, corrected, new_value, read_line, refused
-from mpo.review.facets import NAMES, Facets
+from mpo.review.documents import Document, at, corrected, new_value, read_line, refused
+from mpo.review.facets import NAMES, Facets, key_of_bad
 from mpo.review.files import Changed, Records, plain
 from mpo.review.log import ACTIONS, Event, Log, NotSaved, label, log_of
 
@@ -81,6 +83,7 @@ class Review:
         self.lost = 0
         self._questions: dict[Path, dict[str, Any]] = {}
         self._ready, self._failed = threading.Event(), ""
+        self._shows = self.log.fits(self.records.state)  # what is decided is known before the whole file is read
         self._write = threading.Lock()
         self.document = lru_cache(maxsize=32)(self._document)
         if others:
@@ -103,8 +106,10 @@ class Review:
         self._ready.wait()
         self.log.close()
 
-    def ready(self) -> None:
+    def ready(self, *, to_show: bool = False) -> None:
         """Wait until the log is at the places that records have now."""
+        if to_show and self._shows and not self._failed:
+            return
         self._ready.wait()
         if self._failed:
             raise Refused(409, self._failed)
@@ -153,7 +158,7 @@ class Review:
             "reviewer": by,
             "records": self.records.wait(0),
             "counted": self.records.ready,
-            "facets": self.facets.counts() if done else None,
+            "facets": self.facets.counts if done else None,
             "read": self.facets.read,
             "undo": stack[-1].get("uid"),
             "decided": decided,
@@ -163,7 +168,7 @@ class Review:
 
     def view(self, place: int, by: str) -> dict[str, Any]:
         """A record as the page shows it to a reviewer. Where others differ is told after deciding, too."""
-        self.ready()
+        self.ready(to_show=True)
         self.records.check()
         try:
             _, document, key = self.document(place)
@@ -257,7 +262,7 @@ class Review:
             return (data, found) if found else _encoded(open_image(data))
         except (KeyError, IndexError):
             raise Refused(404, f"Record {place + 1} has no such {kind}.") from None
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise Refused(404, f"{error}") from None
 
     def decide(self, by: str, asked: Mapping[str, Any]) -> Event:
@@ -280,7 +285,7 @@ class Review:
             except BadRecord as error:
                 if action not in ("reject", "skip"):
                     raise Refused(422, f"This line is no record: {error.reason} It can be rejected or skipped.") from None
-                line, document, key = {}, Document("unknown"), hashlib.blake2b(self.records.raw(place), digest_size=12).hexdigest()
+                line, document, key = {}, Document("unknown"), key_of_bad(self.records, place)
             if asked.get("base") != self._base(by, place) or asked.get("key") not in (key, ""):
                 raise Refused(
                     409, "This record was decided in another tab in the meantime: nothing was saved. This is how it is now."
@@ -378,8 +383,12 @@ def application(review: Review, host: str, port: int) -> Any:
                 return JSONResponse({"error": str(error), "changed": True}, 409)
             except NotSaved as error:
                 return JSONResponse({"error": f"Not saved: {error.strerror or error}.", "unsaved": True}, 507)
-            except (Stale, ValueError) as error:
+            except ValueError as error:
                 return JSONResponse({"error": str(error)}, 422)
+            except Exception as error:  # the page tells it, where a server's bare 500 would tell nothing
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}. This is a fault of mpo review, whose output has more."
+                return JSONResponse({"error": reason}, 500)
             # In ASCII, as a text may have half a character.
             return found if isinstance(found, Response) else Response(json.dumps(found), media_type="application/json")
 
@@ -587,6 +596,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
+        sys.setswitchinterval(0.0005)  # an answer does not wait for the threads that count
         try:
             self.server.run(sockets=[self.socket])
         finally:

@@ -8,7 +8,7 @@ import pytest
 
 from mpo.io import BadRecord, read_json_lines
 from mpo.review import apply
-from mpo.review.agreement import agreement, cohens_kappa, disagreements, position_bias
+from mpo.review.agreement import agreement, cohens_kappa, disagreements, position_bias, summary
 from mpo.review.log import GONE, InUse, Log, NotSaved, read_events
 
 
@@ -151,7 +151,8 @@ def test_agreement_disagreements_and_position(tmp_path):
     assert disagreements(log) == [1, 3]
     (found,) = agreement(log)
     assert found["records"] == 3 and found["equal"] == pytest.approx(1 / 3)
-    assert position_bias(log)["anna"] | {"p": 0} == {"pairs": 4, "left": 3, "p": 0}
+    # Of 4 fair coins, 3 or more, or 1 or fewer, are heads in 10 of 16 cases.
+    assert position_bias(log)["anna"] == {"pairs": 4, "left": 3, "p": pytest.approx(10 / 16)}
     decide(log, 1, "swap", settle=True)
     assert disagreements(log) == [3] and log.final(1, log.labels()[1])["action"] == "swap"
     log.append(action="undo", by="anna", undoes=log.stacks["anna"][-1]["uid"])
@@ -186,3 +187,44 @@ def test_apply_to_records_in_memory(tmp_path):
         assert kept[0]["metadata"]["review"]["was"] == [{"path": ["chosen"], "value": "c"}]
         assert kept[2:] == records[3:] and found.unmatched == ["3"] and found.counts["unmatched"] == 1
     assert json.dumps(records[0]) == json.dumps({"id": "0", "question": "q0", "chosen": "c", "rejected": "r"})
+
+
+def test_agreement_is_of_what_was_decided_before_others_were_told(tmp_path):
+    """anna accepts, ben rejects, and both are told: what either decides then is marked, and kappa keeps the blind decisions."""
+    log = opened(tmp_path / "log")
+    decide(log, 0), decide(log, 0, "reject", by="ben")
+    decide(log, 1), decide(log, 1, by="ben")
+    log.append(action="undo", by="anna", undoes=log.stacks["anna"][-1]["uid"])
+    assert "informed" not in decide(log, 1, "swap")  # they were alike: nothing was told
+    log.append(action="undo", by="anna", undoes=log.stacks["anna"][-1]["uid"])
+    log.append(action="undo", by="anna", undoes=log.stacks["anna"][-1]["uid"])
+    for reopened in (False, True):
+        if reopened:
+            log.close()
+            log = opened(tmp_path / "log")
+        assert decide(log, 0, "reject")["informed"] is True
+        (found,) = agreement(log)
+        assert (found["records"], found["equal"]) == (2, 0) and disagreements(log) == [] and summary(log)["informed"] == 1
+    log.close()
+
+
+def test_of_equal_records_one_that_stays_keeps_its_decision(tmp_path):
+    """Records 1 and 3 are alike but for what the key leaves out; a line that is added behind moves no decision to the other."""
+    log = opened(tmp_path / "log")
+    log.append(action="reject", by="anna", place=3, key="b", edits=[])
+    log.close()
+    log = opened(tmp_path / "log", "two", {"a": [0, 2], "b": [1, 3, 4]})
+    assert log.decision("anna", 3) and log.decision("anna", 1) is None
+    log.close()
+
+
+def test_equal_records_of_a_copy_have_a_decision_each(tmp_path):
+    """Two decisions on equal records 1 and 2 of a copy are added to records 2 and 3, and not both to record 2."""
+    other = opened(tmp_path / "other", "copy")
+    for place, action in ((1, "reject"), (2, "accept")):
+        other.append(action=action, by="ben", place=place, key="b", edits=[])
+    other.close()
+    log = opened(tmp_path / "log")
+    assert log.take(Log(tmp_path / "other").by_content(), {"b": [2, 3]}, "other") == 0
+    assert [log.decision("ben", place)["action"] for place in (2, 3)] == ["reject", "accept"]
+    log.close()

@@ -42,7 +42,7 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    path = pairs(folder, 10)
+    path = pairs(folder, 10, f"{HOSTILE[1]}.jsonl")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A **cat**: $\\frac{a_1}{\\sqrt{b}}$"}]
     lines = [{"id": "chat", "image": "0.png", "conversations": turns}]
     responses = [
@@ -64,7 +64,7 @@ def page(tmp_path_factory):
         lines.append({**line, "rejected": text + "!", "choices": [text], "image": text, "chosen_meta": {text: text}})
     with path.open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    with Reviewing(path, reviewers=("anna", "ben")) as server, playwright.sync_playwright() as player:
+    with Reviewing(path, reviewers=("anna", HOSTILE[1])) as server, playwright.sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = browser.new_context(viewport={"width": 1100, "height": 900})
         context.set_offline(False)
@@ -211,6 +211,19 @@ def test_conversations_responses_and_questions(page):
 
 def test_no_text_is_ever_run(page):
     """In every field, rendered, as written, as a diff, and in the fields that edit it."""
+    assert page.server.decide(9, "reject", by=HOSTILE[1], reason=HOSTILE[2])[0] == 200
+    at(page, 9)
+    page.keyboard.press("a")
+    status(page, "Saved: accept")
+    at(page, 9)
+    told = page.locator(".other").inner_text()
+    assert HOSTILE[1] in told and HOSTILE[2] in told and HOSTILE[1] in page.title()
+    page.keyboard.press("i")
+    page.wait_for_selector("#told-body dl")
+    assert HOSTILE[1] in page.locator("#told-body").inner_text()
+    page.keyboard.press("Escape")
+    page.keyboard.press("u")
+    status(page, "Undone")
     at(page, 13)
     for place in range(13, 13 + len(HOSTILE)):
         page.wait_for_function("place => document.querySelector('.meta strong').textContent.endsWith(':' + (place + 1))", arg=place)

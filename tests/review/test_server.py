@@ -44,6 +44,7 @@ def served(tmp_path_factory):
         "http://a/b.png",
     ):
         lines.append(json.dumps({**odd, "image": image}))
+    lines.append(json.dumps({**odd, "image": {"bytes": "abc"}}))
     lines += ["[1, 2]", '{"question": "q"']
     path.write_text("\n".join(lines) + "\n")
     with Reviewing(path, reviewers=("anna", "ben", "eve")) as server:
@@ -100,7 +101,7 @@ def test_images_are_those_of_records_inside_the_root(served):
     status, data = served.ask("/api/images/0/image/0")
     assert status == 200 and data[:4] == b"\x89PNG"
     assert served.ask("/api/images/10/image/0")[1][:4] == b"\x89PNG"  # converted from TIFF
-    for place in (6, 7, 8, 9, 11, 12):
+    for place in (6, 7, 8, 9, 11, 12, 13):
         status, told = served.ask(f"/api/images/{place}/image/0")
         assert status == 404 and "error" in told, place
     for path in ("0/image/1", "0/video/0", "0/pairs/0", "99/image/0", "-1/image/0", "0/image/-1", "0/image/x"):
@@ -136,7 +137,7 @@ def test_edits_are_of_what_can_be_edited(served):
 
 
 def test_lines_that_are_no_records_can_be_rejected_alone(served):
-    for place in (13, 14):
+    for place in (14, 15):
         assert served.ask(f"/api/records/{place}")[1]["bad"]
         assert served.decide(place, "accept")[0] == 422
         assert served.decide(place, "reject", reason="broken")[0] == 200
@@ -180,10 +181,11 @@ def test_filters_orders_and_search(served):
         return np.frombuffer(served.ask(f"/api/queue?{words}", by="eve")[1], "<u4").tolist()
 
     assert queue("source=s1") == [1, 3, 5] and queue("source=none") == []
-    assert queue("verdict=cannot%20be%20read") == [13, 14]
+    assert queue("verdict=cannot%20be%20read") == [14, 15]
+    assert queue("search=%5B1%2C") == [] and queue("search=how") == [*range(6)] and queue("search=%22id%22") == []
     assert queue("search=HOW%20MANY%20IN%203") == [3] and queue("search=chosen") == [] and queue("search=p4") == [4]
-    assert sorted(queue("order=random")) == [*range(15)] == queue("") and queue("order=random") != [*range(15)]
-    assert len(queue("state=unreviewed")) == 15 and queue("state=accept") == []
+    assert sorted(queue("order=random")) == [*range(16)] == queue("") and queue("order=random") != [*range(16)]
+    assert len(queue("state=unreviewed")) == 16 and queue("state=accept") == []
     assert served.ask("/api/queue?order=worst")[0] == 422
 
 
@@ -220,9 +222,9 @@ def test_a_changed_file_is_noticed_and_decisions_follow(tmp_path):
 
 
 def test_kill_at_any_moment_loses_nothing_that_was_said_to_be_saved(tmp_path):
-    """Three times a server is killed while two reviewers decide; all that was answered 200 is in the log, once."""
-    path, saved, rng = pairs(tmp_path, 120), {}, random.Random(1)
-    for kill in range(3):
+    """Twice a server is killed while two reviewers decide; all that was answered 200 is in the log, once."""
+    path, saved, rng = pairs(tmp_path, 80), {}, random.Random(1)
+    for kill in range(2):
         server = Process(path, reviewers=("anna", "ben"))
         server.__enter__()
 
@@ -403,3 +405,45 @@ def test_frames_of_a_video_are_images(tmp_path):
         assert server.ask("/api/images/0/video/0?frame=99")[0] == 404
         (failed,) = server.ask("/api/records/1")[1]["images"]
         assert failed["id"] is None and "../a.mp4" in failed["failed"]
+
+
+def test_rejected_lines_that_are_no_records_are_left_out(tmp_path, capsys):
+    """One is named in the file of rejected ones as it was; the other stays in its place, byte by byte."""
+    path = pairs(tmp_path, 2)
+    path.write_bytes(b'{"a": \xe9}\n[1]\n\n' + path.read_bytes())
+    with Reviewing(path) as server:
+        assert server.decide(0, "reject")[0] == 200
+    path.write_bytes(b"\xef\xbb\xbf\r\n[2]\n" + path.read_bytes())  # decisions about such lines follow them, too
+    assert main(["review", str(path), "--export", str(tmp_path / "out.jsonl"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["counts"] == {"records": 5, "rejected": 1, "unreviewed": 4, "written": 4} and not report["unmatched"]
+    assert (tmp_path / "out.jsonl").read_bytes().startswith(b"[2]\n[1]\n{")
+    (rejected,) = read_json_lines(tmp_path / "out.jsonl.rejected.jsonl")
+    assert rejected["record"]["line"].startswith('{"a": \\xe9}')
+
+
+def test_a_record_is_shown_before_the_index_is_complete(tmp_path, monkeypatch):
+    """The reading of the rest is held back: the first record comes, with its decision, and deciding waits."""
+    from mpo.review import files
+
+    path = pairs(tmp_path, 40, filler="x" * 200)
+    with Reviewing(path) as server:
+        server.decide(0, "accept")
+    monkeypatch.setattr(files, "BLOCK", 512)
+    go, read = threading.Event(), os.pread
+
+    def slow(file, size, start):
+        if size == 512 and start > 4000:
+            go.wait(20)
+        return read(file, size, start)
+
+    monkeypatch.setattr(files.os, "pread", slow)
+    with Reviewing(path) as server:
+        status, view = server.ask("/api/records/0")
+        assert status == 200 and view["decision"]["action"] == "accept" and not server.review.records.ready
+        thread = threading.Thread(target=server.decide, args=(1, "reject"))
+        thread.start()
+        assert not server.ask("/api/state")[1]["counted"]
+        go.set()
+        thread.join(20)
+        assert len(server.review.records) == 40 and server.ask("/api/records/1")[1]["decision"]["action"] == "reject"

@@ -15,6 +15,7 @@ and report.html. CONFIG is YAML:
 import argparse
 
 from mpo.commands.flags import add, path
+from mpo.commands.mmpr.steps import reviewed
 from mpo.commands.outcome import Report
 
 EXAMPLES = "mpo mminstruct make mminstruct.yaml --output made\n"
@@ -22,7 +23,7 @@ EXAMPLES = "mpo mminstruct make mminstruct.yaml --output made\n"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=path, help="YAML file of what to make")
-    add(parser, "--output", "--workers", "--retry-dropped", "--drop-bad")
+    add(parser, "--output", "--workers", "--retry-dropped", "--drop-bad", "--review")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -31,9 +32,13 @@ def run(args: argparse.Namespace) -> Report:
 
     if args.output is None:
         raise ValueError("The results need a folder. Give --output DIR.")
-    how = {"drop_bad": args.drop_bad, "retry_dropped": args.retry_dropped}
+    corrected = reviewed((), args)
+    how = {"drop_bad": args.drop_bad, "retry_dropped": args.retry_dropped, "correct": corrected and corrected.one}
     report = make(read_config(args.config), args.output, workers=args.workers or 1, **how)
     lines = [f"{report['instructions']:,} instructions about {report['images']:,} images, {report['dropped']:,} dropped"]
+    if corrected:
+        corrected.finish()
+        lines.append(str(corrected))
     shown = ("types", "languages", "judgements", "letters", "drops", "per instruction", "spent", "image_root")
     lines += [f"  {name}: {report[name]}" for name in shown if report[name]]
     return Report("\n".join([*lines, f"{args.output}/report.html", f"{args.output}/meta.json"]), report)

@@ -20,7 +20,7 @@ from mpo.pipelines.mminstruct.expand import Expansion
 from mpo.pipelines.mminstruct.generate import RESPONSE_FORMAT, Generate, Seed
 from mpo.pipelines.mminstruct.output import WRITTEN, write
 from mpo.pipelines.mmpr.config import Model, file_name, is_server
-from mpo.pipelines.mmpr.make import Records, open_model
+from mpo.pipelines.mmpr.make import Correct, Records, open_model
 from mpo.pipelines.part import DROPPED, OUTPUT, locked
 from mpo.pipelines.report import count_reason
 from mpo.pipelines.step import Record, Step
@@ -137,7 +137,15 @@ def writer(own: Generating, opened: Callable[[Model], Any]) -> tuple[Generator, 
     return generator, form
 
 
-def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = False, retry_dropped: bool = False) -> dict[str, Any]:
+def make(
+    config: Config,
+    output: Path,
+    *,
+    workers: int = 1,
+    drop_bad: bool = False,
+    retry_dropped: bool = False,
+    correct: Correct | None = None,
+) -> dict[str, Any]:
     """Make instructions as a configuration says, or go on with it.
 
     What models have said is in the ledgers of ``output/jobs``, and is not asked for again; other settings are refused.
@@ -148,6 +156,7 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
         workers: number of processes (extra ``scale``), with servers alone.
         drop_bad: drop images that are gone, instead of stopping.
         retry_dropped: try again what was dropped.
+        correct: applied to the instructions of the jobs and to those of ``instructions.jsonl``, such as `mpo.review.Corrected.one`.
 
     Returns:
         the report.
@@ -182,7 +191,7 @@ def make(config: Config, output: Path, *, workers: int = 1, drop_bad: bool = Fal
         for one in sets:
             jobs.append(_run([Check()], one, folder / f"expand-{file_name(str(one.name))}", drop_bad, {**how, "workers": 1}))
             _refuse_nothing(jobs[-1:], "instruction")
-        return write(output, config, collected, jobs)
+        return write(output, config, collected, jobs, correct)
 
 
 def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: dict[str, Any]) -> list[tuple[Job, dict[str, Any]]]:

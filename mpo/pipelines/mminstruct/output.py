@@ -15,16 +15,16 @@ from typing import Any
 from mpo.data.images import open_image
 from mpo.io import write_json_lines, write_text
 from mpo.pipelines.job import Job
-from mpo.pipelines.mminstruct.check import YES_NO
+from mpo.pipelines.mminstruct.check import YES_NO, Check
 from mpo.pipelines.mminstruct.config import Config
 from mpo.pipelines.mminstruct.domains import TYPES, prompts
 from mpo.pipelines.mminstruct.generate import draw
 from mpo.pipelines.mminstruct.language import length
 from mpo.pipelines.mmpr.config import file_name
-from mpo.pipelines.mmpr.make import Records
+from mpo.pipelines.mmpr.make import Correct, Records
 from mpo.pipelines.part import DROPPED
 from mpo.pipelines.report import STYLE
-from mpo.pipelines.step import Record
+from mpo.pipelines.step import Dropped, Record
 
 META, REPORT, PAGE, LINES = "meta.json", "report.json", "report.html", "annotations"
 INSTRUCTIONS, LLAVA, SHAREGPT, TRL, QUESTIONS = "instructions.jsonl", "llava.json", "sharegpt.json", "trl.jsonl", "questions.jsonl"
@@ -73,7 +73,7 @@ def arrange(instructions: Sequence[Record], seed: int = 0) -> list[Record]:
     for one in instructions:
         random, language = draw(seed, one["id"]), one.get("language", "en")
         suffix = random.choice(prompts()["suffixes"][one["type"]][language])
-        own, lines = dict(one), []
+        own = dict(one)
         if one["type"] == "choice":
             count = len(one["choices"])
             round_, place = divmod(met[count], count)
@@ -82,12 +82,34 @@ def arrange(instructions: Sequence[Record], seed: int = 0) -> list[Record]:
             others = [choice for choice in one["choices"] if choice != one["answer"]]
             random.shuffle(others)
             own["choices"] = [*others[:right], one["answer"], *others[right:]]
-            own["response"] = chr(ord("A") + right)
-            lines = [f"{chr(ord('A') + number)}. {choice}" for number, choice in enumerate(own["choices"])]
-        else:
-            own["response"] = one["answer"]
-        arranged.append({**own, "suffix": suffix, "prompt": "\n".join([one["question"], *lines, suffix])})
+        arranged.append(_phrased({**own, "suffix": suffix}))
     return arranged
+
+
+def _phrased(one: Record) -> Record:
+    """Add the prompt and the response that an arranged instruction has."""
+    choices = one["choices"] if one["type"] == "choice" else []
+    response = chr(ord("A") + choices.index(one["answer"])) if choices else one["answer"]
+    lines = [f"{chr(ord('A') + number)}. {choice}" for number, choice in enumerate(choices)]
+    return {**one, "response": response, "prompt": "\n".join([one["question"], *lines, one["suffix"]])}
+
+
+def _reviewed(instructions: Iterable[Record], correct: Correct | None, lost: list[Record]) -> list[Record]:
+    """Apply the decisions of people; what they reject, or change to what no instruction can be, is added to `lost`."""
+    kept = []
+    for one in instructions:
+        new, reason = (one if correct is None else correct(one)), "rejected in review"
+        if new is not None and new != one:
+            try:
+                new = Check().finish(new, ())
+                new = _phrased(new) if "suffix" in new else new
+            except (Dropped, ValueError) as error:
+                new, reason = None, f"as changed in review: {error}"
+        if new is None:
+            lost.append({"id": one["id"], "job": "review", "step": "review", "reason": reason, "record": one})
+        else:
+            kept.append(new)
+    return kept
 
 
 def conversations(instructions: Iterable[Record], turns: int = 1) -> Iterator[list[Record]]:
@@ -101,7 +123,11 @@ def conversations(instructions: Iterable[Record], turns: int = 1) -> Iterator[li
 
 
 def write(
-    output: Path, config: Config, collected: Mapping[str, Any] | None, jobs: Sequence[tuple[Job, dict[str, Any]]]
+    output: Path,
+    config: Config,
+    collected: Mapping[str, Any] | None,
+    jobs: Sequence[tuple[Job, dict[str, Any]]],
+    correct: Correct | None = None,
 ) -> dict[str, Any]:
     """Write the instructions of jobs, what was dropped, and the report, which is returned.
 
@@ -110,9 +136,9 @@ def write(
     """
     output = output.absolute()
     made = [one for job, _ in jobs if not job.names[-1].startswith("caption") for one in Records(job.folder)]
-    kept, surplus = balance(made, config.seed)
-    kept = arrange(kept, config.seed)
     lost = [{**one, "job": job.folder.name} for job, _ in jobs for one in Records(job.folder, DROPPED)]
+    kept, surplus = balance(_reviewed(made, correct, lost), config.seed)
+    kept = _reviewed(arrange(kept, config.seed), correct, lost)
     reason = "balance: more judgements have this answer than the other"
     lost += [{"id": one["id"], "job": "balance", "step": "balance", "reason": reason, "record": one} for one in surplus]
     root = os.path.commonpath([os.path.dirname(path) for one in kept for path in one["images"]]) if kept else str(output)

@@ -24,6 +24,7 @@ const images = new Map(); // id -> promise of its address in this tab
 const drafts = new Map(); // place -> paths of a text as JSON -> what was written
 let asked = 0;
 let filterTimer = 0;
+let filtered = 0;
 
 // The server
 
@@ -78,6 +79,7 @@ function problem(error) {
   const box = $("problem");
   box.replaceChildren(...plainNodes(error?.message ?? ""));
   box.hidden = !error;
+  $("record").removeAttribute("aria-busy");
   if (!error) return;
   say(error.unsaved || error.gone || error.status >= 400 ? "Not saved" : "");
   if (error.changed) box.append(el("button", { type: "button", on: { click: reload } }, "Open the file anew"));
@@ -142,16 +144,20 @@ async function filter() {
   for (const [name, value] of form) if (name !== "jump" && (value || name === "state")) wanted.set(name, value.replace(/^=/, ""));
   const all = wanted.get("state") === "all" && wanted.get("order") === "file" && [...wanted].length === 2;
   say("Looking for records", true);
+  const mine = ++filtered;
   const found = new Uint32Array(await (await ask(`/api/queue?${wanted}`)).arrayBuffer());
+  if (mine !== filtered) return; // another filter was chosen in the meantime
   state.queue = all ? null : found;
   state.info.records = all ? found.length : state.info.records;
   problem(null);
   await show(0, { focus: false });
+  $("record").removeAttribute("aria-busy");
   say(`${found.length.toLocaleString("en")} records`);
 }
 
 function filterSoon(wait) {
   clearTimeout(filterTimer);
+  $("record").setAttribute("aria-busy", "true");
   filterTimer = setTimeout(() => filter().catch(problem), wait);
 }
 
@@ -473,6 +479,7 @@ async function report() {
       const kappa = one.kappa === null ? "not defined" : one.kappa.toFixed(3);
       rows.push([one.reviewers.join(" and "), `${one.records} records, ${(100 * one.equal).toFixed(1)} % alike, Cohen's kappa ${kappa}`]);
     }
+    if (found.informed) rows.push(["changed after others' were told", `${found.informed} decisions; agreement is of those before`]);
     rows.push(["to settle", `${found.disagreements} disagreements`]);
     for (const [by, one] of Object.entries(found.position_bias)) rows.push([`${by}, position`, `left preferred in ${one.left} of ${one.pairs} pairs (p = ${one.p.toPrecision(2)})`]);
     told("Report", el("dl", {}, ...rows.flatMap(([name, text]) => [el("dt", {}, ...plainNodes(name)), el("dd", {}, text)])));

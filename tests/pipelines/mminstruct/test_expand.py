@@ -171,6 +171,34 @@ def test_broken_files_are_named(sets, set):
         [*Expansion(set, path / "qa_en.jsonl" if set == "mminstruct" else path)]
 
 
+def test_a_review_of_the_instructions_comes_back(sets, monkeypatch, capsys):
+    """One judgement is rejected in the output of its job; the question of another instruction is edited in instructions.jsonl."""
+    from mpo.commands import main
+    from mpo.io import read_json_lines
+    from mpo.review.documents import read_line
+    from mpo.review.log import Log
+
+    monkeypatch.chdir(sets)
+    write(sets / "c.json", {"expand": [{"set": "figureqa", "path": "figureqa"}, {"set": "tabmwp", "path": "tabmwp"}]})
+    assert main(["mminstruct", "make", "c.json", "--output", "plain"]) == 0
+    before = read_json_lines(sets / "plain" / "instructions.jsonl")
+    one = next(line for line in before if line["type"] == "choice" or line["type"] == "short")
+    made = read_json_lines(sets / "plain" / "jobs" / "expand-figureqa" / "output.jsonl")
+    log = Log(sets / "log", owner=True)
+    log.open_file("x", "f", dict)
+    edit = {"paths": [["question"]], "old": one["question"], "value": f"Say it: {one['question']}"}
+    for place, (action, record, edits) in enumerate((("accept", one, [edit]), ("reject", made[0], []))):
+        log.append(action=action, by="anna", place=place, id=record["id"], key=read_line(record).key(), edits=edits)
+    log.close()
+    capsys.readouterr()
+    assert main(["mminstruct", "make", "c.json", "--output", "plain", "--review", "log"]) == 0
+    assert "1 reject, 1 edit" in capsys.readouterr().out
+    after = {line["id"]: line for line in read_json_lines(sets / "plain" / "instructions.jsonl")}
+    assert made[0]["id"] not in after and f"Say it: {one['question']}" in after[one["id"]]["prompt"]
+    (dropped,) = [line for line in read_json_lines(sets / "plain" / "dropped.jsonl") if line["step"] == "review"]
+    assert dropped["id"] == made[0]["id"]
+
+
 def test_a_pickle_runs_nothing(sets, capsys):
     (sets / "geoqa_plus4" / "train.pk").write_bytes(pickle.dumps([Evil()]))
     with pytest.raises(BadRecord, match="print"):

@@ -78,21 +78,21 @@ def ended(trainer, folder):
 
 RUNS = {
     "cached references, verified": {"kind": "full", "verify_first_batch": True, "reference": "cached"},
-    "lora, padded, checkpointing, stream": {"rows": "padded", "gradient_checkpointing": True, "stream": True, "max_steps": 6},
+    "lora, padded, checkpointing, stream": {"rows": "padded", "gradient_checkpointing": True, "stream": True, "max_steps": 4},
     "mixed, by tokens": {"kind": "mixed", "batching": "tokens", "max_tokens_per_batch": 400},
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_cached_run_is_a_live_one_and_encodes_each_image_once(tmp_path, name, encoded, processed, opened):
-    settings = {"pairs": 6, "kind": "lora", "num_train_epochs": 2, "eval_pairs": 4, "eval_strategy": "epoch", **RUNS[name]}
+    settings = {"pairs": 4, "kind": "lora", "num_train_epochs": 2, "eval_pairs": 2, "eval_strategy": "epoch", **RUNS[name]}
     if "reference" in settings:
         settings["reference_cache"] = str(tmp_path / "references")
     live = ended(small_run(tmp_path, frozen_tower=True, **settings), tmp_path)
     encoded.clear(), opened.clear()
     shutil.rmtree(tmp_path / "references", ignore_errors=True)
     first = ended(small_run(tmp_path, **cached(tmp_path), **settings), tmp_path)
-    images = 3 if settings["kind"] == "mixed" else 6
+    images = 2 if settings["kind"] == "mixed" else 4
     assert len(encoded) == len(opened) == images  # the images of evaluation are among those of training
     assert difference(live["weights"], first["weights"]) < 1e-6 and difference(live["logs"], first["logs"]) < 2e-4
     encoded.clear(), processed.clear(), opened.clear()
@@ -142,16 +142,16 @@ def test_a_fuser_reads_the_same_layers(tmp_path):
         torch.manual_seed(0)
         model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=3)
         fused = add_fuser(model, layers=[1, 2, 3], num_heads=2, num_points=2)
-        ends.append(ended(small_run(tmp_path, model=fused, pairs=4, num_train_epochs=2, **more), tmp_path))
+        ends.append(ended(small_run(tmp_path, model=fused, pairs=2, num_train_epochs=2, **more), tmp_path))
     assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
 
 
 def test_workers_find_what_the_run_has_added(tmp_path, processed):
-    settings = {"pairs": 4, "num_train_epochs": 2}
+    settings = {"pairs": 2, "num_train_epochs": 2}
     first = ended(small_run(tmp_path, **cached(tmp_path), dataloader_num_workers=2, **settings), tmp_path)
     files = len(list(feature_files(next((tmp_path / "features").iterdir()))))
     alone = ended(small_run(tmp_path, **cached(tmp_path, vision_feature_cache=str(tmp_path / "b")), **settings), tmp_path)
-    assert files == 4 and difference(first["weights"], alone["weights"]) == 0
+    assert files == 2 and difference(first["weights"], alone["weights"]) == 0
 
 
 def _trained(trainer):
@@ -175,7 +175,7 @@ def test_two_ranks_share_it(tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_bitwise_the_same(tmp_path):
-    settings = {"kind": "lora", "pairs": 5, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    settings = {"kind": "lora", "pairs": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
     alone = ended(small_run(tmp_path / "a", **cached(tmp_path / "a"), **settings), tmp_path)
     killed = cached(tmp_path / "b", callbacks=[KillAt("step", 3)])
     assert in_fork(lambda: small_run(tmp_path / "b", **killed, **settings).train()) == -9

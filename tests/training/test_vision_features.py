@@ -8,7 +8,7 @@ import pytest
 import torch
 from conversations import conversation_set
 from ranks import run_on_ranks
-from small_runs import KillAt, difference, in_fork, record, small_run, write_job
+from small_runs import KillAt, difference, in_fork, record, small_run
 from small_sft import small_sft
 from support import TEXTS, image_pairs, make_image, perturbed
 
@@ -101,12 +101,9 @@ def test_a_cached_run_is_a_live_one_and_encodes_each_image_once(tmp_path, name, 
     assert difference(first, second) == 0
 
 
-BY_TOKENS = {"batching": "tokens", "max_tokens_per_batch": 300}
-
-
-@pytest.mark.parametrize(("kind", "batching"), [("full", BY_TOKENS), ("lora", {})])
-def test_conversations(tmp_path, kind, batching, encoded):
-    settings = {"records": 6, "kind": kind, "num_train_epochs": 2, "evaluated": conversation_set(4), **batching}
+def test_conversations_in_packs(tmp_path, encoded):
+    by_tokens = {"batching": "tokens", "max_tokens_per_batch": 300}
+    settings = {"records": 6, "kind": "lora", "num_train_epochs": 2, "evaluated": conversation_set(4), **by_tokens}
     runs = []
     for more in ({}, cached(tmp_path), cached(tmp_path)):
         model = None
@@ -195,12 +192,7 @@ def test_sweeps_share_features_before_the_projector_and_other_towers_do_not(tmp_
     assert len(encoded) == 2
 
 
-def test_the_dry_run_says_what_it_takes_and_saves(tmp_path, capsys):
-    """Six images of three tiles, in two epochs; 32 x 32 pixels are 4 tokens of the language model's 64 channels."""
-    job = [*write_job(tmp_path, 6), "dry_run=true", "trainer.num_train_epochs=2", "trainer.vision_features=cached"]
-    assert main(["train", *job, "peft=lora", f"run_dir={tmp_path / 'run'}"]) == 0
-    said = capsys.readouterr().out
-    assert "18 distinct tiles of 4 x 64 numbers, after the projector" in said and "instead of 36 in 2 epochs" in said
+def test_the_dry_run_refuses_them_too(tmp_path):
     trainer = small_run(tmp_path)
     trainer.args.vision_features = "cached"
     with pytest.raises(ValueError, match="is trained"):

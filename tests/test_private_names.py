@@ -23,7 +23,7 @@ TRAINER = {  # overridden or called on TRL's and transformers' trainers
     "_get_output_dir": {"training/resuming.py"},
     "_load_best_model": {"training/resuming.py"},
     "_load_callback_state": {"training/resuming.py"},
-    "_load_from_checkpoint": {"training/mpo.py", "training/resuming.py"},
+    "_load_from_checkpoint": {"training/features/use.py", "training/mpo.py", "training/resuming.py"},
     "_load_optimizer_and_scheduler": {"training/resuming.py"},
     "_maybe_log_save_evaluate": {"training/loop.py"},
     "_name": {"training/mpo.py"},
@@ -61,7 +61,7 @@ OTHERS = {
     "_BatchNorm": {"models/features.py"},  # torch
     "_name_or_path": {"models/loading.py", "training/features/use.py", "training/reference/fingerprint.py", "training/start.py"},
     "_option_string_actions": {"commands/__init__.py"},  # argparse
-    "_orig_mod": {"models/packable.py", "training/reference/fingerprint.py"},  # torch
+    "_orig_mod": {"models/packable.py", "training/features/use.py", "training/reference/fingerprint.py"},  # torch
     "_preprocess": {"models/tiles.py"},  # image processors
     "_run_for_rank": {"pipelines/scale.py"},  # datatrove
     "_target_": {"commands/train.py"},  # Hydra

@@ -79,6 +79,8 @@ class Opening(dict[str | bytes, Image.Image]):
     def open(self, image: Any, *, where: str = "") -> Image.Image:
         """Open an image as `open_image` does, unless the cache has the features of this file."""
         content, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, image)
+        if isinstance(content, (bytearray, memoryview)):
+            content = bytes(content)
         if not isinstance(content, bytes) and isinstance(path, (str, Path)):
             with suppress(OSError):  # `open_image` says why it cannot be opened
                 content = Path(regular_file(str(path), f"{where}: {path}", "image")).read_bytes()

@@ -3,6 +3,7 @@
 Features are the hidden states of the vision tower that the model reads, or the output of the projector, where that is frozen too.
 """
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -57,31 +58,42 @@ def encode_tiles(backbone: Any, pixels: Tensor, *, projected: bool) -> Tensor:
 
 def take_features(backbone: Any, *, projected: bool) -> None:
     """Let a backbone take features (`KEYWORD`) in place of pixels; its tower, and if `projected` its projector, do not run then."""
-    place: Any = backbone if projected else find_tower(backbone)
+    place = _place(backbone, projected)
     name = "get_image_features" if projected else "forward"
-    usual, layers, config = getattr(place, name), layers_read(backbone.config), backbone.config.vision_config
+    usual = place.__dict__.get(_USUAL) or getattr(place, name)
+    place.__dict__[_USUAL] = getattr(usual, "unshared", usual)  # without the sharing of an earlier trainer
+    place.__dict__["layers_given"] = None if projected else layers_read(backbone.config)
+    # An attribute of this instance, since FSDP needs modules and hooks unchanged; bound, so that a copy of the model has its own.
+    setattr(place, name, MethodType(_given, place))
+    if _PROJECTED not in backbone.__dict__:  # not by an earlier trainer
+        backbone.register_forward_pre_hook(_take_keyword, with_kwargs=True)
+    backbone.__dict__[_PROJECTED] = projected
 
-    def given(*args: Any, **kwargs: Any) -> Any:
-        features = place.__dict__.pop(KEYWORD, None)
-        if features is None:
-            return usual(*args, **kwargs)
-        if projected:
-            return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
-        states: list[Any] = [None] * (config.num_hidden_layers + 1)
-        for layer, part in zip(layers, features.chunk(len(layers), dim=-1), strict=True):
-            states[layer] = part
-        return BaseModelOutputWithPooling(last_hidden_state=part, hidden_states=tuple(states))
 
-    def take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        place.__dict__[KEYWORD] = features = kwargs.pop(KEYWORD, None)
-        if features is not None:
-            kwargs["pixel_values"] = features.new_empty(0, 3, *config.image_size)
-        return args, kwargs
+_USUAL, _PROJECTED = "method_without_features", "features_are_projected"
 
-    setattr(place, name, given)  # an attribute of this instance: FSDP needs modules and hooks unchanged
-    if (hook := backbone.__dict__.pop("features_hook", None)) is not None:  # of an earlier trainer
-        hook.remove()
-    backbone.__dict__["features_hook"] = backbone.register_forward_pre_hook(take_keyword, with_kwargs=True)
+
+def _place(backbone: Any, projected: bool) -> Any:
+    return backbone if projected else getattr(backbone, known_family(backbone.config).vision)
+
+
+def _take_keyword(backbone: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    _place(backbone, backbone.__dict__[_PROJECTED]).__dict__[KEYWORD] = features = kwargs.pop(KEYWORD, None)
+    if features is not None:
+        kwargs["pixel_values"] = features.new_empty(0, 3, *backbone.config.vision_config.image_size)
+    return args, kwargs
+
+
+def _given(place: Any, *args: Any, **kwargs: Any) -> Any:
+    features, layers = place.__dict__.pop(KEYWORD, None), place.__dict__["layers_given"]
+    if features is None:
+        return place.__dict__[_USUAL](*args, **kwargs)
+    if layers is None:
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
+    states: list[Any] = [None] * (place.config.num_hidden_layers + 1)
+    for layer, part in zip(layers, features.chunk(len(layers), dim=-1), strict=True):
+        states[layer] = part
+    return BaseModelOutputWithPooling(last_hidden_state=part, hidden_states=tuple(states))
 
 
 def why_not_frozen(modules: nn.Module) -> str | None:

@@ -444,5 +444,5 @@ def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fi
 
 def compute_dtype(model: Any, args: MPOConfig) -> torch.dtype:
     """Return the dtype a model computes in: autocast's, or that of its weights."""
-    dtype: torch.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+    dtype: torch.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision, model.dtype)  # or a launcher's
     return dtype

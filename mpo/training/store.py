@@ -39,7 +39,7 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]
     Raises:
         ValueError: when `root` is a file, or the folder of another fingerprint.
     """
-    what = what_of(fingerprint)
+    what, root = what_of(fingerprint), root.expanduser()
     if root.exists() and not root.is_dir():
         raise ValueError(f"The cache of {what} must be a folder, but {root} is a file. Pass another path.")
     kind = re.sub(r"[^A-Za-z0-9_.]", "_", str(fingerprint.about.get("model", "reference")))
@@ -119,15 +119,18 @@ def leftovers(folder: Path, *, min_age_seconds: float = 0.0) -> list[Path]:
 
 
 def write_meta(folder: Path, fingerprint: Fingerprint) -> None:
-    """Write a folder's meta.json unless it exists."""
+    """Write a folder's meta.json unless it exists. Raises ValueError where it cannot be written."""
     path = folder / META_FILE
     if path.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"format": FORMAT, "created": created, **asdict(fingerprint)}, indent=2)
     # Ranks may write it at the same time; the last one replaces equal content.
-    write_file(text.encode(), path)
+    try:
+        write_file(text.encode(), path)
+    except OSError as error:
+        what = f"The cache of {what_of(fingerprint)} cannot be written to {folder} ({error.strerror})"
+        raise ValueError(f"{what}. Pass a folder that this user may write to.") from error
 
 
 def write_file(data: Any, path: Path, *, durable: bool = True) -> None:

@@ -8,15 +8,18 @@ import pytest
 import torch
 from conversations import conversation_set
 from ranks import run_on_ranks
-from small_runs import KillAt, difference, in_fork, record, small_run, write_job
+from small_runs import KillAt, difference, in_fork, record, small_run
 from small_sft import small_sft
-from support import TEXTS, image_pairs, perturbed
+from support import TEXTS, image_pairs, make_image, perturbed
 
 import mpo.training.features.use as use
 from mpo.commands import main
 from mpo.encoding.images import _OncePerImage
+from mpo.encoding.keys import image_key
+from mpo.models.parts import base_model
 from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import find_tower
+from mpo.preflight.dry_run import feature_lines
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.features.cache import FeatureCache, feature_files
 from mpo.training.reference.fingerprint import Fingerprint
@@ -57,6 +60,16 @@ def processed(monkeypatch):
     return images
 
 
+@pytest.fixture
+def opened(monkeypatch):
+    """Images that were decoded with a cache."""
+    import mpo.encoding.features as features
+
+    images, real = [], features.open_image
+    monkeypatch.setattr(features, "open_image", lambda image, **kwargs: images.append(1) or real(image, **kwargs))
+    return images
+
+
 def ended(trainer, folder):
     trainer.train()
     record(trainer, folder / "end.pt")
@@ -64,44 +77,33 @@ def ended(trainer, folder):
 
 
 RUNS = {
-    "full, verified": {"kind": "full", "verify_first_batch": True},
-    "lora, padded, checkpointing": {"kind": "lora", "rows": "padded", "gradient_checkpointing": True},
+    "cached references, verified": {"kind": "full", "verify_first_batch": True, "reference": "cached"},
+    "lora, padded, checkpointing, stream": {"rows": "padded", "gradient_checkpointing": True, "stream": True, "max_steps": 4},
     "mixed, by tokens": {"kind": "mixed", "batching": "tokens", "max_tokens_per_batch": 400},
-    "cached references": {"kind": "full", "reference": "cached"},
-    "stream": {"kind": "lora", "stream": True, "max_steps": 8},
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_cached_run_is_a_live_one_and_encodes_each_image_once(tmp_path, name, encoded, processed):
-    settings = {"num_train_epochs": 2, "eval_pairs": 4, "eval_strategy": "epoch", **RUNS[name]}
+def test_a_cached_run_is_a_live_one_and_encodes_each_image_once(tmp_path, name, encoded, processed, opened):
+    settings = {"pairs": 4, "kind": "lora", "num_train_epochs": 2, "eval_pairs": 2, "eval_strategy": "epoch", **RUNS[name]}
     if "reference" in settings:
         settings["reference_cache"] = str(tmp_path / "references")
     live = ended(small_run(tmp_path, frozen_tower=True, **settings), tmp_path)
-    encoded.clear(), processed.clear()
+    encoded.clear(), opened.clear()
     shutil.rmtree(tmp_path / "references", ignore_errors=True)
     first = ended(small_run(tmp_path, **cached(tmp_path), **settings), tmp_path)
-    images = 4 if settings["kind"] == "mixed" else 8
-    assert len(encoded) == images  # the images of evaluation are among those of training
+    images = 2 if settings["kind"] == "mixed" else 4
+    assert len(encoded) == len(opened) == images  # the images of evaluation are among those of training
     assert difference(live["weights"], first["weights"]) < 1e-6 and difference(live["logs"], first["logs"]) < 2e-4
-    encoded.clear(), processed.clear()
+    encoded.clear(), processed.clear(), opened.clear()
     second = ended(small_run(tmp_path, **cached(tmp_path), **settings), tmp_path)
-    assert not encoded and not any(processed)
+    assert not encoded and not opened and not any(processed)
     assert difference(first, second) == 0
 
 
-def test_the_second_epoch_decodes_no_image(tmp_path, encoded, monkeypatch):
-    import mpo.encoding.features as features
-
-    opened, real = [], features.open_image
-    monkeypatch.setattr(features, "open_image", lambda image, **kwargs: opened.append(1) or real(image, **kwargs))
-    small_run(tmp_path, **cached(tmp_path), num_train_epochs=3).train()
-    assert len(opened) == len(encoded) == 8
-
-
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_conversations(tmp_path, kind, encoded):
-    settings = {"kind": kind, "num_train_epochs": 2, "evaluated": conversation_set(4)}
+def test_conversations_in_packs(tmp_path, encoded):
+    by_tokens = {"batching": "tokens", "max_tokens_per_batch": 300}
+    settings = {"records": 6, "kind": "lora", "num_train_epochs": 2, "evaluated": conversation_set(4), **by_tokens}
     runs = []
     for more in ({}, cached(tmp_path), cached(tmp_path)):
         model = None
@@ -119,7 +121,7 @@ def test_conversations(tmp_path, kind, encoded):
 def test_a_frozen_projector_does_not_run_either(tmp_path):
     trainer = small_run(tmp_path, **cached(tmp_path), kind="lora")
     calls = []
-    trainer.train()
+    trainer.evaluate(image_pairs(8))
     projector = next(module for name, module in trainer.model.named_modules() if name.endswith("multi_modal_projector"))
     projector.register_forward_hook(lambda *_: calls.append(1))
     trainer.evaluate(image_pairs(8))
@@ -137,35 +139,40 @@ def test_a_fuser_reads_the_same_layers(tmp_path):
         torch.manual_seed(0)
         model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=3)
         fused = add_fuser(model, layers=[1, 2, 3], num_heads=2, num_points=2)
-        ends.append(ended(small_run(tmp_path, model=fused, num_train_epochs=2, **more), tmp_path))
+        ends.append(ended(small_run(tmp_path, model=fused, pairs=2, num_train_epochs=2, **more), tmp_path))
     assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
 
 
 def test_workers_find_what_the_run_has_added(tmp_path, processed):
-    settings = {"num_train_epochs": 2, "dataloader_num_workers": 2}
-    first = ended(small_run(tmp_path, **cached(tmp_path), **settings), tmp_path)
+    settings = {"pairs": 2, "num_train_epochs": 2}
+    first = ended(small_run(tmp_path, **cached(tmp_path), dataloader_num_workers=2, **settings), tmp_path)
     files = len(list(feature_files(next((tmp_path / "features").iterdir()))))
-    alone = ended(small_run(tmp_path, **cached(tmp_path, vision_feature_cache=str(tmp_path / "b")), num_train_epochs=2), tmp_path)
-    assert files == 8 and difference(first["weights"], alone["weights"]) == 0
+    alone = ended(small_run(tmp_path, **cached(tmp_path, vision_feature_cache=str(tmp_path / "b")), **settings), tmp_path)
+    assert files == 2 and difference(first["weights"], alone["weights"]) == 0
+
+
+def _trained(trainer):
+    return {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
 
 
 @pytest.mark.slow
 def test_two_ranks_share_it(tmp_path):
-    settings = {**cached(tmp_path), "pairs": 8, "per_device_train_batch_size": 1, "num_train_epochs": 2, "max_steps": 8}
-    run_on_ranks(
-        tmp_path,
-        {"ddp": dict(settings), "fsdp2": {**settings, "kind": "lora", "fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}},
-    )
-    trainer = small_run(tmp_path, **{**settings, "per_device_train_batch_size": 2})
-    one = ended(trainer, tmp_path)
-    assert difference(one["weights"], torch.load(tmp_path / "ddp.pt")["weights"]) < 1e-6
+    settings = {**cached(tmp_path), "pairs": 4, "per_device_train_batch_size": 1, "num_train_epochs": 2, "max_steps": 4}
+    kinds = {"ddp": {}, "fsdp2": {"kind": "lora", "lora_dropout": 0.0}}
+    fsdp2 = {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}
+    run_on_ranks(tmp_path, {"ddp": dict(settings), "fsdp2": {**settings, **kinds["fsdp2"], **fsdp2}})
+    for name, kind in kinds.items():
+        live = {"vision_features": "live", "vision_feature_cache": None, "per_device_train_batch_size": 2}
+        trainer = small_run(tmp_path, **{**settings, **kind, **live})
+        one, ranks = ended(trainer, tmp_path)["weights"], torch.load(tmp_path / f"{name}.pt")["weights"]
+        assert difference({key: one[key] for key in ranks}, ranks) < 1e-6 and ranks.keys() >= _trained(trainer)
     for folder in (tmp_path / "features").iterdir():
-        assert len(list(feature_files(folder))) == 8
+        assert len(list(feature_files(folder))) == 4
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_bitwise_the_same(tmp_path):
-    settings = {"kind": "lora", "pairs": 9, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    settings = {"kind": "lora", "pairs": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
     alone = ended(small_run(tmp_path / "a", **cached(tmp_path / "a"), **settings), tmp_path)
     killed = cached(tmp_path / "b", callbacks=[KillAt("step", 3)])
     assert in_fork(lambda: small_run(tmp_path / "b", **killed, **settings).train()) == -9
@@ -176,22 +183,34 @@ def test_killed_and_resumed_is_bitwise_the_same(tmp_path):
 
 
 def test_sweeps_share_features_before_the_projector_and_other_towers_do_not(tmp_path, encoded):
-    small_run(tmp_path, **cached(tmp_path)).train()
+    small_run(tmp_path, **cached(tmp_path), pairs=2).train()
     encoded.clear()
-    small_run(tmp_path, **cached(tmp_path), learning_rate=2e-3, beta=0.2).train()
+    small_run(tmp_path, **cached(tmp_path), pairs=2, learning_rate=2e-3, beta=0.2).train()
     assert not encoded
     other = perturbed(small_run(tmp_path).model)
-    small_run(tmp_path, **cached(tmp_path), model=other).train()
-    assert len(encoded) == 8
+    small_run(tmp_path, **cached(tmp_path), pairs=2, model=other).train()
+    assert len(encoded) == 2
 
 
-def test_the_dry_run_says_what_it_takes_and_saves(tmp_path, capsys):
-    """Six images of three tiles, in two epochs; 32 x 32 pixels are 4 tokens of the language model's 64 channels."""
-    job = [*write_job(tmp_path, 6), "dry_run=true", "trainer.num_train_epochs=2", "trainer.vision_features=cached"]
-    assert main(["train", *job, "peft=lora", f"run_dir={tmp_path / 'run'}"]) == 0
-    said = capsys.readouterr().out
-    assert "18 distinct tiles of 4 x 64 numbers, after the projector" in said and "instead of 36 in 2 epochs" in said
-    assert main(["train", *job, f"run_dir={tmp_path / 'run'}"]) != 0 and "is trained" in capsys.readouterr().err
+def test_the_dry_run_refuses_them_too(tmp_path):
+    trainer = small_run(tmp_path)
+    trainer.args.vision_features = "cached"
+    with pytest.raises(ValueError, match="is trained"):
+        feature_lines(None, trainer.model, trainer.processing_class, trainer.args)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_copy_of_the_model_has_a_tower_and_projector_of_its_own(tmp_path, kind):
+    backbones = [base_model(small_run(tmp_path, **cached(tmp_path), kind=kind).model).base_model]
+    backbones.append(copy.deepcopy(backbones[0]))
+    pixels = torch.randn(1, 3, 32, 32)
+    for change in (find_tower, lambda backbone: backbone.multi_modal_projector):
+        with torch.no_grad():
+            before = [each.get_image_features(pixel_values=pixels, return_dict=True).pooler_output for each in backbones]
+            for parameter in change(backbones[1]).parameters():
+                parameter.add_(torch.randn_like(parameter))
+            after = [each.get_image_features(pixel_values=pixels, return_dict=True).pooler_output for each in backbones]
+        assert difference(before[0], after[0]) == 0 and difference(before[1], after[1]) > 1e-3
 
 
 # What is refused
@@ -249,6 +268,47 @@ def test_a_tower_unfrozen_later_is_refused(tmp_path):
         trainer.train()
 
 
+def test_what_changes_after_the_trainer_was_made_is_refused(tmp_path):
+    trainer = small_run(tmp_path, **cached(tmp_path))
+    trainer.processing_class.image_processor.max_patches = 2
+    with pytest.raises(ValueError, match="now.*image processor"):
+        trainer.train()
+    trainer = small_run(tmp_path, **cached(tmp_path))
+    with torch.no_grad():
+        find_tower(trainer.model).encoder.layer[0].mlp.fc1.weight.add_(0.1)
+    with pytest.raises(ValueError, match="now.*vision weights"):
+        trainer.evaluate(image_pairs(2))
+
+
+def test_a_resumed_checkpoint_with_another_tower_is_refused(tmp_path):
+    settings = {"records": 2, "max_steps": 2, "kinds": ("one image",)}
+    models = [small_sft(tmp_path).model for _ in range(2)]
+    with torch.no_grad():
+        find_tower(models[1]).encoder.layer[0].mlp.fc1.weight.add_(0.1)
+    for model in models:
+        find_tower(model).requires_grad_(False)
+    small_sft(tmp_path, model=models[0], save_strategy="steps", save_steps=1, **settings).train()
+    own = {name: value for name, value in cached(tmp_path).items() if name != "frozen_tower"}
+    with pytest.raises(ValueError, match="now.*vision weights"):
+        small_sft(tmp_path, model=models[1], **settings, **own).train(str(tmp_path / "checkpoint-1"))
+
+
+def test_zero_3_is_refused(tmp_path):
+    trainer = small_run(tmp_path, frozen_tower=True)
+    assert use.why_not_cached(trainer.model, trainer.processing_class) is None
+    find_tower(trainer.model).encoder.layer[0].mlp.fc1.weight.ds_id = 1
+    assert "ZeRO-3" in use.why_not_cached(trainer.model, trainer.processing_class)
+
+
+def test_features_depend_on_kinds_of_layers_and_on_the_launchers_precision(tmp_path, monkeypatch):
+    usual = small_run(tmp_path, **cached(tmp_path))
+    model = small_run(tmp_path).model
+    find_tower(model).encoder.layer[0].mlp.activation_fn = torch.nn.ReLU()
+    assert small_run(tmp_path, **cached(tmp_path), model=model)._features.folder != usual._features.folder
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert small_run(tmp_path, **cached(tmp_path))._features.fingerprint.parts["compute dtype"] == "bfloat16"
+
+
 def test_a_reference_with_another_tower_is_refused_and_one_with_the_same_is_not(tmp_path):
     same = small_run(tmp_path).model
     small_run(tmp_path, **cached(tmp_path), ref_model=same)
@@ -257,22 +317,23 @@ def test_a_reference_with_another_tower_is_refused_and_one_with_the_same_is_not(
 
 
 def test_a_later_trainer_of_the_model_is_live_again(tmp_path, encoded):
-    trainer = small_run(tmp_path, **cached(tmp_path))
+    trainer = small_run(tmp_path, **cached(tmp_path), pairs=2)
     trainer.train()
     encoded.clear()
-    small_run(tmp_path, frozen_tower=True, model=trainer.model).train()
+    small_run(tmp_path, frozen_tower=True, pairs=2, model=trainer.model).train()
     assert encoded
     encoded.clear()
-    ends = [ended(small_run(tmp_path, **cached(tmp_path), model=copy.deepcopy(trainer.model)), tmp_path) for _ in range(2)]
+    models = [copy.deepcopy(trainer.model) for _ in range(2)]
+    ends = [ended(small_run(tmp_path, **cached(tmp_path), pairs=2, model=model), tmp_path) for model in models]
     assert not encoded and difference(*ends) == 0
 
 
 def test_cached_references_of_live_features_are_found(tmp_path, monkeypatch):
     references = {"reference": "cached", "reference_cache": str(tmp_path / "references")}
-    small_run(tmp_path, frozen_tower=True, **references)
-    small_run(tmp_path, **cached(tmp_path)).train()  # every image is known now, and none is decoded
+    small_run(tmp_path, frozen_tower=True, pairs=2, **references)
+    small_run(tmp_path, **cached(tmp_path), pairs=2).train()  # every image is known now, and none is decoded
     before = sorted(path.name for path in (tmp_path / "references").rglob("*.parquet"))
-    small_run(tmp_path, **cached(tmp_path), **references).train()
+    small_run(tmp_path, **cached(tmp_path), pairs=2, **references).train()
     assert sorted(path.name for path in (tmp_path / "references").rglob("*.parquet")) == before
 
 
@@ -311,7 +372,7 @@ def test_killed_while_writing_only_whole_files_remain(tmp_path, capsys):
     import signal
 
     cache = FeatureCache(tmp_path, HERE)
-    for least in range(3, 40, 6):
+    for least in range(3, 40, 12):
         process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(tmp_path,))
         process.start()
         while len(list(feature_files(cache.folder))) < least:
@@ -340,6 +401,59 @@ def test_the_least_recently_used_go_first(tmp_path, caplog):
     assert other.find(new) and [cache.find(key) is not None for key in keys] == [True, False, False, False, True, True]
     assert cache.read([held])[0, 0, 0] == 1  # opened before
     assert "3 images" in caplog.text
+
+
+def test_only_files_of_caches_are_removed(tmp_path):
+    others = [tmp_path / "models" / "7b" / "model.safetensors", tmp_path / "models" / "00" / f"{'0' * 32}.safetensors"]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"weights" * 100)
+    cache = FeatureCache(tmp_path, HERE, limit_bytes=1)
+    inside = cache.folder / "ab" / "notes.safetensors"
+    inside.parent.mkdir()
+    inside.write_bytes(b"mine")
+    assert cache.find(put(cache, 1)) is None  # beyond the limit
+    assert all(path.exists() for path in (*others, inside)) and "0 images" in cache.holds()
+
+
+def test_files_of_another_user_and_those_that_vanish_stop_nothing(tmp_path, monkeypatch):
+    import mpo.training.features.cache as cache_module
+
+    cache = FeatureCache(tmp_path, HERE, limit_bytes=1e3)
+    unlink = cache_module.Path.unlink
+
+    def denied(path, **kwargs):
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "denied")
+        unlink(path, **kwargs)
+
+    monkeypatch.setattr(cache_module.Path, "unlink", denied)
+    keys = [put(cache, number) for number in range(4)]
+    assert all(cache.find(key) for key in keys)
+    gone = [*feature_files(cache.folder), cache.folder / "ab" / f"{'0' * 32}.safetensors"]
+    monkeypatch.setattr(cache_module, "feature_files", lambda folder: gone)
+    assert "4 images" in cache.holds()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_home_is_found(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for place in ("/proc/features", tmp_path / "file", tmp_path / "file" / "features"):
+        with pytest.raises(ValueError, match="vision features"):
+            FeatureCache(place, HERE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert FeatureCache("~/features", HERE).folder.parent == tmp_path / "features"
+
+
+def test_bytes_of_any_type_come_before_a_path(tmp_path):
+    from mpo.encoding.features import Opening
+
+    for number in (1, 2):
+        make_image(number).save(tmp_path / f"{number}.png")
+    content, path = (tmp_path / "1.png").read_bytes(), str(tmp_path / "2.png")
+    for given in (content, bytearray(content), memoryview(content)):
+        opened = Opening(FeatureCache(tmp_path / "features", HERE), {}).open({"bytes": given, "path": path})
+        assert opened.tobytes() == make_image(1).tobytes()
+        assert opened.entry_key == FeatureCache.key(image_key(content), {})
 
 
 @pytest.mark.parametrize("place", [0, 5, 40, -1, "cut", "empty"])
@@ -372,7 +486,7 @@ def test_every_byte_of_a_file_is_guarded(tmp_path):
 
 
 def test_damage_stops_a_run_that_skips_bad_records(tmp_path):
-    settings = {**cached(tmp_path), "on_bad_record": "skip"}
+    settings = {**cached(tmp_path), "pairs": 2, "on_bad_record": "skip"}
     small_run(tmp_path, **settings).train()
     for path in feature_files(next((tmp_path / "features").iterdir())):
         path.write_bytes(path.read_bytes()[:-5])
@@ -394,7 +508,7 @@ def test_a_full_disk_stops_writing_not_training(tmp_path, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mpo.training.features.cache.write_file", full)
-    small_run(tmp_path, **cached(tmp_path)).train()
+    small_run(tmp_path, **cached(tmp_path), pairs=4).train()
     assert caplog.text.count("No space left") == 1
 
 

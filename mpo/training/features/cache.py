@@ -28,7 +28,17 @@ from torch import Tensor
 
 from mpo.encoding.keys import KEY_BYTES
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import FEATURES, FORMAT, DamagedShard, ForeignShard, open_folder, write_file, write_meta
+from mpo.training.store import (
+    FEATURES,
+    FORMAT,
+    META_FILE,
+    SHARD_NAME,
+    DamagedShard,
+    ForeignShard,
+    open_folder,
+    write_file,
+    write_meta,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -110,40 +120,44 @@ class FeatureCache:
         except OSError as error:
             self._is_full = True
             logger.warning(f"Vision features cannot be written to {self.folder} ({error.strerror}), so new images are not cached.")
+            return
         self._unseen += len(data)
         if self._unseen > SLACK * self.limit_bytes:
             self._remove_unused()
 
     def holds(self) -> str:
         """Describe what the cache holds."""
-        sizes = [[path.stat().st_size for path in feature_files(folder)] for folder in (self.folder, *self._others())]
+        sizes = [(size, path.parent.parent == self.folder) for _, size, path in self._states()]
+        own = [size for size, is_own in sizes if is_own]
         return (
-            f"{self.folder} holds vision features of {len(sizes[0]):,} images, {sum(sizes[0]) / 1e9:.2f} GB; with other settings "
-            f"{sum(map(sum, sizes)) / 1e9:.2f} of at most {self.limit_bytes / 1e9:g} GB"
+            f"{self.folder} holds vision features of {len(own):,} images, {sum(own) / 1e9:.2f} GB; with other settings "
+            f"{sum(size for size, _ in sizes) / 1e9:.2f} of at most {self.limit_bytes / 1e9:g} GB"
         )
 
-    def _others(self) -> Iterator[Path]:
-        return (folder for folder in self.folder.parent.iterdir() if folder != self.folder)
+    def _states(self) -> Iterator[tuple[int, int, Path]]:
+        """Time of the last use, size and path of the files of all fingerprints of the root folder, and of nothing else there."""
+        for meta in self.folder.parent.glob(f"*/{META_FILE}"):
+            for path in feature_files(meta.parent):
+                with suppress(FileNotFoundError):  # another process removes files too
+                    status = path.stat()
+                    yield status.st_mtime_ns, status.st_size, path
 
     def _remove_unused(self) -> None:
-        self._unseen, states = 0, []
-        for path in (path for folder in (self.folder, *self._others()) for path in feature_files(folder)):
-            with suppress(FileNotFoundError):  # another process removes files too
-                status = path.stat()
-                states.append((status.st_mtime_ns, status.st_size, path))
+        self._unseen, states = 0, sorted(self._states())
         excess, removed = sum(size for _, size, _ in states) - self.limit_bytes, 0
-        for _, size, path in sorted(states) if excess > 0 else ():
+        for _, size, path in states if excess > 0 else ():
             if excess <= -SLACK * self.limit_bytes:
                 break
-            path.unlink(missing_ok=True)
-            excess, removed = excess - size, removed + 1
+            with suppress(OSError):  # of another user
+                path.unlink(missing_ok=True)
+                excess, removed = excess - size, removed + 1
         if removed:
             logger.info(f"Vision features of {removed:,} images, not used for longest, were removed: {self.holds()}.")
 
 
 def feature_files(folder: Path) -> Iterable[Path]:
     """Return the files of features in a folder, in no order."""
-    return folder.glob("??/*.safetensors")
+    return (path for path in folder.glob("??/*.safetensors") if SHARD_NAME.fullmatch(path.name))
 
 
 def open_features(path: Path, fingerprint: Fingerprint) -> Found:

@@ -49,14 +49,18 @@ def vision_fingerprint(model: nn.Module, processing_class: Any, *, projected: bo
     config |= {name: getattr(base.config, name, None) for name in ("vision_feature_layer", "fuser_layers")}
     unread = {"text_config", "image_token_id", "model_type", "tie_word_embeddings"}
     settings = plain({name: value for name, value in config.items() if name not in unread}, "the model's config")
-    settings["modules"] = hash_settings(module_settings(modules))
+    named = {name.replace("_orig_mod.", ""): module for name, module in modules.named_modules() if not hasattr(module, "_orig_mod")}
+    kinds = {name: f"{type(module).__name__}({module.extra_repr()})" for name, module in named.items()}
+    settings["modules"] = hash_settings([module_settings(modules), kinds])
     software = {"Pillow": PIL.__version__, "torchvision": torchvision.__version__, "transformers": transformers.__version__}
     parts = {
         KIND: FEATURES,
         "vision weights": hash_weights(modules),
         "vision config": hash_settings(settings),
         "features": "after the projector" if projected else "before the projector",
-        "compute dtype": str(dtype).removeprefix("torch."),
+        # On a GPU float32 may be multiplied as TF32.
+        "compute dtype": str(dtype).removeprefix("torch.")
+        + (", tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else ""),
         "device": device,
         "image processor": processor_parts(processing_class)["image processor"],
         "software": hash_settings(software),
@@ -114,8 +118,8 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
             raise ValueError(f"vision_features='cached' is not possible here: {reason}. Use vision_features='live'.")
         refuse_augmented(self.train_dataset, AUGMENTED_FEATURES)
         self._projected = is_projector_frozen(models[0])
-        how = {"projected": self._projected, "dtype": compute_dtype(models[0], args), "device": args.device.type}
-        fingerprint, *rest = (vision_fingerprint(each, self.processing_class, **how) for each in models[: 1 + others])
+        self._how = {"projected": self._projected, "dtype": compute_dtype(models[0], args), "device": args.device.type}
+        fingerprint, *rest = (vision_fingerprint(each, self.processing_class, **self._how) for each in models[: 1 + others])
         if rest and (differences := fingerprint.differences(rest[0])):
             raise ValueError(
                 f"vision_features='cached' is not possible here: ref_model has other features (ref_model -> model): "
@@ -135,11 +139,31 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         self.data_collator = replace(self.data_collator, features=self._features)
 
     def _check_features(self) -> None:
-        """Refuse a tower that was unfrozen after the cache was opened."""
-        if self._features is not None:
-            reason = _why_changing(base_model(self.accelerator.unwrap_model(self.model)).base_model, projected=self._projected)
-            if reason is not None:
-                raise ValueError(f"vision_features='cached' holds features from before training, but {reason} now. Freeze it.")
+        """Refuse a tower that was unfrozen, and weights and settings that changed, after the cache was opened."""
+        if self._features is None:
+            return
+        model = base_model(self.accelerator.unwrap_model(self.model))
+        reason = _why_changing(model.base_model, projected=self._projected)
+        if reason is not None:
+            raise ValueError(f"vision_features='cached' holds features from before training, but {reason} now. Freeze it.")
+        if self._encoding is not model.base_model or self.is_deepspeed_enabled:
+            return  # sharded, or cast by DeepSpeed
+        now = vision_fingerprint(model, self.processing_class, **self._how)
+        if differences := now.differences(self._features.fingerprint):
+            raise ValueError(
+                "vision_features='cached' has features of the model and processor that the trainer was made with, and they differ "
+                f"now (then -> now): {'; '.join(differences)}. Make the trainer after that change, or use vision_features='live'."
+            )
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; see `mpo.training.evaluating`."""
+        if not self.is_in_train:
+            self._check_features()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+        self._check_features()
 
     def _completed(self, batch: Batch) -> Batch:
         """Return a batch with all its features as one tensor, on the device. Computes and adds what the cache lacks."""

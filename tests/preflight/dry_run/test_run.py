@@ -72,7 +72,10 @@ def test_a_record_of_many_tokens_is_no_longer_scored_as_template(page):
 
 
 def test_adapters(page):
-    text = page("peft=lora", "peft.r=2", "trainer.gradient_checkpointing=false")
+    """Six images of 17 tiles in all; 32 x 32 pixels are 4 tokens of the language model's 32 channels."""
+    cached = ("trainer.vision_features=cached", "trainer.num_train_epochs=2")
+    text = page("peft=lora", "peft.r=2", "trainer.gradient_checkpointing=false", *cached)
+    assert "17 distinct tiles of 4 x 32 numbers, after the projector" in text and "instead of 34 in 2 epochs" in text
     assert re.search(r"vision tower +[\d,]+ +0\n", text)
     assert re.search(r"reference model +0 +\S.* adapters", text)
 

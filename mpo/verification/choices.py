@@ -32,7 +32,7 @@ _SEVERAL = re.compile(
     rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:(?:\s*(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
     re.IGNORECASE,
 )
-_TOGETHER = re.compile(r"[A-H]{2,8}")
+_TOGETHER = re.compile(r"[A-J]{2,10}")
 NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n['’]t\b|不|没", re.IGNORECASE)
 _CONDITION = re.compile(r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s", re.IGNORECASE)
 _NOT = re.compile(

@@ -162,7 +162,7 @@ def detect_kind(ground_truth: str, choices: Sequence[str] | None = None) -> str:
 @lru_cache(maxsize=4096)
 def _detect(ground_truth: str) -> str:
     truth = undress(ground_truth)
-    if re.fullmatch(r"\(?[A-H]\)?", truth):
+    if re.fullmatch(r"\(?[A-J]\)?", truth):
         return "choice"
     if len(truth) < (12 if truth.isascii() else 4) and read_yes_no(truth) is not None and " " not in truth:
         return "yes_no"

@@ -53,26 +53,27 @@ STATEMENT = re.compile(
     rf"|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
     r"(?:is|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|could[ \t]be|may[ \t]be|might[ \t]be|=)(?=[\s:*\"“'(（$\\\[])"
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
-    r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-H]\b))"
+    r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-J]\b))"
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
-    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])"
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-JＡ-Ｊ])"
 )
 _A = re.compile(r"(?m)^[ \t*]{0,4}A(?:ns|nswer)?\.?[*]{0,2}[:：][*]{0,2}[ \t]*(?=\S)([^\n]{1,80})$")
 """The line of an answer in a text of questions (`Q:`) and answers; of a choice it would be the first one."""
 _IS_CORRECT = re.compile(
-    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
-    r"|choices?|answers?|选项)[ \t]?)?"
-    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’])(?:选?项)?[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
+    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|think|believe|所以|因此)[,，]?[ \t])"
+    r"[*_\"]{0,3}(?:the[ \t])?(?:(?:options?|choices?|answers?|选项)[ \t]?)?"
+    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
+    r"[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
     r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))"
     r"|(?:是|为)?正确)"
 )
 _IS_LETTER = re.compile(
-    r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
+    r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-JＡ-Ｊ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
 )
 OPTION = re.compile(
-    r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b"
-    r"|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))"
+    r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ja-j])\b"
+    r"|(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’]))"
 )
 _ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
 _OTHERS = re.compile(
@@ -88,7 +89,7 @@ _OF_OTHERS = re.compile(
 CORRECTED = re.compile(
     r"(?m)\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
     r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose))?"
-    r"[ \t]\(?([A-H])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
+    r"[ \t]\(?([A-J])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 BLOCK = re.compile(rf"(?:(?:(?m:^){MARKER}|{LETTERED})(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")

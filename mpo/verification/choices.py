@@ -153,7 +153,10 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     kept = {place for start, end, place in spans if (start, end) not in inner}
     if not kept and not negated and len(inside := _in_words(text, choices)) == 1:
         return Named(inside, "words")
-    if len(kept) > 1:
+    if len(kept) > 1:  # what follows is the reason
+        clause = re.split(r"[,;]\s(?:as|since|because|which|whereas)\b", text, maxsplit=1)[0]
+        if clause != text and (chosen := named_inside(clause, choices)).method == "text":
+            return chosen
         return Named(frozenset(kept), "it names several choices", both=True)
     return Named(frozenset(kept), "text" if kept else "it names no choice")
 

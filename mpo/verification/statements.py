@@ -43,14 +43,14 @@ _TAG = re.compile(
 )
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 LABEL = re.compile(
-    rf"(?im)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
+    rf"(?im)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t](?:letter|choice|option))?(?:[ \t]{{1,3}}(?:to"
     rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}(?:[:：]|[ \t][-–—](?=[ \t]))"
     r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
     r"|[【\[](?:答案|正确答案)[】\]]|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]"
 )
 STATEMENT = re.compile(
-    rf"(?i)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here"
-    rf"|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
+    rf"(?i)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t](?:letter|choice|option))?"
+    rf"(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
     r"(?:is|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|could[ \t]be|may[ \t]be|might[ \t]be|=)(?=[\s:*\"“'(（$\\\[])"
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
     r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-J]\b))"
@@ -72,7 +72,7 @@ _IS_LETTER = re.compile(
     r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-JＡ-Ｊ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
 )
 OPTION = re.compile(
-    r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ja-j])\b"
+    r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|letter|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ja-j])\b"
     r"|(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’]))"
 )
 _ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
@@ -208,6 +208,7 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
 
 def tidy(text: str) -> str:
     """A text without what is set around a letter."""
+    text = re.sub(r"\\(?:text|math)(?:bf|it|rm)\s?\{([^{}]*)\}", r"\1", text)
     text = text.strip().lstrip("*_ ").replace("**", "").replace("\\text", "").replace("\\mathrm", "").replace("~", " ")
     return re.sub(r"^\{([^{}]*)\}$", r"\1", text).strip(" \t")
 

@@ -220,6 +220,9 @@ def same_choice(text: str, choice: str) -> bool:
     """Whether a text is that of a choice: the same words, or the same number and unit."""
     if normalize(text) == normalize(choice) and choice.strip():
         return True
+    ratio = re.fullmatch(r"\s*(\d+)\s?:\s?(\d+)\s*", choice)
+    if ratio and re.search(r"/|frac", text):  # 5:12 as 5/12
+        choice = f"{ratio[1]}/{ratio[2]}"
     given, known = read_number(text), read_number(choice)
     if given is not None and known is not None:
         fraction = known.value.denominator != 1 and not known.digits

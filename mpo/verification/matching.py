@@ -193,7 +193,7 @@ def is_expression(text: str) -> bool:
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
     factorial = re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text))
-    names = r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
+    names = r"\\(?:d?frac|[dt]?binom|begin|overline|lfloor|lceil|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
     if factorial or re.search(rf"{names}|√|\bsqrt\s?\(|[π²³]|\w\^", text):
         return True
     words = re.findall(r"[^\W\d_]+", text)
@@ -246,6 +246,8 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if named_values(truth) or named_values(answer):
         return _list(answer, truth, rules)
+    if (shape := _detect(truth)) in {"list", "interval"}:  # a point, an interval, several values
+        return MATCHERS[shape](answer, truth, rules)
     given, known = read_number(answer), read_number(truth)
     if other_name(answer, truth):
         return False, "another name"

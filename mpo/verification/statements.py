@@ -92,6 +92,7 @@ CORRECTED = re.compile(
     r"[ \t]\(?([A-J])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
+_PROSE = re.compile(r"(?<![\\{A-Za-z])[A-Za-z]{3}|[<>≠≤≥±]|\\pm|\\(?:text|mathrm)\{[^{}]*[A-Za-z]{2} [A-Za-z]{2}")
 BLOCK = re.compile(rf"(?:(?:(?m:^){MARKER}|{LETTERED})(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
 _ITEMS = re.compile(rf"[ \t*_:：]*\n\s*({BLOCK.pattern})")
 _RANGE = re.compile(
@@ -158,6 +159,8 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
     sentence = _ENDS.split(text, maxsplit=1)[0].strip() if method in {"label", "statement"} else text
     if REFUSAL.search(sentence):
         return no_answer("refusal")
+    if kind == "math" and method == "boxed" and not _PROSE.search(text) and not EITHER.match(text):
+        return Extraction(undress(trimmed(text)), method)
     if kind in {"number", "chart", "math"} and (number := _number(sentence, kind)) is not None:
         return Extraction(number, method) if number else no_answer("hedge")
     if kind in {"number", "yes_no", "box"}:

@@ -169,7 +169,7 @@ def _places(text: str, words: str) -> list[int]:
         open_before = not (before.isalnum() and before.isascii() and words[0].isalnum())
         number = words[0].isdigit() and (before in {"-", ".", ","} or before.isdigit())
         further = bool(re.match(r"[.,:/]\d", after)) and words[-1].isdigit()
-        if before in {"-", "+", "*", "/", "^"} and re.search(r"[-+*/^]", words):
+        if before in {"-", "+", "*", "/", "^"} and (text[start - 2 : start - 1].isdigit() or re.search(r"[-+*/^]", words)):
             number = True
         if open_before and not number and not further and not (after[:1].isalnum() and after[:1].isascii() and words[-1].isalnum()):
             places.append(start)

@@ -193,8 +193,9 @@ def is_expression(text: str) -> bool:
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
     factorial = re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text))
-    names = r"\\(?:d?frac|[dt]?binom|begin|overline|lfloor|lceil|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
-    if factorial or re.search(rf"{names}|√|\bsqrt\s?\(|[π²³]|\w\^", text):
+    names = r"\\(?:begin|[dt]?binom|overline|lfloor|lceil|d?frac|sqrt"
+    names += r"|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
+    if factorial or re.search(rf"{names}|√|\bsqrt\s?\(|[π²³]|\w\^|\d\(\d", text):
         return True
     words = re.findall(r"[^\W\d_]+", text)
     operators = re.search(r"[\w)]\s?[+\-*/=<>≤≥]\s?[\w(]", text)

@@ -92,6 +92,7 @@ CORRECTED = re.compile(
     r"[ \t]\(?([A-J])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
+_OPENING_MATH = re.compile(r"\$([^$]{1,400})\$(?=[.,;]?(?:\s+[A-Z]|\s*$))")
 _PROSE = re.compile(r"(?<![\\{A-Za-z])[A-Za-z]{3}|[<>≠≤≥±]|\\pm|\\(?:text|mathrm)\{[^{}]*[A-Za-z]{2} [A-Za-z]{2}")
 BLOCK = re.compile(rf"(?:(?:(?m:^){MARKER}|{LETTERED})(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
 _ITEMS = re.compile(rf"[ \t*_:：]*\n\s*({BLOCK.pattern})")
@@ -107,7 +108,7 @@ def no_answer(reason: str) -> Extraction:
 
 def named_choice(letter: str | None, choices: Sequence[str] | None, method: str) -> Extraction | None:
     """The choice of a letter; None where there is none of that letter."""
-    indices = read_choice(letter, choices).indices if letter else None
+    indices = read_choice(f"({letter})", choices).indices if letter else None
     return Extraction(letters_of(indices), method) if indices else None
 
 
@@ -159,8 +160,10 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
     sentence = _ENDS.split(text, maxsplit=1)[0].strip() if method in {"label", "statement"} else text
     if REFUSAL.search(sentence):
         return no_answer("refusal")
-    if kind == "math" and method == "boxed" and not _PROSE.search(text) and not EITHER.match(text):
-        return Extraction(undress(trimmed(text)), method)
+    opening = _OPENING_MATH.match(text)
+    whole = opening[1] if opening else text
+    if kind == "math" and (opening or method == "boxed") and not _PROSE.search(whole) and not EITHER.match(whole):
+        return Extraction(undress(trimmed(whole)), method)
     if kind in {"number", "chart", "math"} and (number := _number(sentence, kind)) is not None:
         return Extraction(number, method) if number else no_answer("hedge")
     if kind in {"number", "yes_no", "box"}:
@@ -184,6 +187,8 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
         return no_answer("refusal")
     if re.search(r"\(\s?or\b", text[:20]):
         return no_answer("hedge")
+    if read_choice(tidy(_ENDS.split(text, maxsplit=1)[0]), choices).method == "letters" and choices:
+        return no_answer("it names several choices")
     reason = re.split(r"\b(?:because|since|as|rather than|instead of)\b|\s\(|而不是|[,，]\s?(?:not\b|不是)", text, maxsplit=1)[0]
     if (named := read_choice(tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
         return Extraction(letters_of(named.indices), method)
@@ -211,7 +216,7 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
 
 def tidy(text: str) -> str:
     """A text without what is set around a letter."""
-    text = re.sub(r"\\(?:text|math)(?:bf|it|rm)\s?\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\(?:text(?:bf|it|rm)?|math(?:bf|it|rm))\s?\{([^{}]*)\}", r"\1", text)
     text = text.strip().lstrip("*_ ").replace("**", "").replace("\\text", "").replace("\\mathrm", "").replace("~", " ")
     return re.sub(r"^\{([^{}]*)\}$", r"\1", text).strip(" \t")
 

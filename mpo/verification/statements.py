@@ -108,7 +108,7 @@ def no_answer(reason: str) -> Extraction:
 
 def named_choice(letter: str | None, choices: Sequence[str] | None, method: str) -> Extraction | None:
     """The choice of a letter; None where there is none of that letter."""
-    indices = read_choice(f"({letter})", choices).indices if letter else None
+    indices = read_choice(letter, choices).indices if letter else None
     return Extraction(letters_of(indices), method) if indices else None
 
 

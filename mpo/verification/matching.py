@@ -248,7 +248,7 @@ def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if named_values(truth) or named_values(answer):
         return _list(answer, truth, rules)
     if (shape := _detect(truth)) in {"list", "interval"}:  # a point, an interval, several values
-        return MATCHERS[shape](answer, truth, rules)
+        return (_list if shape == "list" else _interval)(answer, truth, rules)
     given, known = read_number(answer), read_number(truth)
     if other_name(answer, truth):
         return False, "another name"
@@ -290,6 +290,10 @@ def _list(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     return same_list(answer, truth, lambda given, known: _item(given, known, rules))
 
 
+def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    return same_intervals(answer, truth, lambda given, known: _item(given, known, rules))
+
+
 def _item(answer: str, truth: str, rules: Rules) -> bool:
     if answer == truth:
         return True
@@ -309,7 +313,7 @@ MATCHERS: dict[str, Matcher] = {
     "document": _document,
     "chart": _chart,
     "list": _list,
-    "interval": lambda answer, truth, rules: same_intervals(answer, truth, lambda given, known: _item(given, known, rules)),
+    "interval": _interval,
     "yes_no": _yes_no,
     "box": lambda answer, truth, rules: same_boxes(answer, truth, 0.5 if rules.tolerance is None else 1 - rules.tolerance),
 }

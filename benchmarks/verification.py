@@ -6,7 +6,7 @@ r"""Measure `mpo.verification` on real responses with published verdicts, beside
 
 FOLDER has files `*.jsonl.gz` whose lines are `{"id", "question", "choices", "unit", "ground_truth", "answer_type", "response",
 "is_right"}`. Ids are halved by a hash: the rules were decided on the first half, the second half measures them.
-With `--unseen` FOLDER has files as published: MathVista's `output_*.json`, GSM8K's `example_model_solutions.jsonl`.
+With `--unseen` FOLDER has files as published, named as verification_unseen.md says.
 `verification_labels.jsonl` has the verdicts corrected by hand on reading every disagreement: ids and labels, no responses.
 Where both a published and another verdict can be defended (arguable), the published one stays.
 
@@ -52,7 +52,7 @@ HOSTILE += ["\\sum_{n=1}^{99999999} \\frac{1}{n}", "\\int e^{x^2} \\sin(x^3) dx"
 
 def question_of(line: dict[str, Any]) -> Question:
     """The question of a line."""
-    kind = "choice" if line["choices"] else "list" if line["answer_type"] == "list" else "number"
+    kind = line.get("kind") or ("choice" if line["choices"] else "list" if line["answer_type"] == "list" else "number")
     asked = [{"role": "user", "content": line["question"]}]
     return Question(
         asked, ground_truths=[line["ground_truth"]], kind=kind, choices=line["choices"], unit=line["unit"], id=line["id"]
@@ -60,21 +60,51 @@ def question_of(line: dict[str, Any]) -> Question:
 
 
 def published(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a file in its authors' form, each with the name of the responses: of MathVista, or of GSM8K's four systems."""
+    """The lines of a file in its authors' form, each with the name of the responses: see verification_unseen.md."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        for pid, record in json.loads(text).items():
+    records = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    empty = {"choices": None, "unit": None, "answer_type": "text"}
+    if path.name.startswith("output_"):  # MathVista
+        for pid, record in records.items():
             if all(key in record for key in ("response", "extraction", "true_false")):
                 kept = {key: record[key] for key in ("question", "choices", "unit", "answer_type")}
                 kept |= {"id": pid, "ground_truth": record["answer"], "response": record["response"] or ""}
                 yield path.stem.replace("output_", "mathvista_"), kept | {"is_right": bool(record["true_false"])}
-        return
-    for number, record in enumerate(map(json.loads, text.splitlines())):
-        truth = record["ground_truth"].rpartition("A:")[2].strip()
-        kept = {"question": record["question"], "choices": None, "unit": None, "answer_type": "integer", "ground_truth": truth}
-        for system in (name for name in record if isinstance(record[name], dict)):
-            said = {"id": f"{number}", "response": record[system]["solution"], "is_right": record[system]["is_correct"]}
-            yield f"gsm8k_{system}", kept | said
+    elif path.name.startswith("model_outputs_"):  # MMLU-Pro
+        for record in (record for record in records if drawn(record["question_id"], 24)):
+            kept = {"id": str(record["question_id"]), "question": record["question"], "choices": record["options"]}
+            kept |= {"ground_truth": record["options"][record["answer_index"]], "is_right": record["pred"] == record["answer"]}
+            said = record.get("model_outputs") or record.get("generated_text") or ""
+            yield path.stem.replace("model_outputs_", "mmlu-pro_").removesuffix("_5shots"), empty | kept | {"response": said}
+    elif path.name.startswith("rho-"):  # MATH and GSM8K
+        for record in records:
+            kept = {"id": str(record["idx"]), "question": record["question"], "ground_truth": record["gt"], "kind": "math"}
+            yield f"rho_{path.stem}", empty | kept | {"response": record["code"][0], "is_right": record["score"][0]}
+    elif path.name.startswith("mathvision_"):  # its questions stand in a file beside it
+        asked = {line["id"]: line for line in map(json.loads, path.with_name("test.jsonl").read_text().splitlines())}
+        for record in (record for record in records if drawn(record["id"], 4)):
+            question = asked[record["id"]]
+            truth, options = question["answer"], question["options"] or None
+            kept = {
+                "id": record["id"],
+                "question": question["question"],
+                "choices": options,
+                "kind": "choice" if options else "math",
+            }
+            kept |= {"ground_truth": options["ABCDE".index(truth)] if options else truth, "is_right": record["correct"]}
+            yield path.stem, empty | kept | {"response": record["response"] or ""}
+    elif path.name != "test.jsonl":  # GSM8K's four systems
+        for number, record in enumerate(records):
+            kept = {"id": f"{number}", "question": record["question"], "answer_type": "integer"}
+            kept |= {"ground_truth": record["ground_truth"].rpartition("A:")[2].strip()}
+            for system in (name for name in record if isinstance(record[name], dict)):
+                said = {"response": record[system]["solution"], "is_right": record[system]["is_correct"]}
+                yield f"gsm8k_{system}", empty | kept | said
+
+
+def drawn(identifier: object, parts: int) -> bool:
+    """Whether a question is in a sample of one in so many."""
+    return int.from_bytes(hashlib.sha256(str(identifier).encode()).digest()[:4]) % parts == 0
 
 
 def half(identifier: str) -> str:
@@ -128,8 +158,8 @@ def official_rules(line: dict[str, Any]) -> bool:
     truth = line["ground_truth"]
     if answer.lower() == truth.lower() or normalize(answer) == normalize(truth):
         return True
-    if line["choices"] and (letter := re.match(r"[\s(*]*([A-H])(?:[).:\s*]|$)", answer)):
-        if "ABCDEFGH".index(letter[1]) == line["choices"].index(truth):
+    if line["choices"] and (letter := re.match(r"[\s(*]*([A-J])(?:[).:\s*]|$)", answer)):
+        if "ABCDEFGHIJ".index(letter[1]) == line["choices"].index(truth):
             return True
     return math_verify_says(answer, truth)
 

@@ -32,7 +32,7 @@ _SEVERAL = re.compile(
     rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:(?:\s*(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
     re.IGNORECASE,
 )
-_TOGETHER = re.compile(r"[A-H]{2,8}")
+_TOGETHER = re.compile(r"[A-J]{2,10}")
 NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n['’]t\b|不|没", re.IGNORECASE)
 _CONDITION = re.compile(r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s", re.IGNORECASE)
 _NOT = re.compile(
@@ -153,7 +153,10 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     kept = {place for start, end, place in spans if (start, end) not in inner}
     if not kept and not negated and len(inside := _in_words(text, choices)) == 1:
         return Named(inside, "words")
-    if len(kept) > 1:
+    if len(kept) > 1:  # what follows is the reason
+        clause = re.split(r"[,;]\s(?:as|since|because|which|whereas)\b", text, maxsplit=1)[0]
+        if clause != text and (chosen := named_inside(clause, choices)).method == "text":
+            return chosen
         return Named(frozenset(kept), "it names several choices", both=True)
     return Named(frozenset(kept), "text" if kept else "it names no choice")
 
@@ -166,7 +169,7 @@ def _places(text: str, words: str) -> list[int]:
         open_before = not (before.isalnum() and before.isascii() and words[0].isalnum())
         number = words[0].isdigit() and (before in {"-", ".", ","} or before.isdigit())
         further = bool(re.match(r"[.,:/]\d", after)) and words[-1].isdigit()
-        if before in {"-", "+", "*", "/", "^"} and re.search(r"[-+*/^]", words):
+        if before in {"-", "+", "*", "/", "^"} and (text[start - 2 : start - 1].isdigit() or re.search(r"[-+*/^]", words)):
             number = True
         if open_before and not number and not further and not (after[:1].isalnum() and after[:1].isascii() and words[-1].isalnum()):
             places.append(start)
@@ -217,6 +220,9 @@ def same_choice(text: str, choice: str) -> bool:
     """Whether a text is that of a choice: the same words, or the same number and unit."""
     if normalize(text) == normalize(choice) and choice.strip():
         return True
+    ratio = re.fullmatch(r"\s*(\d+)\s?:\s?(\d+)\s*", choice)
+    if ratio and re.search(r"/|frac", text):  # 5:12 as 5/12
+        choice = f"{ratio[1]}/{ratio[2]}"
     given, known = read_number(text), read_number(choice)
     if given is not None and known is not None:
         fraction = known.value.denominator != 1 and not known.digits

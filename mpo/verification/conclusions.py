@@ -30,7 +30,7 @@ from mpo.verification.texts import read_yes_no
 _DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
 _UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
-    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-HＡ-Ｈ])[*\"')）]{0,3}[.!。]?$"
+    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-JＡ-Ｊ])[*\"')）]{0,3}[.!。]?$"
 )
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
 _NOT_AMONG = re.compile(
@@ -175,9 +175,9 @@ def _result(sentence: str) -> Fraction | None:
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
-    if re.search(r"(?<!\w)\(?[A-H]\)?\s(?:or|and)\s(?:option\s)?\(?[A-H]\)?(?!\w)", kept[-1]):
+    if re.search(r"(?<!\w)\(?[A-J]\)?\s(?:or|and)\s(?:option\s)?\(?[A-J]\)?(?!\w)", kept[-1]):
         return no_answer("it names several choices")
-    listed = len(set(re.findall(r"(?m)^\W{0,4}([A-H])[).:、]", whole))) > 1  # it repeats the choices
+    listed = len(set(re.findall(r"(?m)^\W{0,4}([A-J])[).:、]", whole))) > 1  # it repeats the choices
     named = read_choice(tidy(whole if len(kept) == 1 else first), choices)
     if (named.both or (choices and len(named.indices) > 1)) and len(kept) == 1:
         return no_answer(named.method)

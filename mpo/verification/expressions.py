@@ -142,7 +142,8 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
         scaled = True
     else:
         # A name on the left may be dropped where the other has the same or none.
-        if any(len(side) > 1 and not _NAME.fullmatch(side[0]) for side in sides) and len(sides[0]) != len(sides[1]):
+        named = [len(side) == 1 or bool(_NAME.fullmatch(side[0])) or not _LETTER.search(side[0]) for side in sides]
+        if not all(named) and len(sides[0]) != len(sides[1]):
             return False, None, None, "only one is an equation"
         given, known, scaled = sides[0][-1], sides[1][-1], False
         if _squeezed(given) == _squeezed(known):
@@ -172,6 +173,7 @@ _NAME = re.compile(
     r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
     r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
 )
+_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")  # without one it is arithmetic: 2^3 = 8
 _SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
 _EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)")
 

@@ -32,10 +32,10 @@ HEAD, TAIL = 20_000, 40_000
 _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?think[▷⟩]", re.IGNORECASE)
 _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q)[ \t]?\d{0,3}[*]{0,2}[:：]")
 """Where a response asks the next question by itself."""
-_HEAD = re.compile(r"[*_\s(]{0,6}([A-HＡ-Ｈ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
+_HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
-    r"(?im)(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H])(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
+    r"(?im)(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H]|[IJ](?! [a-z]))(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
     r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确)(?![A-Za-z])"
 )
 
@@ -84,7 +84,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     if choices and len(refusals) == 1 and (found.answer is None or found.method in {"conclusion", "opening", "only"}):
         if REFUSAL.search(sentences_of(text)[-1]):
             return Extraction(chr(65 + choices.index(refusals[0])), "conclusion")
-    if choices and found.answer is not None and any(re.fullmatch(r"\W?[A-H]\W?", choice.strip()) for choice in choices):
+    if choices and found.answer is not None and any(re.fullmatch(r"\W?[A-J]\W?", choice.strip()) for choice in choices):
         return replace(found, answer=choices[ord(found.answer[0]) - 65])  # a letter would be taken for the text of another
     return found
 
@@ -95,7 +95,7 @@ def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
         method in {"tag", "boxed"} or (method != "letter" and re.search("nswer|答案", text[start : start + 40]))
         for start, _, method in statements(text, "choice")
     )
-    if (head := _HEAD.match(text)) and not later and not re.match(r"\W*([A-H])[.:、)]", text[head.end() :]):
+    if (head := _HEAD.match(text)) and not later and not re.match(r"\W*([A-J])[.:、)]", text[head.end() :]):
         return Extraction(head[1], "letter") if read_choice(tidy(head[0].strip()), choices).method == "letter" else None
     said = {found[1].upper(): found[2].lower() for found in _JUDGED.finditer(text)}
     right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确"}]

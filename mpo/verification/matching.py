@@ -162,7 +162,7 @@ def detect_kind(ground_truth: str, choices: Sequence[str] | None = None) -> str:
 @lru_cache(maxsize=4096)
 def _detect(ground_truth: str) -> str:
     truth = undress(ground_truth)
-    if re.fullmatch(r"\(?[A-H]\)?", truth):
+    if re.fullmatch(r"\(?[A-J]\)?", truth):
         return "choice"
     if len(truth) < (12 if truth.isascii() else 4) and read_yes_no(truth) is not None and " " not in truth:
         return "yes_no"
@@ -193,8 +193,9 @@ def is_expression(text: str) -> bool:
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
     factorial = re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text))
-    names = r"\\(?:d?frac|sqrt|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
-    if factorial or re.search(rf"{names}|√|\bsqrt\s?\(|[π²³]|\w\^", text):
+    names = r"\\(?:begin|[dt]?binom|overline|lfloor|lceil|d?frac|sqrt"
+    names += r"|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
+    if factorial or re.search(rf"{names}|√|\bsqrt\s?\(|[π²³]|\w\^|\d\(\d", text):
         return True
     words = re.findall(r"[^\W\d_]+", text)
     operators = re.search(r"[\w)]\s?[+\-*/=<>≤≥]\s?[\w(]", text)
@@ -246,6 +247,8 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if named_values(truth) or named_values(answer):
         return _list(answer, truth, rules)
+    if (shape := _detect(truth)) in {"list", "interval"}:  # a point, an interval, several values
+        return (_list if shape == "list" else _interval)(answer, truth, rules)
     given, known = read_number(answer), read_number(truth)
     if other_name(answer, truth):
         return False, "another name"
@@ -287,6 +290,10 @@ def _list(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     return same_list(answer, truth, lambda given, known: _item(given, known, rules))
 
 
+def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    return same_intervals(answer, truth, lambda given, known: _item(given, known, rules))
+
+
 def _item(answer: str, truth: str, rules: Rules) -> bool:
     if answer == truth:
         return True
@@ -306,7 +313,7 @@ MATCHERS: dict[str, Matcher] = {
     "document": _document,
     "chart": _chart,
     "list": _list,
-    "interval": lambda answer, truth, rules: same_intervals(answer, truth, lambda given, known: _item(given, known, rules)),
+    "interval": _interval,
     "yes_no": _yes_no,
     "box": lambda answer, truth, rules: same_boxes(answer, truth, 0.5 if rules.tolerance is None else 1 - rules.tolerance),
 }

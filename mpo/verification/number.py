@@ -378,7 +378,7 @@ def _chinese(text: str) -> Number | None:
 _OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
 _ATOM = (
     r"(?>\d+(?:[.,]\d+)*|(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|log|ln|exp|sqrt)(?![A-Za-z])(?:_\{?\w\}?)?\s?"
-    r"|\\(?:[dt]?frac|sqrt|pi|theta|alpha|circ)(?![A-Za-z])(?:\[\d\])?(?:\s?\{(?:[^{}\n]|\{[^{}\n]{0,40}\}){0,60}\}){0,2}"
+    r"|\\(?:[dt]?frac|[dt]?binom|overline|sqrt|pi|theta|alpha|circ)(?![A-Za-z])(?:\[\d\])?(?:\s?\{(?:[^{}\n]|\{[^{}\n]{0,40}\}){0,60}\}){0,2}"
     r"|√|π|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\((?=[^()]*[\d\\√π+*/])[-+*/^√π\\{}\d.a-z× ]{1,40}\)|[²³°]"
     r"|!(?=\s?[-+*/=(!])|\{[^{}\n]{1,40}\})"
 )
@@ -410,6 +410,10 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
     return sorted(numbers)
 
 
+_ZERO = Fraction(0)
+_AS_WRITTEN = [(Fraction(1), _ZERO)]
+
+
 def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:
     """Whether two numbers are the same, and why or why not.
 
@@ -424,28 +428,29 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
     if known == DECADE and given == "s" and answer.value == truth.value % 100:  # 90s
         return True, "equal"
     tolerance = None if known == DECADE else tolerance
-    zero = Fraction(0)
-    ways = [(Fraction(1), zero)]
+    ways = _AS_WRITTEN
     if scales := temperatures(given, known):
         ways = scales
     elif given and known:
         factor = conversion(given, known)
         if factor is None:
             return False, f"the units {given} and {known} differ"
-        ways = [(factor, zero)]
+        ways = [(factor, _ZERO)]
     elif size := PURE.get(given):
-        ways = [(size, zero)] if given != "K|k" else [*ways, (size, zero)]
+        ways = [*_AS_WRITTEN[: given == "K|k"], (size, _ZERO)]
     elif size := PURE.get(known):
-        ways.append((1 / size, zero))
+        ways = [*_AS_WRITTEN, (1 / size, _ZERO)]
     for factor, offset in ways:
-        value, step = answer.value * factor + offset, answer.step * factor
+        value, step = answer.value, answer.step
+        if factor != 1 or offset:
+            value, step = value * factor + offset, step * factor
         difference = abs(value - truth.value)
         if tolerance is not None:
             if difference <= Fraction(str(tolerance)) * abs(truth.value):
                 return True, f"equal within {tolerance:.4g} of the ground truth"
         elif not difference:
             return True, "equal"
-        elif difference <= truth.step / 2:
+        elif truth.step and difference <= truth.step / 2:
             return True, "rounds to the ground truth"
         elif truth.value.denominator != 1 and not truth.digits and answer.digits >= 3 and difference <= step / 2:
             return True, "the ground truth rounded"

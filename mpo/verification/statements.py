@@ -43,36 +43,37 @@ _TAG = re.compile(
 )
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 LABEL = re.compile(
-    rf"(?im)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t]{{1,3}}(?:to"
+    rf"(?im)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t](?:letter|choice|option))?(?:[ \t]{{1,3}}(?:to"
     rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}(?:[:：]|[ \t][-–—](?=[ \t]))"
     r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
     r"|[【\[](?:答案|正确答案)[】\]]|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]"
 )
 STATEMENT = re.compile(
-    rf"(?i)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here"
-    rf"|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
+    rf"(?i)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t](?:letter|choice|option))?"
+    rf"(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
     r"(?:is|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|could[ \t]be|may[ \t]be|might[ \t]be|=)(?=[\s:*\"“'(（$\\\[])"
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
-    r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-H]\b))"
+    r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-J]\b))"
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
-    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-HＡ-Ｈ])"
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-JＡ-Ｊ])"
 )
 _A = re.compile(r"(?m)^[ \t*]{0,4}A(?:ns|nswer)?\.?[*]{0,2}[:：][*]{0,2}[ \t]*(?=\S)([^\n]{1,80})$")
 """The line of an answer in a text of questions (`Q:`) and answers; of a choice it would be the first one."""
 _IS_CORRECT = re.compile(
-    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|所以|因此)[,，]?[ \t])[*_\"]{0,3}(?:the[ \t])?(?:(?:options?"
-    r"|choices?|answers?|选项)[ \t]?)?"
-    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’])(?:选?项)?[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
+    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|think|believe|所以|因此)[,，]?[ \t])"
+    r"[*_\"]{0,3}(?:the[ \t])?(?:(?:options?|choices?|answers?|选项)[ \t]?)?"
+    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
+    r"[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
     r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))"
     r"|(?:是|为)?正确)"
 )
 _IS_LETTER = re.compile(
-    r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-HＡ-Ｈ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
+    r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-JＡ-Ｊ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
 )
 OPTION = re.compile(
-    r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ha-h])\b"
-    r"|(?-i:([A-HＡ-Ｈ]))(?![A-Za-z'’]))"
+    r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|letter|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ja-j])\b"
+    r"|(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’]))"
 )
 _ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
 _OTHERS = re.compile(
@@ -88,9 +89,11 @@ _OF_OTHERS = re.compile(
 CORRECTED = re.compile(
     r"(?m)\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
     r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose))?"
-    r"[ \t]\(?([A-H])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
+    r"[ \t]\(?([A-J])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
+_OPENING_MATH = re.compile(r"\$([^$]{1,400})\$(?=[.,;]?(?:\s+[A-Z]|\s*$))")
+_PROSE = re.compile(r"(?<![\\{A-Za-z])[A-Za-z]{3}|[<>≠≤≥±]|\\pm|\\(?:text|mathrm)\{[^{}]*[A-Za-z]{2} [A-Za-z]{2}")
 BLOCK = re.compile(rf"(?:(?:(?m:^){MARKER}|{LETTERED})(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
 _ITEMS = re.compile(rf"[ \t*_:：]*\n\s*({BLOCK.pattern})")
 _RANGE = re.compile(
@@ -157,6 +160,10 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
     sentence = _ENDS.split(text, maxsplit=1)[0].strip() if method in {"label", "statement"} else text
     if REFUSAL.search(sentence):
         return no_answer("refusal")
+    opening = _OPENING_MATH.match(text)
+    whole = opening[1] if opening else text
+    if kind == "math" and (opening or method == "boxed") and not _PROSE.search(whole) and not EITHER.match(whole):
+        return Extraction(undress(trimmed(whole)), method)
     if kind in {"number", "chart", "math"} and (number := _number(sentence, kind)) is not None:
         return Extraction(number, method) if number else no_answer("hedge")
     if kind in {"number", "yes_no", "box"}:
@@ -180,6 +187,8 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
         return no_answer("refusal")
     if re.search(r"\(\s?or\b", text[:20]):
         return no_answer("hedge")
+    if read_choice(tidy(_ENDS.split(text, maxsplit=1)[0]), choices).method == "letters" and choices:
+        return no_answer("it names several choices")
     reason = re.split(r"\b(?:because|since|as|rather than|instead of)\b|\s\(|而不是|[,，]\s?(?:not\b|不是)", text, maxsplit=1)[0]
     if (named := read_choice(tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
         return Extraction(letters_of(named.indices), method)
@@ -207,6 +216,7 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
 
 def tidy(text: str) -> str:
     """A text without what is set around a letter."""
+    text = re.sub(r"\\(?:text(?:bf|it|rm)?|math(?:bf|it|rm))\s?\{([^{}]*)\}", r"\1", text)
     text = text.strip().lstrip("*_ ").replace("**", "").replace("\\text", "").replace("\\mathrm", "").replace("~", " ")
     return re.sub(r"^\{([^{}]*)\}$", r"\1", text).strip(" \t")
 

@@ -145,7 +145,9 @@ def _slip(one: str, other: str) -> bool:
         for at in inner
     )
     exchanged = len(long) > 8 and any(long[:at] + long[at + 1] + long[at] + long[at + 2 :] == short for at in inner)
-    doubled = len(long) > 6 or len(short) == len(long)  # later, latter
+    # Later is not latter, hoping not hopping, a desert no dessert.
+    another = re.search(r"[aeiou](?:([^aeiou])\1(?:ed|ings?|ers?|y)$)|^dessert", long)
+    doubled = len(short) == len(long) or (len(long) > 6 and not another)
     return (doubled and alike[0] == alike[1] != "") or left_out or exchanged
 
 

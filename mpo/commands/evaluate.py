@@ -60,9 +60,12 @@ def run(args: argparse.Namespace) -> Report:
     if args.harness:
         return _harness(args)
     _refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
+    from transformers.utils.hub import cached_file
+
     from mpo.evaluation.page import table_of
     from mpo.evaluation.run import evaluate
     from mpo.generation.open import is_adapter
+    from mpo.models.loading import opening
 
     benchmarks, models, named = {}, {}, []
     for text in args.what:
@@ -82,11 +85,15 @@ def run(args: argparse.Namespace) -> Report:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
         raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.")
     if (args.n or 1) == 1:
-        _refuse(args, ("temperature", "top_p", "seed"), "is for samples, of which --n says how many, and the one response is greedy")
+        _refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
     if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):
         _refuse(args, ["reference"], "is for --scorer=reward")
     if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
         _refuse(args, ("device", "dtype"), "is for models in this process, and all are at servers")
+    for model in filter(None, [*named[1:], args.reference]):  # the first is opened at once
+        if not re.match("https?://", model, re.IGNORECASE) and not is_adapter(model):
+            with opening(model):
+                cached_file(model, "config.json")
     opened = lru_cache(partial(_open, args=args, tiles=None))
     reference = partial(opened, args.reference or named[0])
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}

@@ -276,7 +276,8 @@ def checked_questions(name: str, questions: Iterable[Question]) -> list[dict[str
         )
     bad = [(record["id"], reason) for record in records if (reason := unanswerable(question_of(record)))]
     if bad:
-        raise ValueError(f"{len(bad)} of {len(records)} questions of {name} cannot be judged; the first is {bad[0][0]!r}: {bad[0][1]}")
+        (first, reason), *_ = bad
+        raise ValueError(f"{len(bad)} of {len(records)} questions of {name} cannot be judged; the first is {first!r}: {reason}")
     return records
 
 

@@ -97,7 +97,7 @@ class Output:
         before = read_json_object(self.folder / META) if (self.folder / META).is_file() else {}
         meta = {part: entry for name, file in sorted(self._files.items()) for part, entry in self._write(name, file)}
         for form in (LINES, "trl", "swift"):  # nothing stays of pairs that are no more
-            for part in before if form not in (LINES, *self.formats) else before.keys() - meta.keys():
+            for part in {*before} if form not in (LINES, *self.formats) else {*before} - {*meta}:
                 (self.folder / form / f"{part}.jsonl").unlink(missing_ok=True)
         with atomic_write(self.folder / DROPPED) as written:
             written.writelines(map(json_line, self._dropped))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -59,11 +59,13 @@ OF_HARNESS = ("what", "output", "limit", "device", "workers", "harness", "tasks"
 def run(args: argparse.Namespace) -> Report:
     if args.harness:
         return _harness(args)
-    if unused := [name for name in OF_HARNESS[-3:] if getattr(args, name)]:
-        raise ValueError(f"--{unused[0].replace('_', '-')} needs --harness lmms-eval. Add it, or leave it out.")
+    _refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
+    from transformers.utils.hub import cached_file
+
     from mpo.evaluation.page import table_of
     from mpo.evaluation.run import evaluate
     from mpo.generation.open import is_adapter
+    from mpo.models.loading import opening
 
     benchmarks, models, named = {}, {}, []
     for text in args.what:
@@ -82,6 +84,16 @@ def run(args: argparse.Namespace) -> Report:
     if not models or not benchmarks:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
         raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.")
+    if (args.n or 1) == 1:
+        _refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
+    if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):
+        _refuse(args, ["reference"], "is for --scorer=reward")
+    if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
+        _refuse(args, ("device", "dtype"), "is for models in this process, and all are at servers")
+    for model in filter(None, [*named[1:], args.reference]):  # the first is opened at once
+        if not re.match("https?://", model, re.IGNORECASE) and not is_adapter(model):
+            with opening(model):
+                cached_file(model, "config.json")
     opened = lru_cache(partial(_open, args=args, tiles=None))
     reference = partial(opened, args.reference or named[0])
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
@@ -110,11 +122,7 @@ def _harness(args: argparse.Namespace) -> Report:
     from mpo.evaluation.page import table_of
     from mpo.generation.open import is_adapter
 
-    parser = argparse.ArgumentParser()
-    configure(parser)
-    for name, value in vars(args).items():
-        if name not in (*OF_HARNESS, "json", "run") and value != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')} is not for --harness: its tasks say how they ask. Leave it out.")
+    _refuse(args, set(vars(args)) - {*OF_HARNESS, "json", "run"}, "is not for --harness: its tasks say how they ask")
     tasks = [task.strip() for task in (args.tasks or "").split(",") if task.strip()]
     if not tasks:
         raise ValueError("--harness needs --tasks, names of its tasks such as pope,chartqa.")
@@ -131,6 +139,15 @@ def _harness(args: argparse.Namespace) -> Report:
         return Report("\n".join(lines), {"commands": lines})
     said = [f"lmms-eval: {one['model']}, {one['task']}, {one['metric']}: {one['value']}" for one in results["harness"]]
     return Report("\n".join([table_of(results), *said, f"{args.output}/report.html"]), results)
+
+
+def _refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuse what is given and would do nothing."""
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    for name in sorted(names):
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')}={getattr(args, name)} {why}. Leave it out.")
 
 
 def _contamination(paths: list[str], benchmarks: dict[str, Any]) -> dict[str, Any]:

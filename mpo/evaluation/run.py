@@ -22,6 +22,7 @@ from mpo.io import write_text
 from mpo.pipelines.flow import BadStep
 from mpo.pipelines.job import Job
 from mpo.pipelines.ledger import content_hash
+from mpo.pipelines.mmpr.verify import unanswerable
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
 from mpo.pipelines.step import Record, Step, to_record
 from mpo.schema import Question
@@ -49,6 +50,8 @@ MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.ite
 """How questions are asked: for the answer alone, or for a chain of thought that ends with it (the structure of InternVL 2.5's
 evaluation, arXiv 2412.05271, section 4; in other words)."""
 GREEDY, SAMPLED = "greedy", "sampled"
+OF_ANSWER = ("ground_truths", "tolerance", "unit")
+"""What a model is not asked with: an answer that is corrected is no other question."""
 RESULTS, PAGE, JOBS, ANSWERS = "results.json", "report.html", "jobs", "answers.jsonl"
 
 
@@ -188,7 +191,8 @@ def evaluate(
                 place = folders[model, benchmark, mode]
                 steps = [Respond(generator, mode=mode, field=GREEDY, temperature=0.0, **common)]
                 steps += [Respond(generator, mode=mode, field=SAMPLED, **sampling)] if sampling else []
-                Job(steps, records, place).run(**runs)
+                asked = [{name: value for name, value in record.items() if name not in OF_ANSWER} for record in records]
+                Job(steps, asked, place).run(**runs)
                 answered = read(place / "output.jsonl")
                 ranks = _ranks(rankings, records, answered, place, retry_dropped=retry_dropped, progress=progress)
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
@@ -241,7 +245,8 @@ def _ranks(
             if len(folders) != 1:
                 raise
         else:
-            folders = [place / f"{start}-{content_hash(json.dumps(step.scorer, sort_keys=True).encode())[:12]}"]
+            given = [step.scorer, *([record.get(field) for field in OF_ANSWER] for record in records)]
+            folders = [place / f"{start}-{content_hash(json.dumps(given, sort_keys=True).encode())[:12]}"]
             Job([step], whole, folders[0]).run(**runs)
         ranks[name] = {key: one["ranks"] for key, one in read(folders[0] / "output.jsonl").items()}
     return ranks
@@ -259,7 +264,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def checked_questions(name: str, questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """The questions as records. Raises ValueError for none, and for one without a ground truth."""
+    """The questions as records. Raises ValueError for none, and for those that cannot be judged, naming the first."""
     records = [to_record(question, place) for place, question in enumerate(questions)]
     if not records:
         raise ValueError(f"Benchmark {name} has no questions.")
@@ -269,6 +274,10 @@ def checked_questions(name: str, questions: Iterable[Question]) -> list[dict[str
             f"{len(without)} of {len(records)} questions of {name} have no ground truth; the first is {without[0]!r}. Give each an "
             "'answer', or another split: those of some test sets are not published."
         )
+    bad = [(record["id"], reason) for record in records if (reason := unanswerable(question_of(record)))]
+    if bad:
+        (first, reason), *_ = bad
+        raise ValueError(f"{len(bad)} of {len(records)} questions of {name} cannot be judged; the first is {first!r}: {reason}")
     return records
 
 

@@ -12,6 +12,7 @@ from mpo.commands import main
 from mpo.data import load_preferences, load_questions
 from mpo.io import read_json_lines
 from mpo.pipelines.mmpr import output, verify
+from mpo.pipelines.mmpr.config import file_name
 from mpo.pipelines.mmpr.make import Route
 from mpo.pipelines.mmpr.verify import judge
 
@@ -67,8 +68,10 @@ def test_all_of_it_and_again(make, folder):
         asked, before = stub.asked, contents(folder / "out")
         assert make(stub.url)[0] == 0 and stub.asked == asked and contents(folder / "out") == before
         report = json.loads((folder / "out" / "report.json").read_text())
-        changed = CONFIG + "pair: {{max_pairs: 1}}\n"  # other rules: nothing is asked again
-        assert make(stub.url, changed)[0] == 0 and stub.asked == asked
+        assert list((folder / "out" / "swift").iterdir())
+        changed = CONFIG.replace(", swift", "") + "pair: {{max_pairs: 1}}\nverify: {{format: any, tolerance: 0.1}}\n"
+        assert make(stub.url, changed)[0] == 0 and stub.asked == asked  # other rules: nothing is asked again
+        assert not list((folder / "out" / "swift").iterdir()) and list((folder / "out" / "trl").iterdir())
         assert "sampling.n is 8 there and 4 now" in make(stub.url, CONFIG.replace("n: 8", "n: 4"))[2]
     all_, *sources = report["sources"]
     assert [one["source"] for one in report["sources"]] == ["all", "q", "s_0", "s_1"]
@@ -133,6 +136,9 @@ def test_large_files_have_fewer_pairs_and_are_split(make, folder, monkeypatch):
         (CONFIG + "pair: {{accuracy: [0.2, 8]}}\n", "accuracy"),
         (CONFIG + "continue: {{ratio: 1}}\n", "ratio"),
         (CONFIG + "rounds: 2\n", "rounds=2"),
+        (CONFIG + "train: [a=1]\n", "train=['a=1']"),
+        (CONFIG.replace("limit: 16", "limit: 4"), "until.limit=4"),
+        (CONFIG.replace("models: [", "models: [{{model: a/m}}, {{model: b/m}}, "), "'m'"),
         (CONFIG.replace("prompt: plain", "prompt: plian"), "'plain'"),
         (CONFIG.replace("q.jsonl", "none.jsonl"), "none.jsonl"),
         (CONFIG.replace("prices: [1, 2]", "device: cpu"), "device"),
@@ -212,9 +218,20 @@ def test_both_routes_and_several_models(make, folder):
     lines = [line for path in (out / "annotations").iterdir() for line in read_json_lines(path)]
     assert len({line["id"] for line in lines}) == len(lines)
     opened = [line for line in lines if line["rejected_meta"]["negative"] == "sr0.5_wo_image"]
-    assert len(opened) == 10 and all("answer_gt" in one for one in opened)
+    assert len(opened) == 20 and all("answer_gt" in one for one in opened)
     report = json.loads((out / "report.json").read_text())["sources"][0]
-    assert report["pairs left out by kind"]["duplicate"] >= 10  # the stub says the same under both names
+    assert "pairs left out by kind" not in report  # the same model says other things under its second name
+
+
+def test_a_file_has_one_limit_of_tiles_and_a_name_that_fits(tmp_path):
+    out = output.Output(tmp_path)
+    for number, tiles in enumerate((6, 12, 12, None)):
+        pair = {"id": f"p{number}", "question": f"{number}?", "chosen": "a", "rejected": "b"}
+        pair["rejected_meta"] = {"negative": "wrong_answer"}
+        out.paired(file_name("長" * 300), {"id": "r"}, [pair], tiles)
+    out.close({}, [])
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert sorted((one.get("max_dynamic_patch", 0), one["length"]) for one in meta.values()) == [(0, 1), (6, 1), (12, 2)]
 
 
 def test_step_by_step(folder, capsys):
@@ -231,6 +248,7 @@ def test_step_by_step(folder, capsys):
         run("sample", stub.url, "q.jsonl", "--output", "told", "--n", "1", "--prompt", "plain")
         run("continue", stub.url, "told", "--output", "gone_on", "--ratio", "0.25")
         assert main(["mmpr", "pair", "strict", "--output", "none"]) == 2 and "in the format" in capsys.readouterr().err
+        assert main(["mmpr", "pair", "pairs", "--output", "twice"]) == 2 and "no verdicts" in capsys.readouterr().err
         assert main(["mmpr", "pair", "nowhere", "--output", "none"]) == 2 and "nowhere" in capsys.readouterr().err
     assert read_json_lines("strict/output.jsonl")[0]["accuracy"] == 0
     pairs, gone_on = (load_preferences(f"{name}/mmpr/meta.json") for name in ("pairs", "gone_on"))
@@ -283,7 +301,7 @@ def test_files_of_others(folder, capsys, line, name):
     [
         ({"kind": "nmber"}, "'nmber'"),
         ({"answer": 1, "choices": ["red", "blue"]}, "'1' is none of its 2 choices"),
-        ({"answer": "AB", "choices": ["red", "blue"]}, "'AB' is none"),
+        ({"answer": "AC", "choices": ["red", "blue"]}, "'AC' is none"),
         ({"answer": "green", "A": "red", "B": "blue", "kind": "choice"}, "'green' is none"),
     ],
 )

@@ -44,6 +44,15 @@ def test_every_figure_is_from_the_same_responses(questions, tmp_path, capsys):
         asked = len(one.bodies)
         assert status == 0 and evaluate(capsys, *words) == (0, results)
         assert len(one.bodies) == asked  # nothing is asked again
+        answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+        first, *rest = questions.read_text().splitlines()
+        said = answers[0]["greedy"][0]["text"].rpartition(" ")[2]
+        assert not answers[0]["greedy"][0]["score"]
+        questions.write_text("\n".join([json.dumps({**json.loads(first), "answer": said}), *rest]) + "\n")
+        _, corrected = evaluate(capsys, *words)  # a corrected answer is no other question
+        assert len(one.bodies) == asked and corrected["results"][0]["correct"] == results["results"][0]["correct"] + 1
+        questions.write_text("\n".join([first, *rest]) + "\n")
+        assert evaluate(capsys, *words) == (0, results)
     rows = {(row["model"], row["mode"], row["figure"], row["k"]): row for row in results["results"]}
     assert len(rows) == 2 * 2 * (1 + 2 * 3)
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
@@ -112,6 +121,11 @@ def test_models_that_differ_are_told_apart(questions, tmp_path, capsys):
         ({}, ("--n", 2, "--scorer", "reward"), "not of a server"),
         ({}, ("--n", 2, "--scorer", "mine"), "MODULE:FUNCTION"),
         ({"id": "q1"}, (), "q1"),
+        ({"kind": "banana"}, (), "'q0': kind='banana'"),
+        ({"answer": "3", "choices": ["red", "blue"]}, (), "'3' is none of its 2 choices"),
+        ({}, ("--temperature", 0.3), "--temperature=0.3"),
+        ({}, ("--reference", "a/b"), "--reference=a/b"),
+        ({}, ("--device", "cpu"), "--device=cpu"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(questions, tmp_path, capsys, change, words, named):
@@ -122,7 +136,15 @@ def test_what_cannot_be_measured_is_refused(questions, tmp_path, capsys, change,
         assert status == 2 and named in error and not stub.bodies
 
 
-@pytest.mark.parametrize(("words", "named"), [(["model"], "benchmark"), (["q.jsonl"], "model"), (["mmvet", "m"], "judging")])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["model"], "benchmark"),
+        (["q.jsonl"], "model"),
+        (["mmvet", "m"], "judging"),
+        (["http://127.0.0.1:1/v1", "other=./gone", "q.jsonl"], "./gone is not a folder"),  # before the first one is asked
+    ],
+)
 def test_models_and_benchmarks_are_told_apart(tmp_path, capsys, words, named):
     (tmp_path / "q.jsonl").write_text('{"question": "?", "answer": "1"}\n')
     words = [tmp_path / word if word == "q.jsonl" else word for word in words]

@@ -121,10 +121,12 @@ def read_config(path: str | Path) -> Config:
     """Read a configuration. Paths are relative to its folder if they exist there.
 
     Raises:
-        ValueError: for a file that is no YAML; for each key that is unknown, missing, or has a wrong value; and for rounds with
-            anything but one local model.
+        ValueError: for a file that is no YAML; for each key that is unknown, missing, or has a wrong value; for names
+            that are there twice; and for rounds with anything but one local model.
     """
     config = read_yaml(path, Config)
+    for model in config.models:
+        model.name = model.name or (None if is_server(model.model) else Path(model.model).name)
     for group in (*config.sources, *config.models):
         for name, value in group:
             if name in ("path", "image_root", "model", "base", "template") and value and (Path(path).parent / value).exists():
@@ -132,8 +134,11 @@ def read_config(path: str | Path) -> Config:
     names = [file_name(source.name or Path(source.path).name.split(".")[0]) for source in config.sources]
     for source, name in zip(config.sources, names, strict=True):
         source.name = name
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{path}: two sources are called {twice!r}. Give them names.")
+    for what, called in (("sources", names), ("models", [model.name for model in config.models if model.name])):
+        if twice := next((name for name in called if called.count(name) > 1), None):
+            raise ValueError(f"{path}: two {what} are called {twice!r}. Give them names.")
+    if config.train and config.rounds == 1:
+        raise ValueError(f"{path}: train={config.train} needs rounds of 2 or more: one round makes pairs and trains nothing.")
     if config.rounds > 1 and (len(config.models) > 1 or is_server(config.models[0].model)):
         raise ValueError(f"{path}: rounds={config.rounds} needs one model, which it trains and loads again; give its folder.")
     return config
@@ -165,5 +170,5 @@ def is_server(model: str) -> bool:
 
 
 def file_name(text: str) -> str:
-    """A text as the name of a file."""
-    return re.sub(r"[^\w.-]", "_", text)
+    """A text as the start of a file's name, which has 255 bytes at most."""
+    return re.sub(r"[^\w.-]", "_", text)[:60]

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mpo.data import load_questions
-from mpo.data.questions import BAD, LETTERS, SELECTION
+from mpo.data.questions import BAD
 from mpo.generation.generator import Generator
 from mpo.io import bad_record, parse_json, read_json_object
-from mpo.pipelines.job import Job
-from mpo.pipelines.mmpr.config import Config, Model, Source, file_name, is_server
+from mpo.pipelines.job import SETTINGS, Job
+from mpo.pipelines.mmpr.config import Config, Model, Sampling, Source, Verifying, file_name, is_server
 from mpo.pipelines.mmpr.continuation import Continue
 from mpo.pipelines.mmpr.output import META, REPORT, WRITTEN, Output
 from mpo.pipelines.mmpr.pair import Pair
 from mpo.pipelines.mmpr.sample import Sample
-from mpo.pipelines.mmpr.verify import Verify, verified
+from mpo.pipelines.mmpr.verify import Verify, unanswerable, verified
 from mpo.pipelines.part import DROPPED, OUTPUT, locked
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.schema import Question
-from mpo.verification.matching import check_rules, match
 
 
 class Records:
@@ -64,7 +63,7 @@ class Route:
             here = {None: (known or bad) != self.is_open, "both": not (bad and self.is_open)}
             if self.is_open is not None and not here.get(self.route, (self.route == "open") == self.is_open):
                 continue
-            reason = _rules(question) if known and not self.is_open else ""
+            reason = unanswerable(question) if known and not self.is_open else ""
             lacks = "image" if self.needs_image and not question.images else ""
             lacks = "ground truth" if self.is_open is False and not known else lacks
             if lacks:
@@ -72,28 +71,6 @@ class Route:
             if reason and not bad:
                 question = replace(question, messages=[], metadata={BAD: reason})
             yield question
-
-
-def _rules(question: Question) -> str:
-    """Why no response to a question can be judged; "" if it can."""
-    choices = question.choices or ()
-    try:
-        check_rules(question.kind, question.choices, question.tolerance)
-    except ValueError as error:
-        return str(error)
-    if (
-        not choices
-        or question.kind not in (None, "choice", SELECTION)
-        or {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}
-    ):
-        return ""
-    if any(
-        match(truth if question.kind == SELECTION else one, truth, question.kind, choices=choices).correct
-        for truth in question.ground_truths
-        for one in choices
-    ):
-        return ""
-    return f"its ground truth {question.ground_truths[0]!r:.50} is none of its {len(choices)} choices. Give a letter, or its text."
 
 
 def open_model(model: Model, max_tiles: int | None = None) -> Generator:
@@ -193,12 +170,15 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool, co
             raise ValueError(f"{source.path} has no questions. Leave the source out.")
         models = [(model.name, opened(number, source.max_tiles)) for number, model in enumerate(config.models)]
         route = Route(questions, source.route, is_open=False)
-        planned.append((f"{source.name}-sample", sampling_steps(own, models, config), route, source))
+        before = folder / "jobs" / f"{source.name}-sample" / SETTINGS
+        rules = read_json_object(before)["steps"].get("verify", {}) if before.is_file() else dict(config.verify)
+        planned.append((before.parent.name, sampling_steps(own, models, rules), route, source))
         for number, (name, generator) in enumerate(models):
             one: dict[str, Any] = {"name": name, **own.model_dump(exclude={"prompt", "n", "seed", "until"})}
+            first = own.seed + 2 * number
             steps: list[Step] = [
-                Sample(generator, prompt=kept.prompt, seed=own.seed, **one),
-                Continue(generator, ratio=kept.ratio, with_image=kept.with_image, seed=own.seed + 1, **one),
+                Sample(generator, prompt=kept.prompt, seed=first, **one),
+                Continue(generator, ratio=kept.ratio, with_image=kept.with_image, seed=first + 1, **one),
             ]
             route = Route(questions, source.route, is_open=True, needs_image=not kept.with_image)
             planned.append((f"{source.name}-continue{number or ''}", steps, route, source))
@@ -246,16 +226,26 @@ def _reviewed(records: Iterable[Record], correct: Correct, output: Output, sourc
             yield kept
 
 
-def sampling_steps(own: Any, models: list[tuple[str | None, Generator]], config: Config) -> list[Step]:
-    """The steps that sample a source's questions: from each model, and again from each where a question is one-sided."""
+def sampling_steps(own: Sampling, models: list[tuple[str | None, Generator]], rules: Mapping[str, Any]) -> list[Step]:
+    """The steps that sample a source's questions: from each model, and again from each where a question is one-sided.
+
+    Args:
+        own: the source's settings.
+        models: names and models.
+        rules: by which a question is one-sided: those of the first run, so that other ones ask nothing.
+    """
+    if own.until and "limit" in own.until.model_fields_set and own.until.limit < own.n:
+        raise ValueError(f"until.limit={own.until.limit} is below n={own.n}, the responses that every question gets. Raise it.")
     settings = own.model_dump(exclude={"n", "seed", "until"})
     steps: list[Step] = []
     limit = max(own.n, own.until.limit) if own.until else own.n
     for first in range(0, limit, own.n):
         until = (own.until.right, own.until.wrong) if first else None
-        steps += [Verify(**dict(config.verify))] if first else []
-        each = {"n": min(own.n, limit - first), "seed": own.seed + first, "until": until}
-        steps += [Sample(generator, name=name, **settings, **each) for name, generator in models]
+        steps += [Verify(**{name: rules.get(name) for name in Verifying.model_fields})] if first else []
+        each = {"n": min(own.n, limit - first), "until": until}
+        for number, (name, generator) in enumerate(models):
+            seed = own.seed + first + number * limit  # the same model at two addresses says other things
+            steps.append(Sample(generator, name=name, seed=seed, **settings, **each))
     return steps
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from mpo.data.images import open_image
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from mpo.io import atomic_write, json_line, write_text
+from mpo.io import atomic_write, json_line, read_json_object, write_text
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.report import count_reason, page
 
@@ -66,6 +66,8 @@ class Output:
             negative = pair["rejected_meta"]["negative"]
             groups.setdefault(f"{source}_{ENDINGS.get(negative, f'prefix_pair_{negative}')}", []).append(pair)
         for name, own in groups.items():
+            if name in self._files and self._files[name].tiles != tiles:  # of another source of the configuration
+                name = f"{name}_{tiles or 'any'}_tiles"
             if name not in self._files:
                 self._files[name] = _File(self.folder / LINES / f".{name}", source, tiles)
             self._files[name].add(own)
@@ -92,7 +94,11 @@ class Output:
         Raises:
             ValueError: if there are no pairs, with the reasons; the report is written, and there is no ``meta.json``.
         """
+        before = read_json_object(self.folder / META) if (self.folder / META).is_file() else {}
         meta = {part: entry for name, file in sorted(self._files.items()) for part, entry in self._write(name, file)}
+        for form in (LINES, "trl", "swift"):  # nothing stays of pairs that are no more
+            for part in {*before} if form not in (LINES, *self.formats) else {*before} - {*meta}:
+                (self.folder / form / f"{part}.jsonl").unlink(missing_ok=True)
         with atomic_write(self.folder / DROPPED) as written:
             written.writelines(map(json_line, self._dropped))
         total, spent = Counter[str](), Counter[str]()

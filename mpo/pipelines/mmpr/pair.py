@@ -44,7 +44,7 @@ class Pair(Step):
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> list[Record]:
         """The pairs of a question, in the order of their responses."""
-        if "accuracy" not in record:
+        if "accuracy" not in record or "responses" not in record:
             raise ValueError("it has no verdicts. Verify it first (mpo mmpr verify).")
         distinct = list({one["text"]: one for one in record["responses"] if one["text"].strip()}.values())
         right = [one for one in distinct if one["verdict"] == "correct"]

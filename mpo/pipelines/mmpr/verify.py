@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo import verification
+from mpo.data.questions import LETTERS, SELECTION
 from mpo.generation.generator import Response
 from mpo.io import did_you_mean, json_line
 from mpo.pipelines.ledger import content_hash
@@ -17,7 +18,7 @@ from mpo.pipelines.step import Record, Step
 from mpo.schema import Question
 from mpo.verification import final_answer, verify
 from mpo.verification.dress import boxed
-from mpo.verification.matching import check_rules
+from mpo.verification.matching import check_rules, match
 
 FORMATS = ("line", "boxed", "any")
 BY_PERSON = "review"
@@ -67,6 +68,28 @@ def judge(response: str, question: Question, format: str = "line") -> Judged:
     found = verify(said, question)
     verdict = "correct" if found.correct else "wrong_answer" if answer is not None else "wrong_format"
     return Judged(verdict, answer, found.method, found.reason)
+
+
+def unanswerable(question: Question) -> str:
+    """Why no response to a question can be judged; "" if it can."""
+    choices = question.choices or ()
+    try:
+        check_rules(question.kind, question.choices, question.tolerance)
+    except ValueError as error:
+        return str(error)
+    if (
+        not choices
+        or question.kind not in (None, "choice", SELECTION)
+        or {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}
+    ):
+        return ""
+    if any(
+        match(truth if question.kind == SELECTION else one, truth, question.kind, choices=choices).correct
+        for truth in question.ground_truths
+        for one in choices
+    ):
+        return ""
+    return f"its ground truth {question.ground_truths[0]!r:.50} is none of its {len(choices)} choices. Give a letter, or its text."
 
 
 class Verify(Step):

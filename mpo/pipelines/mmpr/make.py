@@ -240,12 +240,12 @@ def sampling_steps(own: Sampling, models: list[tuple[str | None, Generator]], ru
     steps: list[Step] = []
     limit = max(own.n, own.until.limit) if own.until else own.n
     for first in range(0, limit, own.n):
-        until = (own.until.right, own.until.wrong) if first else None
+        until = (own.until.right, own.until.wrong) if own.until and first else None
         steps += [Verify(**{name: rules.get(name) for name in Verifying.model_fields})] if first else []
-        each = {"n": min(own.n, limit - first), "until": until}
+        number_asked = min(own.n, limit - first)
         for number, (name, generator) in enumerate(models):
             seed = own.seed + first + number * limit  # the same model at two addresses says other things
-            steps.append(Sample(generator, name=name, seed=seed, **settings, **each))
+            steps.append(Sample(generator, name=name, seed=seed, n=number_asked, until=until, **settings))
     return steps
 
 

@@ -284,7 +284,7 @@ def test_rounds_train_and_go_on_with_the_trained_model(folder):
     [
         ('{"id": ', "bad.jsonl:1"),
         ("[1]", "bad.jsonl:1"),
-        ('{"question": "How many?", "answer": "3"}', "mpo mmpr sample"),
+        ('{"question": "How many?", "answer": "3"}', "no id"),
         ('{"id": "x", "ground_truths": ["3"], "responses": [{"t": 1}]}', "bad.jsonl:1"),
         ('{"id": "x", "ground_truths": ["3"]}', "mpo mmpr sample"),
         ('{"id": "x", "responses": [{"text": "3"}]}', "ground truth"),

@@ -13,32 +13,23 @@ and report.html. CONFIG is YAML:
 """
 
 import argparse
+from typing import Any
 
-from mpo.commands.flags import add, path
-from mpo.commands.mmpr.steps import reviewed
+from mpo.commands.mmpr.steps import add_make, run_make
 from mpo.commands.outcome import Report
 
 EXAMPLES = "mpo mminstruct make mminstruct.yaml --output made\n"
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=path, help="YAML file of what to make")
-    add(parser, "--output", "--workers", "--retry-dropped", "--drop-bad", "--review")
+configure = add_make
 
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.pipelines.mminstruct.config import read_config
     from mpo.pipelines.mminstruct.make import make
 
-    if args.output is None:
-        raise ValueError("The results need a folder. Give --output DIR.")
-    corrected = reviewed((), args)
-    how = {"drop_bad": args.drop_bad, "retry_dropped": args.retry_dropped, "correct": corrected and corrected.one}
-    report = make(read_config(args.config), args.output, workers=args.workers or 1, **how)
-    lines = [f"{report['instructions']:,} instructions about {report['images']:,} images, {report['dropped']:,} dropped"]
-    if corrected:
-        corrected.finish()
-        lines.append(str(corrected))
+    return run_make(args, make, read_config(args.config), _describe)
+
+
+def _describe(report: dict[str, Any]) -> list[str]:
+    first = f"{report['instructions']:,} instructions about {report['images']:,} images, {report['dropped']:,} dropped"
     shown = ("types", "languages", "judgements", "letters", "drops", "per instruction", "spent", "image_root")
-    lines += [f"  {name}: {report[name]}" for name in shown if report[name]]
-    return Report("\n".join([*lines, f"{args.output}/report.html", f"{args.output}/meta.json"]), report)
+    return [first, *(f"  {name}: {report[name]}" for name in shown if report[name])]

@@ -10,31 +10,23 @@ nothing again; other settings of the sampling need another folder. CONFIG is YAM
 """
 
 import argparse
+from typing import Any
 
-from mpo.commands.flags import add, path
-from mpo.commands.mmpr.steps import reviewed
+from mpo.commands.mmpr.steps import add_make, run_make
 from mpo.commands.outcome import Report
 
 EXAMPLES = "mpo mmpr make mmpr.yaml --output mmpr\n"
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=path, help="YAML file of what to make")
-    add(parser, "--output", "--workers", "--retry-dropped", "--drop-bad", "--review")
+configure = add_make
 
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.pipelines.mmpr.config import read_config
     from mpo.pipelines.mmpr.make import make
 
-    if args.output is None:
-        raise ValueError("The results need a folder. Give --output DIR.")
-    corrected = reviewed((), args)
-    how = {"drop_bad": args.drop_bad, "retry_dropped": args.retry_dropped, "correct": corrected and corrected.one}
-    report = make(read_config(args.config), args.output, workers=args.workers or 1, **how)
-    lines = [f"{report['questions']:,} questions, {report['pairs']:,} pairs"]
-    if corrected:
-        corrected.finish()
-        lines.append(str(corrected))
-    lines += [f"  {name}: {value}" for name, value in {**report["sources"][0], "spent": report["spent"]}.items()]
-    return Report("\n".join([*lines, f"{args.output}/report.html", f"{args.output}/meta.json"]), report)
+    return run_make(args, make, read_config(args.config), _describe)
+
+
+def _describe(report: dict[str, Any]) -> list[str]:
+    first = f"{report['questions']:,} questions, {report['pairs']:,} pairs"
+    shown = {**report["sources"][0], "spent": report["spent"]}
+    return [first, *(f"  {name}: {value}" for name, value in shown.items())]

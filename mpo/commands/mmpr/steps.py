@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-from mpo.commands.flags import add
+from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
 
 SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "seed")
@@ -40,6 +41,26 @@ def reviewed(records: Any, args: argparse.Namespace) -> Any:
     from mpo.review import apply
 
     return apply(records, args.review)
+
+
+def add_make(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of an action that does all steps of a configuration."""
+    parser.add_argument("config", metavar="CONFIG", type=path, help="YAML file of what to make")
+    add(parser, "--output", "--workers", "--retry-dropped", "--drop-bad", "--review")
+
+
+def run_make(args: argparse.Namespace, make: Callable[..., Any], config: Any, describe: Callable[[Any], list[str]]) -> Report:
+    """Do all steps of a configuration; `describe` gives the lines of the report."""
+    if args.output is None:
+        raise ValueError("The results need a folder. Give --output DIR.")
+    corrected = reviewed((), args)
+    how = {"drop_bad": args.drop_bad, "retry_dropped": args.retry_dropped, "correct": corrected and corrected.one}
+    report = make(config, args.output, workers=args.workers or 1, **how)
+    first, *others = describe(report)
+    if corrected:
+        corrected.finish()
+        others.insert(0, str(corrected))
+    return Report("\n".join([first, *others, f"{args.output}/report.html", f"{args.output}/meta.json"]), report)
 
 
 def run_step(args: argparse.Namespace, step: Any, records: Any = None, *, pairs: bool = False) -> Report:

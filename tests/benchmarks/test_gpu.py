@@ -128,7 +128,7 @@ def test_hidden_and_unknown_steps_are_refused(gpu, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["gpu.py", "--steps", *steps])
         with pytest.raises(SystemExit):
             gpu.parse()
-        assert "tests, 8B, memory, profile, small" in capsys.readouterr().err
+        assert "tests, 8B, memory, profile, fuser" in capsys.readouterr().err
 
 
 # What steps find, in this process
@@ -168,7 +168,7 @@ def test_the_fuser_against_its_parts(gpu, result):
 def test_every_timed_case_is_counted(gpu, monkeypatch, result):
     """FLOPs and tokens are there for all that steps time, with and without checkpointing."""
     timed = []
-    monkeypatch.setattr(gpu, "time_sides", lambda result, case, measured: timed.append(case) or False)
+    monkeypatch.setattr(gpu, "time_sides", lambda result, case, *measured: timed.append(case) or False)
     gpu.time_8b(result)
     gpu.time_small(result)
     keys = {gpu.case_key(vars(case)) for case in timed}

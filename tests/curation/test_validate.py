@@ -373,7 +373,7 @@ def test_many_processes_find_what_one_finds(check, tmp_path):
 
 def test_a_source_without_pairs(check, tmp_path):
     report, _ = check("")
-    assert not report.may_start and "there is no pair" in report.text()
+    assert not report.may_start and "there are no pairs" in report.text()
     with pytest.raises(ValueError, match="There is no file"):
         validate(tmp_path / "none.jsonl", output=tmp_path / "bad.jsonl")
 

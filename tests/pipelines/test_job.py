@@ -200,7 +200,7 @@ def test_another_configuration_is_refused_with_both_values(whole):
         for other, names in (
             ({"n": 3}, "sample.sampling.n is 2 there and 3 now"),
             ({"temperature": 0.5}, "temperature is 1.0 there and 0.5 now"),
-            ({"count": COUNT + 1}, f"records.number is {COUNT} there and {COUNT + 1} now"),
+            ({"count": COUNT - 1}, f"records.number is {COUNT} there and {COUNT - 1} now"),
             ({"shards": 4}, "shards is 1 there and 4 now"),
         ):
             with pytest.raises(ValueError, match=names):

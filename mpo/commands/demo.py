@@ -1,4 +1,4 @@
-"""Run the demo: train a small InternVL with MPO on its own responses (about ten minutes, no GPU).
+"""Run the demo: train a small InternVL with MPO on its own responses (about a quarter of an hour, no GPU).
 
   1. draw images of real handwriting: worked examples, questions, and evaluation images that share no digit with them
   2. fine-tune a new model on the worked examples (SFT)

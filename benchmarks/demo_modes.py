@@ -1,10 +1,10 @@
 """Evaluate the demo's two models, before and after MPO, in both modes: directly and by chain of thought, with votes and best of 8.
 
     python benchmarks/demo_modes.py runs/demo_modes      # about 20 minutes on two cores; an interrupted run continues
-    python benchmarks/demo_modes.py runs/demo_modes --picture docs/evaluation.png
+    python benchmarks/demo_modes.py runs/demo_modes --screenshot docs/evaluation.png
 
 The demo asks in one way, and so small a model knows no other. Here its worked examples ask each question twice: for the answer
-alone, and for a chain of thought, in the words of `mpo evaluate`. MPO's pairs are of chains of thought. The picture is of the page
+alone, and for a chain of thought, in the words of `mpo evaluate`. MPO's pairs are of chains of thought. The screenshot is of the page
 that `mpo evaluate` writes, by Chromium (`pip install playwright`).
 """
 
@@ -45,7 +45,7 @@ def ask_in_both_ways(folder: DemoFolder, settings: DemoSettings) -> dict[str, An
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the demo's files, the models and results/")
-    parser.add_argument("--picture", type=Path, help="PNG file to write of the top of the page")
+    parser.add_argument("--screenshot", type=Path, help="PNG file to write of the top of the page")
     parser.add_argument("--limit", type=int, default=SETTINGS.eval_questions, help="number of evaluation questions")
     args = parser.parse_args()
     folder = DemoFolder(args.output.absolute())
@@ -79,13 +79,13 @@ def main() -> int:
         str(args.limit),
     )
     status = mpo(["evaluate", *models, str(questions), *flags, "--device", "cpu", "--output", str(folder.root / "results")])
-    if args.picture and not status:
-        picture(folder.root / "results" / "report.html", args.picture)
+    if args.screenshot and not status:
+        screenshot(folder.root / "results" / "report.html", args.screenshot)
     return status
 
 
-def picture(page: Path, png: Path, *, height: int = 1500) -> None:
-    """Take a picture of the top of a page."""
+def screenshot(page: Path, png: Path, *, height: int = 1500) -> None:
+    """Take a screenshot of the top of a page."""
     from PIL import Image
     from playwright.sync_api import sync_playwright
 
@@ -97,7 +97,7 @@ def picture(page: Path, png: Path, *, height: int = 1500) -> None:
         browser.close()
     with Image.open(png) as image:  # a palette: a fifth of the size
         image.convert("RGB").quantize(64).save(png, optimize=True)
-    print(json.dumps({"picture": str(png), "bytes": png.stat().st_size}))
+    print(json.dumps({"screenshot": str(png), "bytes": png.stat().st_size}))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ ROWS = [
     ),
     (
         "chartqa",
-        "vis-nlp/ChartQA@main:ChartQA Dataset/test/test_human.json",
+        "vis-nlp/ChartQA@3dab8e83b6ac559b847b7c6e2f24d1faa95a4507:ChartQA Dataset/test/test_human.json",
         {"imgname": "a.png", "query": "Which year?", "label": "red"},
         [(["red"], "chart", None, "Red", "blue")],
     ),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 from stub_server import StubServer
@@ -71,6 +72,18 @@ def test_every_figure_is_from_the_same_responses(questions, tmp_path, capsys):
     assert {row["verdict"] for row in results["comparisons"]} == {"no difference shown"}
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png") == 3 and "http" not in page.replace("http-equiv", "")
+
+
+def test_limits_of_tiles_are_measured_one_by_one(questions, tmp_path, capsys, internvl, processor):
+    """With their responses each, under a name each; a local model gets as many tokens of an image as its limit allows."""
+    for part in (perturbed(internvl), processor):
+        part.save_pretrained(tmp_path / "model")
+    make_image(0).resize((300, 150)).save(tmp_path / "0.png")
+    words = (f"tiny={tmp_path / 'model'}", questions, "--limit", 1, "--output", tmp_path / "out", "--dtype", "float32")
+    status, results = evaluate(capsys, *words, "--tile-limit", 1, "--tile-limit", 4)
+    assert status == 0 and {row["model"] for row in results["results"]} == {"tiny@1", "tiny@4"}
+    ledgers = [path.read_text() for path in (tmp_path / "out" / "jobs").rglob("ledger.jsonl")]
+    assert len({re.search(r'"prompt_tokens": ?(\d+)', ledger)[1] for ledger in ledgers}) == len(ledgers) == 2
 
 
 def test_modes_end_as_the_kind_of_answer_needs(questions, tmp_path, capsys):

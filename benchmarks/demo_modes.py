@@ -4,8 +4,8 @@
     python benchmarks/demo_modes.py runs/demo_modes --screenshot docs/evaluation.png
 
 The demo asks in one way, and so small a model knows no other. Here its worked examples ask each question twice: for the answer
-alone, and for a chain of thought, in the words of `mpo evaluate`. MPO's pairs are of chains of thought. The screenshot is of its page,
-made by Chromium (`pip install playwright`).
+alone, and for a chain of thought, in the words of `mpo evaluate`. MPO's pairs are of chains of thought. The screenshot is of its
+page, by Chromium (`pip install playwright`).
 """
 
 import argparse

@@ -69,7 +69,7 @@ def _rates(found: Mapping[str, Result], task: str, method: str) -> list[Result]:
 
 def _tasks(found: Mapping[str, Result]) -> list[str]:
     present = {result["task"] for name, result in found.items() if name.startswith("rate_")}
-    return [task for task in ("reason", "cool", "strategy") if task in present]
+    return [task for task in ("reason", "strategy") if task in present]  # "cool" has too few rates for a plot
 
 
 def _plot_rates(found: Mapping[str, Result], path: Path) -> None:
@@ -137,9 +137,10 @@ PAPER = {"start": 57.0, "sft": 68.5, "dpo": 72.7, "bco": 78.4, "dpo_sft": 78.9, 
 
 
 def registered_tables(results: Path, output: IO[str]) -> None:
-    """Write the tables of the registered run, of the seeds that are done: every method of a seed."""
+    """Write the tables of the registered run, of the seeds that are done (every method of a seed), and its plot."""
     found = read(results / "run")
     test = slice(500, 1000)
+    of_task: dict[str, dict[str, list[float]]] = {}
     for task in plan.TASKS_REGISTERED:
         rates = {method: plan.tried_rates(results / "run", task, method)[1] for method in plan.REGISTERED}
         if None in rates.values():
@@ -152,7 +153,7 @@ def registered_tables(results: Path, output: IO[str]) -> None:
             continue
         runs = {"start": [found[f"start_{task}_{seed}"] for seed in done]}
         runs |= {method: [found[of[seed]] for seed in done] for method, of in names.items()}
-        right = {method: [share(run, test) for run in some] for method, some in runs.items()}
+        right = of_task[task] = {method: [share(run, test) for run in some] for method, some in runs.items()}
         heads = "method, rate, right %, less SFT, sampled %, without steps %, unparsable %, chosen, rejected, paper".split(", ")
         output.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
         for method, some in runs.items():
@@ -173,6 +174,21 @@ def registered_tables(results: Path, output: IO[str]) -> None:
             if of == task:
                 less = points(np.subtract(right[first], right[second]).tolist())
                 output.write(f"| {number} | {first} less {second} | {less} |\n")
+    if of_task:
+        _plot_registered(of_task, results / "registered.png")
+
+
+def _plot_registered(of_task: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Plot right responses by method: a dot per seed, joined where it is the same seed, and the mean."""
+    figure, all_axes = _axes(len(of_task), height=3.4)
+    for axes, (task, right) in zip(all_axes, of_task.items(), strict=True):
+        axes.plot(range(len(right)), list(right.values()), "o-", color="#9aa5b1", ms=3, lw=0.5)
+        for place, values in enumerate(right.values()):
+            axes.plot([place - 0.3, place + 0.3], [np.mean(values)] * 2, color="#2563a8", lw=2.5)
+        axes.set_xticks(range(len(right)), list(right), rotation=45, ha="right", fontsize=7)
+        axes.set_title(task, fontsize=10)
+    all_axes[0].set_ylabel("right, greedy, %", fontsize=8)
+    figure.savefig(path, dpi=100)
 
 
 def points(differences: Sequence[float]) -> str:

@@ -3,7 +3,7 @@
 For tests that run several programs of mpo, each of which would import for seconds. `forking_python` forks a server, in which no
 thread runs, and gives an executable for the place of `sys.executable`. The executable sends its words, folder, environment and open
 files to the server, which forks. Signals are passed on; the executable ends as the program ends, and the program with the
-executable. Of Python's own flags it knows -u and -m.
+executable. Of Python's own flags it knows -u, -m and -c.
 """
 
 import atexit
@@ -36,7 +36,7 @@ def forking_python():
         listener.bind(f"{folder}/socket")
         listener.listen()
         path = Path(folder, "python")
-        path.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {__file__} {folder}/socket "$@"\n')
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{folder}/socket" "$@"\n')
         path.chmod(0o755)
         server = _forked(_serve, listener, os.getpid())
         try:
@@ -103,11 +103,14 @@ def _run(files: list[int], words: list[str], folder: str, environment: dict[str,
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)  # that of `warm_up`, of one process
-        module, *arguments = words
-        sys.argv = [module, *arguments]
+        how, program, *arguments = words
+        sys.argv = [program if how == "-m" else "-c", *arguments]
         sys.path.insert(0, folder)
-        sys.modules.pop(module if module != "mpo" else "mpo.__main__", None)
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if how == "-c":
+            exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.modules.pop(program if program != "mpo" else "mpo.__main__", None)
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -140,5 +143,5 @@ def _ask(address: str, words: list[str]) -> None:
 
 if __name__ == "__main__":
     asked_for = [word for word in sys.argv[2:] if word != "-u"]
-    assert asked_for[0] == "-m", asked_for
-    _ask(sys.argv[1], asked_for[1:])
+    assert asked_for[0] in ("-m", "-c"), asked_for
+    _ask(sys.argv[1], asked_for)

@@ -1,6 +1,7 @@
 """benchmarks/methods.py: its task, its intervals, and the whole path at tiny size, interrupted and resumed."""
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -52,8 +53,14 @@ def test_paired_interval_by_hand():
 
 @pytest.mark.slow
 def test_the_whole_path(tmp_path, monkeypatch, capsys):
-    """Every method is trained and measured once; a second run finds everything done and makes the same file."""
+    """Every method is trained and measured once; a second run finds everything done and makes the same file.
+
+    Its worker is forked, so that it need not import everything again.
+    """
     from methods import main
+
+    forked = multiprocessing.get_context("fork")
+    monkeypatch.setattr("methods.multiprocessing.get_context", lambda _: forked)
 
     def run(output, *sizes):
         arguments = ["--seeds", "1", "--workers", "1", "--work", str(tmp_path / "work"), "--output", str(tmp_path / output)]

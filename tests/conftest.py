@@ -60,7 +60,7 @@ def pairs_of_text():
 
 
 @pytest.fixture(scope="session")
-def python():
+def interpreter():
     """An executable in the place of `sys.executable` whose programs begin with everything imported."""
     from zygote import forking_python
 

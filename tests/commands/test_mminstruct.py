@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -217,13 +218,13 @@ def test_refusals(make, folder, text, name):
 
 
 @pytest.mark.slow
-def test_the_example_goes_from_images_to_mpo(folder, processor, internvl, python):
+def test_the_example_goes_from_images_to_mpo(folder, processor, internvl):
     """A random model's long answers give pairs of Dropout-NTP; a step of MPO on them."""
     internvl.save_pretrained(folder / "tiny")
     processor.save_pretrained(folder / "tiny")
     script = Path(__file__).parents[2] / "examples" / "mminstruct_chain.sh"
     (folder / "bin").mkdir()
-    (folder / "bin" / "mpo").write_text(f'#!/bin/sh\nexec {python} -m mpo "$@"\n')
+    (folder / "bin" / "mpo").write_text(f'#!/bin/sh\nexec {sys.executable} -m mpo "$@"\n')
     (folder / "bin" / "mpo").chmod(0o755)
     environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "N": "1", "TOKENS": "100"}
     words = ["trainer.max_steps=1", "trainer.use_cpu=true", "trainer.bf16=false", "trainer.global_batch_size=2"]

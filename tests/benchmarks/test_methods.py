@@ -52,7 +52,7 @@ def test_paired_interval_by_hand():
 
 
 @pytest.mark.slow
-def test_the_whole_path(tmp_path, monkeypatch, capsys):
+def test_the_whole_path(tmp_path, monkeypatch, capfd):
     """Every method is trained and measured once; a second run finds everything done and makes the same file.
 
     Its worker is forked, so that it need not import everything again.
@@ -76,7 +76,7 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
     margins = [methods[name]["margin"][0] for name in ("warm_up", "more_warm_up", "sft", "dpo", "dpo_sft")]
     assert margins[0] == 0.0 and len(set(margins)) == len(margins)
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    assert capsys.readouterr().out.count("\n| ") == 15
+    assert capfd.readouterr().out.count("\n| ") == 15
 
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
     assert run("b.json", "--quick") == summary

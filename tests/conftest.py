@@ -59,6 +59,15 @@ def pairs_of_text():
     return text_pairs(8)
 
 
+@pytest.fixture(scope="session")
+def interpreter():
+    """An executable in the place of `sys.executable` whose programs begin with everything imported."""
+    from zygote import forking_python
+
+    with forking_python() as path:
+        yield path
+
+
 @pytest.fixture(autouse=True)
 def _root_logger():
     """Take back what Hydra sets up for a job: its lines go to the stream that its test captured."""

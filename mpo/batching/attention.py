@@ -139,8 +139,6 @@ def kernel_for(device: torch.device | str, dtype: torch.dtype, head_dim: int = 1
     """Describe the kernel that ``backend="auto"`` uses for packed rows, and why.
 
     Args:
-        device: device of the model.
-        dtype: dtype of the attention.
         head_dim: channels per head; 64 to 128 in published InternVLs.
 
     >>> kernel_for("cpu", torch.bfloat16)
@@ -168,7 +166,6 @@ def _attend(
     """Compute attention by segments; called by transformers' attention layers.
 
     Args:
-        module: the attention layer.
         query: shape (1, heads, N, head_dim).
         key: shape (1, key-value heads, N, head_dim).
         value: shape (1, key-value heads, N, head_dim).

@@ -79,7 +79,6 @@ def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> R
 
     Args:
         prompt: token ids, image tokens included. May be empty (see `CompletionNodes`).
-        completions: one or more completions.
 
     Raises:
         ValueError: without completions, for a `loss_mask` of another length than its ids, or when there is nothing to predict.

@@ -153,7 +153,6 @@ class FilledStream(IterableDataset[Record]):
     [(1, False), (2, False), (3, False), (1, True)]
 
     Args:
-        stream: an iterable of records.
         multiple: number of pairs in one batch of all ranks.
         fill: False: leave the last batch smaller, which is possible with one rank.
     """

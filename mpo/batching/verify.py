@@ -48,7 +48,6 @@ def without_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     Args:
         model: its dropout probabilities (`mpo.batching.randomness.dropout_sites`) are set to 0.
-        device: device of the model.
     """
     before = dropout_sites(model)
     devices = [] if device.type in ("cpu", "mps") else [device]  # the CPU's state is always restored

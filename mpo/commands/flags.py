@@ -244,9 +244,6 @@ def add(parser: argparse.ArgumentParser, *names: str, default: Any = None, other
     """Add flags of `FLAGS` to a command.
 
     Args:
-        parser: the parser of the command.
-        names: names of flags.
-        default: their default.
         otherwise: the default in words, for the help text, where `default` does not say it.
         own: what only this command can say, such as ``choices`` of an output format.
     """

@@ -16,18 +16,7 @@ JOB = ("output", "n", "workers", "prompt", "image_root", "limit", "retry_dropped
 
 
 def configure_job(parser: argparse.ArgumentParser) -> None:
-    add(
-        parser,
-        "--questions",
-        "--output",
-        "--n",
-        "--workers",
-        "--prompt",
-        "--image-root",
-        "--limit",
-        "--retry-dropped",
-        "--drop-bad",
-    )
+    add(parser, "--questions", *(f"--{name.replace('_', '-')}" for name in JOB))
 
 
 def refuse_job_flags(args: argparse.Namespace) -> None:

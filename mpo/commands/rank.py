@@ -3,7 +3,8 @@
 import os
 import sys
 
-from mpo.commands.outcome import leave_interrupts_to_parent, user_errors, without_collection
+from mpo.commands.outcome import leave_interrupts_to_parent, user_errors
+from mpo.io import without_collection
 
 
 def main(path: str) -> int:

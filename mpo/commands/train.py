@@ -27,7 +27,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mpo.io import did_you_mean, read_json_object
+from mpo.io import did_you_mean, read_json_object, without_collection
 from mpo.recipes import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -167,8 +167,6 @@ def _task(config: DictConfig, task: str) -> None:
 
 
 def _train(config: DictConfig, task: str) -> int:
-    from mpo.commands.outcome import without_collection
-
     with without_collection():
         from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
 

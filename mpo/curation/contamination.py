@@ -53,7 +53,6 @@ def find_contamination(
     Args:
         pairs: training records: ``prompt`` and ``images``, as `mpo.data.load_preferences` gives them, or `training_records`.
         questions: the questions as records: ``id``, ``messages`` and ``images``.
-        progress: show a progress bar.
 
     Returns:
         ``questions`` and ``images``: how many of the benchmark's questions have an equal or near-equal text, or image, in training;

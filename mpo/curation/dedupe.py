@@ -45,7 +45,6 @@ def find_duplicates(
     compressed again or made slightly smaller (`mpo.data.same_image`).
 
     Args:
-        pairs: records.
         near: whether to find near duplicates too.
         threshold: minimum Jaccard overlap of the n-grams of each of the three texts, above 0.5.
         image_bits: maximum number of the 64 bits in which the difference hashes of two images may differ, at most 3.

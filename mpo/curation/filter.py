@@ -93,7 +93,6 @@ def filter_records(
     rule, value, threshold, text, and from which character to which (``start``, ``end``). A line is dropped with any of its pairs.
 
     Args:
-        source: the files.
         steps: the steps, `mpo.curation.judge.Form` first.
         folder: the folder, new or of the same job.
         on_unscored: ``keep`` or ``drop`` records whose request failed for good.

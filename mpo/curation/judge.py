@@ -110,7 +110,6 @@ class Judge(Step):
     A response without a score leaves None among the record's ``scores``; the same step with ``again=True`` asks for these again.
 
     Args:
-        generator: the model that is asked.
         threshold: the lowest score that is kept; None for the paper's, 3 for repetition and 7 for quality.
         domains: by source, what its records are judged by (a key of `questions`); `OTHERS` for all other sources.
         on_unscored: ``keep`` or ``drop`` a record without a score after the second time.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -72,7 +71,6 @@ def compute_stats(pairs: Dataset, processor: Any = None, *, num_proc: int | None
     """Compute the statistics of pairs.
 
     Args:
-        pairs: records.
         processor: a model's processor or tokenizer, for tokens and tiles.
         num_proc: number of processes that read the records.
 
@@ -198,15 +196,7 @@ def stats_text(stats: Stats) -> str:
         f"{found['pairs_with_images']:,} with images ({found['images']:,} images)"
     )
     measures = [("", "mean", *QUANTILES), *((name, *map(_number, of.values())) for name, of in found["measures"].items())]
-    formats: tuple[Callable[[Any], str], ...] = (
-        str,
-        "{:,}".format,
-        "{:.1%}".format,
-        _number,
-        _number,
-        "{:.0%}".format,
-        "{:.2f}".format,
-    )
+    formats: Any = (str, "{:,}".format, "{:.1%}".format, _number, _number, "{:.0%}".format, "{:.2f}".format)
     sources = [tuple(found["sources"][0])]
     for one in found["sources"]:
         sources.append(tuple(write(value) for write, value in zip(formats, one.values(), strict=True)))

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from unittest import mock
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -121,7 +122,6 @@ def validate(
     Args:
         path: as in `mpo.data.load_preferences`, like the next five; or a mixture file (`mpo.data.mixture_file.read_mixture`), of
             which each source is read once.
-        format: format of the lines.
         image_root: the folder that image paths are relative to.
         split: the split to check, of a source with several.
         frames: number of frames of each video, ``min`` and ``max``; a mixture's sources may have their own.
@@ -132,7 +132,6 @@ def validate(
         evaluation: another source, whose questions and images should not be in this one. Its invalid lines are reported too; its
             images are not decoded.
         output: file of the findings; an existing file is replaced.
-        workers: number of processes.
 
     Raises:
         ValueError: for a source that cannot be opened, and for limits without a processor.
@@ -223,17 +222,11 @@ def _each(parts: Sequence[Part], wanted: Wanted, workers: int, title: str) -> It
                 bar.update(part.shard.size)
             return
         # Each process tokenises on its own; the tokenizers' threads would only compete with the other processes.
-        before = os.environ.get("TOKENIZERS_PARALLELISM")
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        try:
-            with ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(wanted,)) as pool:
-                for part, examined in zip(parts, pool.map(_examine, parts), strict=True):
-                    yield examined
-                    bar.update(part.shard.size)
-        finally:
-            os.environ.pop("TOKENIZERS_PARALLELISM")
-            if before is not None:
-                os.environ["TOKENIZERS_PARALLELISM"] = before
+        alone = mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false")
+        with alone, ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(wanted,)) as pool:
+            for part, examined in zip(parts, pool.map(_examine, parts), strict=True):
+                yield examined
+                bar.update(part.shard.size)
 
 
 def _init_worker(wanted: Wanted) -> None:

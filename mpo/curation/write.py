@@ -62,7 +62,6 @@ def write_pairs(
     """Write pairs; the target appears when it is complete.
 
     Args:
-        pairs: records.
         target: a file or folder that does not exist.
         form: one of `FORMS`; default: by the suffix of the target: ``.parquet``, ``.jsonl`` (``"trl"``), none (``"disk"``).
         images: one of `IMAGES`; default: ``"path"`` in JSONL, with copies of images that are not files, else ``"bytes"``.

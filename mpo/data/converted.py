@@ -7,17 +7,15 @@ for example when an image was fixed: bad lines are read again before a cached re
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -31,7 +29,7 @@ from tqdm.auto import tqdm
 
 from mpo.data.records import KINDS, Reading, Row
 from mpo.data.shards import Shard
-from mpo.io import BadRecord
+from mpo.io import BadRecord, without_collection
 
 VERSION = 7
 """Increase it when the same files give different records, so that cached results of earlier versions are not used."""
@@ -59,7 +57,6 @@ def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *
 
     Args:
         shards: returns the shards, in order; called only when they have to be converted.
-        reading: how to read them.
         key: what else determines the result, as JSON: the files and their modification times.
         name: name of the source in the progress bar and in the cache.
         num_proc: number of processes; None: one per core for a large source, else one.
@@ -153,7 +150,7 @@ def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
     kind = KINDS[reading.kind]
     schema = kind.features.arrow_schema
     with (
-        _no_garbage_collection(),
+        without_collection(),
         pa.OSFile(f"{stem}.arrow", "wb") as sink,
         pa.ipc.new_stream(sink, schema) as writer,
         open(f"{stem}.bad", "w", encoding="utf-8") as list_of_bad,
@@ -181,18 +178,6 @@ def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
         if rows:
             write_batch()
     return {"file": f"{Path(stem).name}.arrow", **counts, "columns": sorted(columns)}
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Turn off garbage collection: records have no reference cycles, and searching for them takes a third of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _open(folder: Path, reading: Reading) -> Converted:

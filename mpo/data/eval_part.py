@@ -26,10 +26,8 @@ def split_eval(
     """Split pairs into a training part and an evaluation part, without copying them.
 
     Args:
-        pairs: records.
         amount: size of the evaluation part: a fraction of the pairs below 1, or a number of pairs. Connected components are
             never split, so the part may be smaller.
-        seed: of the random choice.
         by: what connects two pairs: the same question or the same image (``"both"``), or only one of the two. Pairs that are
             connected through other pairs stay together too.
         num_proc: number of processes that read images.

@@ -123,7 +123,6 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
     Files without a split in their names belong to ``train``. References from one file to others are not followed.
 
     Args:
-        folder: the folder.
         split: name of the split, or another word for it.
 
     Raises:

@@ -194,7 +194,6 @@ def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tu
     Paths and patterns are relative to the file's folder if they exist there. Settings that are null are left out.
 
     Args:
-        path: the file.
         base: as in `read_meta`, and only for a meta.json.
         within: the mixtures that contain this one, the outermost first.
 
@@ -326,7 +325,6 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[Sourc
                   "max_dynamic_patch": 6}, ...}
 
     Args:
-        path: the file.
         base: the folder that its paths are relative to; every ``root`` must be inside it, also after following links. The default
             is the first of these folders that has the annotations: the file's folder, its parent (as MMPR's own files expect),
             the current folder. A ``root`` may then be any folder. Set a base for files that you do not trust.

@@ -103,8 +103,6 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
     """Convert a line to a question.
 
     Args:
-        line: the parsed line.
-        where: its place, for errors.
         image_root: folder that image paths are relative to.
 
     Raises:

@@ -94,7 +94,6 @@ def to_records(
     """Convert a line to its records: one, in most formats.
 
     Args:
-        line: the parsed line.
         where: name of the line for error messages, such as ``pairs.jsonl:17``.
         find: finds images and videos, such as `mpo.data.paths.Folders`.
         format: the line's format; None: detect it.
@@ -144,9 +143,7 @@ def metadata_of(
     """Return what a line says that its format does not use, as metadata, and the names of these fields.
 
     Args:
-        reader: the line's format.
         line: the line without the fields that the user calls metadata.
-        pairs: its pairs.
         called: the fields that the user calls metadata.
         names: fields that are not refused.
         find: as in `to_records`.

@@ -159,7 +159,6 @@ def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[
     """Decode several frames of one video.
 
     Args:
-        path: path of the video.
         frames: frames from `frames_of`.
         where: name of the video, for error messages.
 

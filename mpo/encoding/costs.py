@@ -145,14 +145,11 @@ def measure(
     Args:
         dataset: preference records or conversations, a `datasets.Dataset`.
         processing_class: the tokenizer or processor of the run.
-        completion_end: as in `PairCollator`.
-        tile_budget: as in `PairCollator`.
+        completion_end, tile_budget: as in `PairCollator`.
         max_length: as in `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements are valid for any `max_length`.
         on_bad_record: as in `PairCollator`; with ``"skip"``, a bad record has the cost of the blank pair that replaces it.
-        num_proc: number of processes.
         sides: the columns of the completions: of pairs (`SIDES`), or `CONVERSATION`.
-        train_on: as in `ConversationCollator`.
-        budget: as in `ConversationCollator`.
+        train_on, budget: as in `ConversationCollator`.
 
     Raises:
         ValueError: for a stream, a processor that cannot count an image's tokens, or a record that cannot be encoded.

@@ -59,10 +59,7 @@ class Encoder:
 
     Args:
         processing_class: a tokenizer, or a processor when records have images.
-        max_length: as in `mpo.batching.collator.PairCollator`.
-        truncation_mode: as in `PairCollator`.
-        completion_end: as in `PairCollator`.
-        tile_budget: as in `PairCollator`.
+        max_length, truncation_mode, completion_end, tile_budget: as in `mpo.batching.collator.PairCollator`.
         same_image: whether two images are the same; called only for images of the same prompt text. None: prompts with images
             are never shared.
         augment_seed: as `seed` in `mpo.encoding.tiles.jpeg_seed`.
@@ -92,7 +89,6 @@ class Encoder:
         """Encode the records of a batch.
 
         Args:
-            records: the records.
             sides: the columns of the completions; none for prompts to generate from.
 
         Returns:
@@ -150,8 +146,6 @@ class Encoder:
         """Encode the text of a record, in which each image is one placeholder.
 
         Args:
-            rendered: the record as text.
-            where: its name in error messages.
             tokenize: `tokenize`, or a cache of it.
         """
         encode, special = tokenize or self.tokenize, is_opened(rendered, self.completion_end)
@@ -302,7 +296,6 @@ def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_t
     Args:
         written: a text's tokens, with one image token for each image.
         processed: the same after the processor has replaced each image token by the same tokens around a run of image tokens.
-        image_token: its id.
 
     Returns:
         None if the two do not correspond in this way.

@@ -66,7 +66,6 @@ def completion_key(
         images: keys of the prompt's images, in order (see `image_key`).
         prompt_ids: token ids before the completion, image tokens included; then negative numbers for the settings that also
             determine the sum (`mpo.batching.collator`).
-        completion_ids: the completion's token ids.
         loss_mask: for each of `completion_ids`, whether it is in the sum.
 
     >>> completion_key([], [1, 2], [3], [True]) == completion_key([], [1], [2, 3], [False, True])

@@ -31,7 +31,6 @@ def show_record(
 
     Args:
         record: a preference record, or a conversation.
-        processor: processor of the run.
         max_length: as in `MPOConfig`, as are ``truncation_mode``, ``tile_budget`` and ``completion_end``.
         sides: the completions of a record: those of a pair, or that of a conversation, as in a configuration's ``encoding_rules``.
         train_on: as in `PackedSFTConfig`, for conversations.
@@ -58,9 +57,7 @@ def decoded(ids: Sequence[int], labelled: Sequence[bool] | None, tokenizer: Any,
     """Decode tokens to text.
 
     Args:
-        ids: token ids.
         labelled: whether each token is labelled; None: no delimiters.
-        tokenizer: the tokenizer of the ids.
         image: id of the image token; consecutive image tokens are written once, with their number.
     """
     flags = [False] * len(ids) if labelled is None else labelled

@@ -34,7 +34,6 @@ def tile_limits(
     Args:
         record: may have ``tiles``, a dict with ``min``, ``max`` and ``thumbnail``, each of which may be missing or None.
         images: number of images of the prompt.
-        processing_class: a processor or tokenizer.
         where: the record's name in error messages.
         budget: ``"prompt"``: each of N images gets at most max(1, max_patches // N) tiles, as in the official InternVL code;
             ``"image"``: each gets as many as a single one, as in transformers' processor and TRL.
@@ -82,9 +81,7 @@ def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, whe
     Args:
         record: a record; one that is to be augmented has the epoch (`mpo.batching.streams.EPOCH`).
         images: number of images of the prompt.
-        processing_class: a processor or tokenizer.
         where: the record's name in error messages.
-        seed: random seed of the run.
 
     Returns:
         ``jpeg_seed``, or an empty dict. The seed includes the epoch, and what is drawn depends on the image.

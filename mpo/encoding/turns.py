@@ -84,7 +84,6 @@ def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> li
     Arrays, tensors and None are returned unchanged.
 
     Args:
-        record: a record.
         opened: images that other records of the batch have opened, which are not opened again; those of this one are added.
 
     Raises:

@@ -159,7 +159,6 @@ class Generator(Protocol):
         """Sample `n` responses to every request.
 
         Args:
-            requests: what to ask.
             n: responses per request.
             temperature: 0 is greedy, 1 samples from the model's own distribution.
             top_p: sample from the smallest set of most likely tokens with this total probability.

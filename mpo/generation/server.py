@@ -193,7 +193,6 @@ class ServerGenerator:
         """Ask one question and stream its response. What may succeed later is repeated as long as no text has come.
 
         Args:
-            request: what to ask.
             on_text: called with each new part of the response's text.
             settings: those of `generate`, without `n`.
 

@@ -97,7 +97,6 @@ class StopTexts(StoppingCriteria):  # type: ignore[misc]
     """End a row whose text has come to one of the texts that end a response.
 
     Args:
-        tokenizer: the model's.
         decoding: with these texts.
         prompt_length: number of tokens of a row before its response.
         rows: number of rows.
@@ -128,7 +127,6 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
     and SentencePiece drops the space at the beginning of a text.
 
     Args:
-        tokenizer: the model's.
         ends: the tokens that end a response.
         decoding: with the texts that end it.
         on_text: called with each new part.
@@ -172,9 +170,7 @@ def text_after(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str
     SentencePiece drops the space at the beginning of a text, which belongs between a prefix and what goes on from it.
 
     Args:
-        tokenizer: the model's.
         before: the token before the response; empty where a text begins.
-        ids: the response's tokens.
     """
     whole, first = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in ([*before, *ids], list(before)))
     return whole[len(first) :] if whole.startswith(first) else str(tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -171,7 +171,6 @@ def family_of(config: Any, why: str) -> Family:
     """The family of a model, where it matters.
 
     Args:
-        config: transformers' config of the model.
         why: the setting that needs to know the model's parts, for the error.
 
     Raises:

@@ -43,7 +43,6 @@ def check_fit(model: Any, processing_class: Any) -> None:
 
     Args:
         model: a transformers model, with or without adapters.
-        processing_class: its tokenizer or processor.
 
     Raises:
         ValueError: naming the mismatch: vocabulary, image tokens, or the size of tiles.
@@ -86,7 +85,6 @@ def missing_rows(model: Any, processing_class: Any) -> str | None:
 
     Args:
         model: a transformers model, with or without adapters.
-        processing_class: its tokenizer or processor.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     spare = getattr(processing_class, "video_token", None)  # replaced by its frames before tokenization
@@ -103,10 +101,6 @@ def missing_rows(model: Any, processing_class: Any) -> str | None:
 
 def check_targets(model: nn.Module, peft_config: Any) -> None:
     """Check that every target of an adapter matches a layer; peft requires only one match.
-
-    Args:
-        model: a model without adapters.
-        peft_config: the peft config.
 
     Raises:
         ValueError: naming the target without a match, and the model's layers.

@@ -95,7 +95,6 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
         target: an existing, empty folder.
         tower: folder of its CLIP vision tower, for a checkpoint without these weights, or of another size than CLIP_L_336.
         shard_bytes: the largest size of a weight file.
-        progress: show a progress bar.
 
     Returns:
         the number of tensors written.

@@ -85,9 +85,7 @@ def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust
     """Load a model: an InternVL in either format, or any other text or image-text model of transformers.
 
     Args:
-        name_or_path: as in `load_model`.
-        dtype: as in `load_model`.
-        trust_remote_code: as in `load_model`.
+        name_or_path, dtype, trust_remote_code: as in `load_model`.
         options: further arguments of `from_pretrained`; those that are None are ignored.
 
     Returns:

@@ -105,7 +105,6 @@ def tile_of(image: Any, processor: Any, tile: int | None = None) -> tuple[Tensor
 
     Args:
         image: a PIL image or an array.
-        processor: the model's processor.
         tile: number of the tile, from 0; None for the last one, which shows the whole image if the processor adds a thumbnail.
 
     Returns:
@@ -129,11 +128,8 @@ def show(
     """Draw where a model's MMFuser looks in an image; in a notebook, the value of a cell is shown.
 
     Args:
-        model: as in `look`.
-        image: as in `tile_of`.
-        processor: the model's processor.
-        points: as in `look`.
-        tile: as in `tile_of`.
+        model, points: as in `look`.
+        image, tile: as in `tile_of`.
 
     Raises:
         ValueError: as `look` and `tile_of`; when matplotlib is not installed.

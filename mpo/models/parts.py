@@ -20,7 +20,6 @@ def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
 
     Args:
         choices: part -> ``"train"``, ``"freeze"``, ``"lora"``, or for the vision tower the number of last layers to train.
-        adapters: whether the run has adapters.
 
     Raises:
         ValueError: naming the part and its allowed choices.
@@ -54,8 +53,6 @@ def check_adapter(choices: Mapping[str, Any], adapter: Any, family: Family = INT
 
     Args:
         choices: as in `check_parts`, with adapters; parts that are not named are frozen.
-        adapter: the peft config.
-        family: of the model.
 
     Raises:
         ValueError: naming the setting and the parts.

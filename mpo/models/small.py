@@ -114,7 +114,6 @@ def assemble_processor(
         image_processor: makes the image processor for given sizes of pixels and their normalization.
         image_size: height and width of a tile, in pixels.
         image_seq_length: tokens per tile.
-        chat_template: the Jinja template.
     """
     pixels: dict[str, Any] = {"size": {"height": image_size, "width": image_size}}
     pixels |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of ImageNet

@@ -113,7 +113,6 @@ def examine(titles: Sequence[str], runs: Path, seconds: float = SECONDS) -> Iter
 
     Args:
         titles: keys of `CHECKS`.
-        runs: folder of runs.
         seconds: timeout of each check.
     """
     left = list(titles)

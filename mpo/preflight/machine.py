@@ -88,11 +88,9 @@ def folder(name: str, path: Path, roomy: int, least: int, fix: str) -> Finding:
     """Check a folder that a run writes to.
 
     Args:
-        name: name of the finding.
         path: the folder; it may not exist yet.
         roomy: free bytes below which the finding is a note.
         least: free bytes below which the finding is a problem.
-        fix: command that selects another folder.
     """
     path = Path(os.path.abspath(path))
     existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
@@ -228,7 +226,6 @@ def peers(count: int, reaches: Callable[[int, int], bool], topology: str) -> Fin
     """Check whether all GPUs have peer access to each other, and whether NVLink connects them.
 
     Args:
-        count: number of GPUs.
         reaches: whether the first GPU can access the memory of the second one.
         topology: output of ``nvidia-smi topo -m``.
     """

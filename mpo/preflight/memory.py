@@ -123,8 +123,6 @@ def estimate_memory(
     Args:
         model: the policy on the meta device, in the dtype of the run, trained where ``requires_grad``.
         batch: the most expensive micro-batch, as `PairCollator` returns it.
-        args: the run's `MPOConfig`.
-        gpu: whether the run uses GPUs.
         sharding: sharding of the run; None: one process.
         four_bits: QLoRA.
         with_adapters: the policy has adapters; the reference is the policy without them.
@@ -260,9 +258,6 @@ def optimiser_bytes(model: nn.Module, optim: str, sharding: Sharding, *, raised:
     master weights and holds moments in float32.
 
     Args:
-        model: the policy.
-        optim: ``MPOConfig.optim``.
-        sharding: sharding of the run.
         raised: trained weights are cast to float32 after loading (accelerate under FSDP2 and mixed precision).
     """
     owners = {p: module for module in model.modules() for p in module.parameters(recurse=False) if p.requires_grad}

@@ -240,12 +240,7 @@ def failing_alike(error: BaseException) -> str | None:
 
 
 def fix_import(error: BaseException, package: str) -> str:
-    """Return the command that fixes a failed import.
-
-    Args:
-        error: the original error.
-        package: the imported package.
-    """
+    """Return the command that fixes a failed import."""
     package = failing_alike(error) or package
     if isinstance(error, ModuleNotFoundError) and error.name:
         owner = _owner(error.name)

@@ -33,9 +33,6 @@ def build_structure(job: TrainJob) -> Structure:
     """Build a job's model from its config, and load its processor.
 
     A model without a checkpoint (`mpo.models.smollm2`) is small and is built with its weights.
-
-    Args:
-        job: a checked job.
     """
     settings = job.settings()
     name = settings.get("name_or_path")

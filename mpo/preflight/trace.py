@@ -84,7 +84,6 @@ def trace_step(
     Args:
         model: the policy on the meta device, with its adapters; it is not changed.
         batch: a batch of `PairCollator`.
-        args: the run's `MPOConfig`.
         part_of: from the name of a module to the title of its part.
         gpu: count what an NVIDIA GPU would allocate; otherwise a CPU.
         reference: whether the step runs a reference, the policy or a copy of it.

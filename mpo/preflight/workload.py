@@ -25,9 +25,6 @@ class Workload:
         records: the measured ones, all or an evenly spaced subset.
         costs: costs of the measured records without truncation.
         model: the policy; parameters may be on the meta device.
-        processor: processor of the run.
-        args: the run's configuration.
-        ranks: number of ranks.
 
     Raises:
         ValueError: for settings of rows that the trainer refuses for this model.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from trl import DPOConfig
 
 from mpo.losses import Mixture
-from mpo.training.loop_config import LoopConfig, choice
+from mpo.training.loop_config import LoopConfig, choice, setting
 
 MPO_LOSS_TYPE = ["sigmoid", "bco_pair", "sft"]
 MPO_LOSS_WEIGHTS = [0.8, 0.2, 1.0]
@@ -88,8 +88,8 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
         default=None,
         metadata={"help": "Loss or list of losses, by TRL's names. Default: sigmoid, bco_pair and sft, which together are MPO."},
     )
-    loss_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of the losses, one per loss type. Default: 0.8, 0.2, 1.0 for MPO, else 1.0 each."}
+    loss_weights: list[float] | None = setting(
+        None, "Weights of the losses, one per loss type. Default: 0.8, 0.2, 1.0 for MPO, else 1.0 each."
     )
     reward_shift: str = choice(
         "running_mean", ("running_mean", "none"), "Delta of the BCO loss: the running mean of past rewards (paper), or none (TRL)."
@@ -110,9 +110,8 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
         ("live", "cached"),
         "Source of reference log-probs: computed in every step (live), or computed once and kept on disk (cached).",
     )
-    reference_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder of cached reference log-probs, shared by runs. Default: ~/.cache/mpo/references."},
+    reference_cache: str | None = setting(
+        None, "Folder of cached reference log-probs, shared by runs. Default: ~/.cache/mpo/references."
     )
     batching: str = choice(
         "pairs",
@@ -124,14 +123,11 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
         metadata={"help": "Maximum number of pairs with the same prompt that are put into one batch, where they share the prompt."},
     )
 
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Maximum tokens of prompt and completion; completions are truncated (keep_end: prompts). Default: no limit."
-        },
+    max_length: int | None = setting(
+        None, "Maximum tokens of prompt and completion; completions are truncated (keep_end: prompts). Default: no limit."
     )
-    learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Number of warm-up steps, or, below 1, the fraction of all steps."})
+    learning_rate: float = setting(5e-6, "Peak learning rate of AdamW.")
+    warmup_steps: float = setting(0.05, "Number of warm-up steps, or, below 1, the fraction of all steps.")
 
     def __post_init__(self) -> None:
         if self.loss_type is None:

@@ -38,11 +38,9 @@ class Evaluates(Trainer):  # type: ignore[misc]
         """Evaluate a batch.
 
         Args:
-            model: the policy.
             inputs: a batch of the collator. Its ``input_ids`` are reordered as the logits are.
             prediction_loss_only: return no logits.
             args: see transformers' `Trainer.prediction_step`.
-            kwargs: likewise.
 
         Returns:
             the loss, and unless `prediction_loss_only` logits (S P, T, vocabulary) and input ids (S P, T): the S completions of the
@@ -88,9 +86,7 @@ class Evaluates(Trainer):  # type: ignore[misc]
         """Return the logits of a data set's rows.
 
         Args:
-            test_dataset: records.
             args: see transformers' `Trainer.predict`.
-            kwargs: likewise.
 
         Returns:
             predictions (rows, T, vocabulary), label_ids (rows, T), the input ids of the same rows, and metrics. Rows 2i and 2i + 1

@@ -31,7 +31,6 @@ class FiniteGuard:
 
         Args:
             step: its optimizer step, counted from 1.
-            records: names of its records.
             loss: scalar.
         """
         self._batches.append((step, records))
@@ -58,7 +57,6 @@ class FiniteGuard:
         Fused optimizers decide on the device. For the others one number is read per step, and their gradients are set to None.
 
         Args:
-            optimizer: optimizer that takes the step.
             bad: boolean scalar.
             on_device: False with a GradScaler, which uses the same attribute of a fused optimizer.
         """

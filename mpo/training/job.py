@@ -49,18 +49,8 @@ GROUPS = ("model", "data", "loss", "peft", "trainer", "launch")
 OPTIONAL = {"fuser": schema.Fuser, "train_parts": schema.Parts, "lr": schema.Rates, "samples": schema.Samples}
 """Groups that may be null, and their keys."""
 LOSS_FIELDS = (
-    "loss_type",
-    "loss_weights",
-    "beta",
-    "label_smoothing",
-    "f_divergence_type",
-    "f_alpha_divergence_coef",
-    "discopop_tau",
-    "reward_shift",
-    "sft_average",
-    "completion_end",
-    "ld_alpha",
-    "use_weighting",
+    *("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "discopop_tau"),
+    *("reward_shift", "sft_average", "completion_end", "ld_alpha", "use_weighting"),
 )
 DATA_NAMES = ("meta", "mix")  # names that data groups give to their path
 SKIPPING = ("on_bad_record", "max_bad_fraction")  # settings of both data loading and training
@@ -403,7 +393,6 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
     lists what may have changed; other settings or records are refused, and ``resolved.yaml`` stays that of the run.
 
     Args:
-        job: a checked job.
         callbacks: additional transformers callbacks.
 
     Returns:

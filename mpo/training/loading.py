@@ -21,6 +21,7 @@ from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import RecordMeasure, measure
 from mpo.training.features.use import UsesFeatures
 from mpo.training.loop_config import LoopConfig
+from mpo.training.policy import temporarily
 
 logger = logging.getLogger(__name__)
 
@@ -68,16 +69,14 @@ class LoadsBatches(UsesFeatures):
                     f"dataloader_drop_last=True drops all {len(dataset)} records: one batch of all ranks takes {needed} "
                     f"({kwargs['batch_size']} x {ranks}). Set it to False, or use smaller batches."
                 )
-        collator = self.data_collator
-        try:
-            if kwargs.get("is_training"):
-                own = self._training_collator()
-                self.data_collator = PackCollator(own) if isinstance(dataset, PackedStream) else own
-            elif self._collator_is_ours and (self.compute_metrics is not None or kwargs.get("description") == "test"):
-                self.data_collator = replace(self.data_collator, layout="padded")
+        collator = self._training_collator() if kwargs.get("is_training") else self.data_collator
+        if isinstance(dataset, PackedStream):
+            collator = PackCollator(collator)
+        elif self._collator_is_ours and not kwargs.get("is_training"):
+            if self.compute_metrics is not None or kwargs.get("description") == "test":
+                collator = replace(collator, layout="padded")
+        with temporarily(self, data_collator=collator):
             return super()._get_dataloader(dataset, *args, **kwargs)
-        finally:
-            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Return a data loader. With persistent workers transformers would return the first data set's for every data set."""
@@ -88,11 +87,8 @@ class LoadsBatches(UsesFeatures):
 
     def _whole_dataloader(self, dataset: Any) -> Any:
         """Return a data loader of all records of a data set, also with `dataloader_drop_last`."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
+        with temporarily(self.args, dataloader_drop_last=False):
             return self.get_eval_dataloader(dataset)
-        finally:
-            self.args.dataloader_drop_last = drop_last
 
     def _training_collator(self) -> Any:
         """Return the collator of training batches. Evaluation and the reference cache use `data_collator`."""
@@ -225,10 +221,7 @@ def batch_sampler(costs: Any, args: LoopConfig, *, pairs_per_batch: int, ranks: 
 
     Args:
         costs: costs of the records as they are trained.
-        args: the run's configuration.
         pairs_per_batch: micro-batch size, without token budgets.
-        ranks: number of ranks.
-        rank: this one.
     """
     return PairBatchSampler(
         costs,

@@ -175,7 +175,6 @@ class Loop(LoadsBatches, Evaluates, Resumes):
             resume_from_checkpoint: True to resume from the newest complete checkpoint in ``output_dir``, or the folder of a
                 checkpoint.
             args: see transformers' `Trainer.train`.
-            kwargs: likewise.
 
         Returns:
             steps, metrics and the loss: the mean over all records of the run, including those before it was resumed.

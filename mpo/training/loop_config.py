@@ -19,6 +19,11 @@ def choice(default: str, choices: tuple[str, ...], help: str) -> Any:
     return field(default=default, metadata={"help": help, "choices": list(choices)})
 
 
+def setting(default: Any, help: str) -> Any:
+    """Return a field with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
 def _has_bf16() -> bool:
     """Whether a GPU computes in bfloat16 natively. On older GPUs PyTorch emulates it, which is slow."""
     emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
@@ -71,56 +76,46 @@ class LoopConfig(_Base):  # type: ignore[misc]
         ("auto", "segments", "flash_attn_2", "flash_attn_3"),
         "Attention kernel of packed rows: PyTorch's best (auto), one call per segment, or the flash-attn package's.",
     )
-    max_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={"help": "Maximum tokens of a batch per device, with batching=tokens. A prompt that pairs share counts once."},
+    max_tokens_per_batch: int | None = setting(
+        None, "Maximum tokens of a batch per device, with batching=tokens. A prompt that pairs share counts once."
     )
-    max_tiles_per_batch: int | None = field(
-        default=None, metadata={"help": "Maximum image tiles of a batch per device, with batching=tokens. Default: no limit."}
+    max_tiles_per_batch: int | None = setting(
+        None, "Maximum image tiles of a batch per device, with batching=tokens. Default: no limit."
     )
-    verify_first_batch: bool = field(
-        default=False, metadata={"help": "Compare the first batch's packed rows with padded rows, and log the differences."}
-    )
+    verify_first_batch: bool = setting(False, "Compare the first batch's packed rows with padded rows, and log the differences.")
     on_bad_record: str = choice(
         "raise",
         ON_BAD_RECORD,
         "Action for a record that cannot be used: stop the run, or skip it and list it in bad_records.jsonl.",
     )
-    max_bad_fraction: float = field(
-        default=MAX_BAD_FRACTION,
-        metadata={"help": "Maximum fraction of bad records, with on_bad_record=skip; the run stops above it."},
+    max_bad_fraction: float = setting(
+        MAX_BAD_FRACTION, "Maximum fraction of bad records, with on_bad_record=skip; the run stops above it."
     )
-    vision_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the vision tower."})
-    fuser_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the fuser of tower layers."})
-    projector_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
-    language_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the language model."})
-    head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the output head."})
-    vision_layer_decay: float = field(
-        default=1.0,
-        metadata={"help": "Factor between the learning rates of a layer of the vision tower and of the layer above it."},
+    vision_learning_rate: float | None = setting(None, "Learning rate of the vision tower.")
+    fuser_learning_rate: float | None = setting(None, "Learning rate of the fuser of tower layers.")
+    projector_learning_rate: float | None = setting(None, "Learning rate of the projector.")
+    language_learning_rate: float | None = setting(None, "Learning rate of the language model.")
+    head_learning_rate: float | None = setting(None, "Learning rate of the output head.")
+    vision_layer_decay: float = setting(
+        1.0, "Factor between the learning rates of a layer of the vision tower and of the layer above it."
     )
-    vision_drop_path: float = field(
-        default=0.0, metadata={"help": "Stochastic depth of the vision tower's last layer; 0.1 or 0.4 in the official recipes."}
-    )
+    vision_drop_path: float = setting(0.0, "Stochastic depth of the vision tower's last layer; 0.1 or 0.4 in the official recipes.")
     vision_features: str = choice(
         "live",
         ("live", "cached"),
         "Source of a frozen vision tower's features: computed in every step (live), or once per image and kept on disk (cached).",
     )
-    vision_feature_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder of cached vision features, shared by runs. Default: ~/.cache/mpo/vision_features."},
+    vision_feature_cache: str | None = setting(
+        None, "Folder of cached vision features, shared by runs. Default: ~/.cache/mpo/vision_features."
     )
-    vision_feature_cache_gb: float = field(
-        default=LIMIT_GB,
-        metadata={"help": "Maximum size of this folder in GB; features that were not used for longest are removed."},
+    vision_feature_cache_gb: float = setting(
+        LIMIT_GB, "Maximum size of this folder in GB; features that were not used for longest are removed."
     )
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training records."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule after the warm-up."})
-    logging_nan_inf_filter: bool = field(
-        default=False,
-        metadata={"help": "Replace a loss that is not finite by the mean of the others in the logs. This hides divergence."},
+    num_train_epochs: float = setting(1.0, "Number of passes over the training records.")
+    weight_decay: float = setting(0.05, "Weight decay of AdamW.")
+    lr_scheduler_type: str = setting("cosine", "Learning rate schedule after the warm-up.")
+    logging_nan_inf_filter: bool = setting(
+        False, "Replace a loss that is not finite by the mean of the others in the logs. This hides divergence."
     )
 
     def _check(self) -> None:

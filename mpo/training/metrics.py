@@ -120,7 +120,6 @@ def measured(
         terms: the mean of each term of the loss, unweighted.
         pairs: log-probs of the pairs that count.
         outputs: values of TRL's fused head, each of shape (1, labelled positions).
-        batch: the batch.
         beta: scale of the rewards.
         counted: number of pairs that count. With 0, `pairs` holds one pair for its shapes, and all sums are 0.
         square_weight: weight of an SFT term that is averaged by square roots over the whole window. It is left out of ``loss``,

@@ -305,8 +305,6 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         """Compute the loss of a micro-batch: in training its sum divided by the pairs of the whole step, otherwise its mean.
 
         Args:
-            model: the policy.
-            inputs: a batch.
             return_outputs: also return the model's outputs (with logits, from a second forward pass).
             num_items_in_batch: number of pairs of the optimizer step, over all micro-batches and ranks.
         """

@@ -28,11 +28,7 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
     skips and counts them.
 
     Args:
-        records: a `datasets.Dataset`.
         costs: costs of the records without truncation (`mpo.encoding.costs.measure`).
-        processor: processor of the run.
-        config: the model's config.
-        args: the run's configuration.
         looked_at: number of records of which `records` are the ones that may be too long. Default: all of them.
 
     Raises:
@@ -59,10 +55,6 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *,
     only those are rendered and measured that may be too long by the length of their text (`may_exceed`).
 
     Args:
-        pairs: a `datasets.Dataset` of records.
-        processor: processor of the run.
-        config: the model's config.
-        args: the run's configuration.
         most: maximum number of records to look at without token budgets.
 
     Raises:
@@ -109,7 +101,6 @@ def may_exceed(records: Any, processor: Any, limit: int) -> list[int]:
     processor without tiles) count as too long.
 
     Args:
-        records: a `datasets.Dataset`.
         processor: tokenizer or processor of the run.
         limit: number of tokens.
 

@@ -68,8 +68,6 @@ def description(model: nn.Module, args: LoopConfig, processing_class: Any, optim
 
     Args:
         model: the policy, with its adapters, before it is wrapped.
-        args: the run's configuration.
-        processing_class: its processor or tokenizer.
         optimizer: the user's optimizer; None for the one of `args`.
     """
     trained = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
@@ -139,7 +137,6 @@ def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], checkpo
     Args:
         before: the configuration in ``resolved.yaml``.
         now: this job's.
-        checkpoint: folder of the checkpoint.
 
     Raises:
         ValueError: naming every key that differs, with both values.
@@ -185,8 +182,6 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: st
 
     Args:
         before: settings of the run that wrote the checkpoint.
-        now: settings of this run.
-        checkpoint: its folder.
         fix: what to do instead of setting them back.
 
     Raises:

@@ -80,10 +80,6 @@ def one_gpu(args: Any) -> Any:
 def adds_router_loss(config: Any, args: LoopConfig) -> bool:
     """Whether training adds the loss that balances experts, as `DPOTrainer` decides it (``aux_loss_enabled``, TRL 1.16).
 
-    Args:
-        config: the model's config.
-        args: the run's configuration.
-
     Raises:
         ValueError: for a model that does not return router logits.
     """
@@ -106,7 +102,6 @@ def choose_layout(
     """Choose the rows of a run: packed, or padded and the reason why packed ones are not possible.
 
     Args:
-        args: the run's configuration.
         models: the policy, and the reference if it is another model; parameters may be on the meta device.
         router_loss: training adds the router loss (`adds_router_loss`).
         own_collator: the run has a collator of its own.
@@ -139,42 +134,29 @@ def choose_layout(
 
 def conversation_collator(processing_class: Any, args: Any) -> ConversationCollator:
     """Build the collator of a run on conversations (`PackedSFTConfig`); its layout is chosen later."""
-    if args.pad_token is not None:
-        getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
-    return ConversationCollator(
-        processing_class,
-        tile_budget=args.tile_budget,
-        pad_to_multiple_of=args.pad_to_multiple_of,
-        on_bad_record=args.on_bad_record,
-        augment_seed=args.seed if args.data_seed is None else args.data_seed,
-        train_on=args.train_on,
-        budget=args.encoding_rules()["budget"],
-    )
+    own = {"train_on": args.train_on, "budget": args.encoding_rules()["budget"]}
+    return ConversationCollator(**_collating(processing_class, args), **own)
 
 
 def pair_collator(processing_class: Any, args: MPOConfig) -> PairCollator:
     """Build the collator of a run; its layout is chosen later (`choose_layout`)."""
+    own = {name: getattr(args, name) for name in ("max_length", "truncation_mode", "completion_end", "ld_alpha")}
+    return PairCollator(**_collating(processing_class, args), **own, keys=args.reference == "cached")
+
+
+def _collating(processing_class: Any, args: Any) -> dict[str, Any]:
+    """The arguments of both collators."""
     if args.pad_token is not None:
         getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
-    return PairCollator(
-        processing_class,
-        max_length=args.max_length,
-        truncation_mode=args.truncation_mode,
-        completion_end=args.completion_end,
-        tile_budget=args.tile_budget,
-        pad_to_multiple_of=args.pad_to_multiple_of,
-        keys=args.reference == "cached",
-        ld_alpha=args.ld_alpha,
-        on_bad_record=args.on_bad_record,
-        augment_seed=args.seed if args.data_seed is None else args.data_seed,
-    )
+    given = {name: getattr(args, name) for name in ("tile_budget", "pad_to_multiple_of", "on_bad_record")}
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return {"processing_class": processing_class, **given, "augment_seed": seed}
 
 
 def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SIDES,), processing_class: Any = None) -> None:
     """Refuse a data set without what its records need, or whose first has a column that is not used but may be part of a prompt.
 
     Args:
-        dataset: a data set.
         name: its name in the error message.
         needed: sets of columns; a record has all of one.
         processing_class: of the run, as in `mpo.encoding.turns.check_fields`.
@@ -229,8 +211,6 @@ def load_by_name(name: str, args: LoopConfig, quantization_config: Any, *, whole
 
     Args:
         name: name or folder of a checkpoint.
-        args: the run's configuration.
-        quantization_config: the argument of `MPOTrainer`.
         whole: whether the model is trained without adapters.
 
     Raises:
@@ -317,7 +297,6 @@ def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> 
     """Refuse a model without trained parameters, or whose training result could not be saved.
 
     Args:
-        model: the model, with its adapters.
         optimizer: optimizer of the user, or None.
 
     Raises:

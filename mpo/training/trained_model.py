@@ -109,9 +109,6 @@ class TrainedModel:
     def family(self, config: Any) -> Family:
         """Return the family of the model, if a setting depends on it.
 
-        Args:
-            config: the model's config.
-
         Raises:
             ValueError: for a vision-language model of an unknown family.
         """

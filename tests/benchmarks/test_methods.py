@@ -1,6 +1,7 @@
 """benchmarks/methods.py: its task, its intervals, and the whole path at tiny size, interrupted and resumed."""
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -51,9 +52,15 @@ def test_paired_interval_by_hand():
 
 
 @pytest.mark.slow
-def test_the_whole_path(tmp_path, monkeypatch, capsys):
-    """Every method is trained and measured once; a second run finds everything done and makes the same file."""
+def test_the_whole_path(tmp_path, monkeypatch, capfd):
+    """Every method is trained and measured once; a second run finds everything done and makes the same file.
+
+    Its worker is forked, so that it need not import everything again.
+    """
     from methods import main
+
+    forked = multiprocessing.get_context("fork")
+    monkeypatch.setattr("methods.multiprocessing.get_context", lambda _: forked)
 
     def run(output, *sizes):
         arguments = ["--seeds", "1", "--workers", "1", "--work", str(tmp_path / "work"), "--output", str(tmp_path / output)]
@@ -69,7 +76,7 @@ def test_the_whole_path(tmp_path, monkeypatch, capsys):
     margins = [methods[name]["margin"][0] for name in ("warm_up", "more_warm_up", "sft", "dpo", "dpo_sft")]
     assert margins[0] == 0.0 and len(set(margins)) == len(margins)
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    assert capsys.readouterr().out.count("\n| ") == 15
+    assert capfd.readouterr().out.count("\n| ") == 15
 
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
     assert run("b.json", "--quick") == summary

@@ -11,8 +11,9 @@ PATH = Path(__file__).parents[2] / "benchmarks" / "validate.py"
 
 
 @pytest.mark.slow
-def test_what_is_written(tmp_path, monkeypatch):
+def test_what_is_written(tmp_path, monkeypatch, interpreter):
     pytest.importorskip("sklearn")
+    monkeypatch.setattr(sys, "executable", interpreter)
     sizes = ["--texts", "40", "--images", "6", "--workers", "2"]
     monkeypatch.setattr(sys, "argv", [str(PATH), *sizes, "--output", str(tmp_path / "a.json")])
     monkeypatch.syspath_prepend(str(PATH.parent))

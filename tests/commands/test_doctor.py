@@ -40,7 +40,8 @@ def test_a_broken_torchvision_is_found_with_its_fix_and_status_1(tmp_path, capfd
 
 
 @pytest.mark.slow
-def test_reports_of_pytorch_and_transformers_are_attached():
+def test_reports_of_pytorch_and_transformers_are_attached(interpreter, monkeypatch):
+    monkeypatch.setattr(sys, "executable", interpreter)
     reports = environment()
     assert list(reports) == list(ENVIRONMENT)
     for name, report in zip(("PyTorch", "`transformers`"), reports.values(), strict=True):

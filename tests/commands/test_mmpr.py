@@ -256,8 +256,9 @@ def test_step_by_step(folder, capsys):
 
 
 @pytest.mark.slow
-def test_rounds_train_and_go_on_with_the_trained_model(folder):
+def test_rounds_train_and_go_on_with_the_trained_model(folder, interpreter, monkeypatch):
     """Two rounds of the open route, on the model's own responses; the same command again does nothing more."""
+    monkeypatch.setattr("sys.executable", interpreter)
     arguments = [one for one in write_job(folder, pairs=2) if not one.startswith("data.")]
     train = [one for one in arguments if not one.startswith("model.name_or_path=")] + ["trainer.max_steps=1"]
     config = {

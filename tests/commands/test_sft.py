@@ -1,6 +1,7 @@
 """`mpo sft`: three stages and MPO after them, resumption, adapters, plans, and what is refused before a model loads."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,13 +12,12 @@ import composition
 import pytest
 import torch
 import yaml
-from ranks import on_ranks
 from safetensors.torch import load_file
 from separate_parts import write_language, write_vision
 from small_runs import difference
 from support import make_image
 
-from mpo.commands import main, rank
+from mpo.commands import main
 from mpo.models.family import INTERNVL_FUSER
 from mpo.models.joining import save_joined
 from mpo.models.loading import load_model
@@ -228,10 +228,6 @@ def test_samples_while_training(folder, tmp_path):
     assert log["eval_accuracy"] == 0 < log["eval_accuracy_high"] < 1
 
 
-def _a_rank(path: Path) -> None:
-    assert rank.main(str(path)) == 0
-
-
 def test_a_mixture(folder, tmp_path, capfd):
     """Conversations, twice, and the chosen completions of pairs, with an evaluation part; the run and its plan count records."""
     own = [{"path": str(folder / "chats.jsonl"), "repeat_time": 2}]
@@ -270,24 +266,14 @@ def test_a_run_folder_without_a_model(folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_process(folder, tmp_path):
-    """A step has two packed rows in both. The ranks are those that `mpo sft` starts, but forked from here."""
+def test_two_ranks_train_as_one_process(folder, tmp_path, interpreter):
+    """A step has two packed rows in both. `mpo sft` starts the ranks. A step of AdamW moves a weight by up to 1e-2."""
     assert main(["sft", *words(folder, tmp_path / "1", "trainer.max_steps=3")]) == 0
-    job = TrainJob.from_config(composed(words(folder, tmp_path / "2", "trainer.max_steps=3", "launch.nproc_per_node=2")))
-    on_ranks(2, _a_rank, job.save(str(tmp_path)))
+    launch = [interpreter, "-m", "mpo", "sft", *words(folder, tmp_path / "2", "trainer.max_steps=3", "launch.nproc_per_node=2")]
+    done = subprocess.run(launch, env={**os.environ, "PYTHON_EXEC": interpreter}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = (load_file(tmp_path / ranks / "model.safetensors") for ranks in "12")
-    assert difference(one, two) < 1e-5
-
-
-@pytest.mark.slow
-def test_the_launcher(folder, tmp_path):
-    """`mpo sft` starts two ranks on the CPU, which train as one process."""
-    for ranks in "12":
-        launch = ["-m", "mpo", "sft", *words(folder, tmp_path / ranks, "trainer.max_steps=3", f"launch.nproc_per_node={ranks}")]
-        done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (load_file(tmp_path / ranks / "model.safetensors") for ranks in "12")
-    assert difference(one, two) < 1e-5
+    assert difference(one, two) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> Report:
 
     model, sampling = asked_model(args)
     records = InLanguages(Records(args.input), args.language or ["en"])
-    if args.output is not None and not (args.output / SETTINGS).exists():
+    if not (args.output / SETTINGS).exists():
         check_sees(model)
     steps = [
         Caption(model, last=left == 0, domains=args.domains or [], **{**sampling, "seed": args.seed + args.attempts - 1 - left})

@@ -20,15 +20,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="PATH", nargs="+", type=path, help="folder of images, or JSONL, JSON or Parquet file")
     add(parser, "--image-domain", "--classifier", "--domains", "--licence", "--origin", "--clip", "--retrieve", "--query")
     add(parser, "--min-side", default=64)
-    add(parser, "--exact", "--limit", "--output", "--retry-dropped")
+    add(parser, "--output", required=True)
+    add(parser, "--exact", "--limit", "--retry-dropped")
 
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.pipelines.mminstruct.config import Collecting, Images, Model
     from mpo.pipelines.mminstruct.make import collect_as
 
-    if args.output is None:
-        raise ValueError("The results need a folder. Give --output DIR.")
     for name, flag in (("prompt", "classifier"), ("query", "clip")):
         if args.image_domain == name and not getattr(args, flag):
             raise ValueError(f"--image-domain {name} needs a model. Give --{flag} MODEL.")

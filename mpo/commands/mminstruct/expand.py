@@ -21,7 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", type=path, help="its file of questions, or the folder that has it")
     add(parser, "--field", "--image-domain", "--domains", "--licence", "--image-root", "--limit")
     add(parser, "--turns", default=1)
-    add(parser, "--output", "--retry-dropped", "--drop-bad")
+    add(parser, "--output", required=True)
+    add(parser, "--retry-dropped", "--drop-bad")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -32,14 +33,8 @@ def run(args: argparse.Namespace) -> Report:
     wrong = [one for one in args.field or [] if "=" not in one]
     if wrong:
         raise ValueError(f"--field={wrong[0]} is no OURS=THEIRS, such as question=q.")
-    fields = dict(one.split("=", 1) for one in args.field or [])
-    own = {
-        "image_root": args.image_root,
-        "domain": args.image_domain,
-        "licence": args.licence,
-        "fields": fields,
-        "limit": args.limit,
-    }
+    own = {"image_root": args.image_root, "domain": args.image_domain, "licence": args.licence, "limit": args.limit}
+    own["fields"] = dict(one.split("=", 1) for one in args.field or [])
     return written(args, [Check()], Expansion(args.set, args.path, domains=load_domains(args.domains or []), **own))
 
 
@@ -50,8 +45,6 @@ def written(args: argparse.Namespace, steps: list[Any], records: Any) -> Report:
     from mpo.pipelines.mminstruct.output import write
     from mpo.pipelines.report import summarize
 
-    if args.output is None:
-        raise ValueError("The results need a folder. Give --output DIR.")
     job = Job(steps, records, args.output, drop_bad=args.drop_bad)
     report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
     made = write(args.output / "mminstruct", Config(turns=args.turns), None, [(job, report)])

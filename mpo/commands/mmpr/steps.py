@@ -21,7 +21,8 @@ def add_job(parser: argparse.ArgumentParser, *, model: bool = False, made: bool 
             add(parser, f"--{name.replace('_', '-')}", default=default)
     if made:
         parser.add_argument("input", metavar="INPUT", help="folder of the action before, or its output.jsonl")
-    add(parser, "--output", "--retry-dropped", "--drop-bad")
+    add(parser, "--output", required=True)
+    add(parser, "--retry-dropped", "--drop-bad")
 
 
 def asked_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -46,13 +47,12 @@ def reviewed(records: Any, args: argparse.Namespace) -> Any:
 def add_make(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of an action that does all steps of a configuration."""
     parser.add_argument("config", metavar="CONFIG", type=path, help="YAML file of what to make")
-    add(parser, "--output", "--workers", "--retry-dropped", "--drop-bad", "--review")
+    add(parser, "--output", required=True)
+    add(parser, "--workers", "--retry-dropped", "--drop-bad", "--review")
 
 
 def run_make(args: argparse.Namespace, make: Callable[..., Any], config: Any, describe: Callable[[Any], list[str]]) -> Report:
     """Do all steps of a configuration; `describe` gives the lines of the report."""
-    if args.output is None:
-        raise ValueError("The results need a folder. Give --output DIR.")
     corrected = reviewed((), args)
     how = {"drop_bad": args.drop_bad, "retry_dropped": args.retry_dropped, "correct": corrected and corrected.one}
     report = make(config, args.output, workers=args.workers or 1, **how)
@@ -69,14 +69,8 @@ def run_step(args: argparse.Namespace, step: Any, records: Any = None, *, pairs:
     from mpo.pipelines.mmpr.make import Records, write
     from mpo.pipelines.report import summarize
 
-    if args.output is None:
-        raise ValueError("The results need a folder. Give --output DIR.")
-    job = Job(
-        step if isinstance(step, list) else [step],
-        Records(args.input) if records is None else records,
-        args.output,
-        drop_bad=args.drop_bad,
-    )
+    steps, records = step if isinstance(step, list) else [step], Records(args.input) if records is None else records
+    job = Job(steps, records, args.output, drop_bad=args.drop_bad)
     report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
     if pairs:
         write(job, report)

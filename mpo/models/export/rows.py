@@ -20,10 +20,8 @@ def fit_rows(model: Any, adapter: PeftConfig, tensors: Mapping[str, Tensor], whe
 
     Args:
         model: the base, without its adapter.
-        adapter: config of the adapter.
         tensors: tensors of the adapter, by their names on disk; with embeddings and head if peft saved them
             (``save_embedding_layers``, ``modules_to_save``).
-        where: their origin, for messages.
 
     Returns:
         the names in `tensors` of complete embedding and head matrices.
@@ -67,9 +65,6 @@ def untie(model: Any) -> None:
 
     Merged into the tied matrix, the update would change both. peft itself merges correctly what it trains in a separate matrix
     (``modules_to_save``) or for both at once (``trainable_token_indices``).
-
-    Args:
-        model: a `PeftModel`.
     """
     base = model.get_base_model()
     adapted = base.get_output_embeddings(), base.get_input_embeddings()

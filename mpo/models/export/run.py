@@ -72,7 +72,6 @@ def export(
         shard_gb: the largest size of a weight file, in gigabytes.
         like: for the official format: an official folder whose config, tokenizer and Python files are copied; by default the base.
         check: load the folder again and compare the logits of both models on a question.
-        progress: show progress bars.
 
     Raises:
         ValueError: for a source that cannot be exported, before anything is written; for a result that differs from the trained

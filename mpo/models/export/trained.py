@@ -132,7 +132,6 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
     """Open a folder written by `mpo train` or `MPOTrainer.save_model`, or a checkpoint of a run, without loading the model.
 
     Args:
-        folder: folder of the checkpoint.
         base: name or path of the checkpoint it was trained from, if its adapter_config.json does not name it or is wrong.
 
     Raises:

@@ -69,7 +69,6 @@ class Trial:
 
         Args:
             model: the trained model, with its unmerged adapter, if any.
-            processor: its processor or tokenizer.
             moves: measure the change by the adapter; only valid if the model without its adapter is the base.
         """
         inputs = question(processor)

@@ -78,7 +78,6 @@ def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
     """Open the folder of an official checkpoint, without running its code or reading tensors.
 
     Args:
-        folder: the folder.
         weights: whether it must have its weights.
 
     Raises:

@@ -45,7 +45,6 @@ def transformers_config(
     """The transformers config of an official checkpoint.
 
     Args:
-        official: its config.json.
         image_token_id: id of ``<IMG_CONTEXT>``.
         eos_token_id: id of the token that ends a turn; by default that of the language model's config.
         where: path of the file, for errors.

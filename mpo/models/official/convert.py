@@ -65,7 +65,6 @@ def convert(
             describe the model; settings of tiles and tokens that were added are the model's own.
         shard_gb: the largest size of a weight file in gigabytes, and of the tensors in memory.
         compare: compare the logits of both formats on a random input; by default if memory allows.
-        progress: show a progress bar.
         tower: folder of a LLaVA's vision tower, as in `convert_llava`.
 
     Raises:
@@ -115,7 +114,6 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
         target: an existing, empty folder.
         like: as in `convert`.
         shard_bytes: the largest size of a weight file.
-        progress: show a progress bar.
 
     Returns:
         the number of tensors written.
@@ -188,8 +186,6 @@ def check_same_model(official: Mapping[str, Any], config: InternVLConfig, where:
     """Check that an official config.json describes the model of a transformers config; its vocabulary may be smaller.
 
     Args:
-        official: the contents.
-        config: the model's config.
         where: origin of `official`, for errors.
         source: origin of `config`, for errors.
 

@@ -24,7 +24,6 @@ def official_logits(
 
     Args:
         files: the official checkpoint's tensors.
-        official: its config.json.
         config: transformers' config of it, for language models that transformers supports.
         input_ids: (1, N), with `image_token_id` at the positions of image tokens.
         pixel_values: (tiles, 3, height, width).

@@ -46,10 +46,6 @@ def check_tied(read: Callable[[str], Tensor], names: Any, where: str) -> None:
 class TransformersFiles:
     """Tensors by their standard names, from a folder in transformers' format; a head that is tied is left out.
 
-    Args:
-        folder: folder of the checkpoint.
-        config: its config.
-
     Raises:
         ValueError: for tensors that are not those of the config, which are listed.
     """

@@ -123,7 +123,6 @@ def official_processor(tokenizer: Any, official: Chat[Any]) -> InternVLProcessor
 
     Args:
         tokenizer: from `load_tokenizer`.
-        official: config.json of the checkpoint.
     """
     smallest, largest = _patches(official)
     tiles = partial(

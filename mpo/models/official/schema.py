@@ -214,7 +214,6 @@ def parse(official: Mapping[str, Any], where: str) -> "Chat[Any]":
     """Check the keys of an official config.json, and fill in the official code's defaults.
 
     Args:
-        official: the contents.
         where: path of the file, for errors.
 
     Raises:

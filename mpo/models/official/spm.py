@@ -16,7 +16,6 @@ def read_sentencepiece(
     """Read a tokenizer.model of type BPE, as InternLM2's and Llama's.
 
     Args:
-        path: path of tokenizer.model.
         added: ``added_tokens_decoder`` of tokenizer_config.json: id -> content and flags. Those within the vocabulary replace the
             piece with that id.
         prefix_every_text: put the model's leading space before each text between added tokens, as SentencePiece does when it gets

@@ -22,9 +22,6 @@ DTYPES = ("BF16", "F16", "F32", "F64")
 class TensorFiles:
     """Tensors by name, from the safetensors files of a checkpoint's folder.
 
-    Args:
-        folder: folder of the checkpoint.
-
     Raises:
         ValueError: when the folder has no safetensors files, or its index names a missing file or tensor.
     """
@@ -105,11 +102,9 @@ def write_shards(
     """Write tensors in order into files of at most `shard_bytes` (or one larger tensor), with an index.
 
     Args:
-        folder: an existing folder.
         tensors: names and tensors; at most one shard is in memory at once.
         count: number of tensors.
         shard_bytes: the largest size of a file.
-        progress: show a progress bar.
     """
     written: list[list[str]] = []
     total = 0

@@ -40,7 +40,6 @@ def find_place(
     Args:
         launch: `KEYS` of a recipe. ``nproc_per_node`` None: one rank per GPU. Other keys that are None are read from Slurm
             inside ``srun``; elsewhere they describe a single node.
-        environ: environment variables.
         gpus: number of GPUs visible to this process.
         hosts: expands Slurm's node list.
 

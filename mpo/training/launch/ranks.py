@@ -23,7 +23,6 @@ def start_ranks(place: Place, module: str, arguments: Sequence[str]) -> int:
     Args:
         place: number of ranks, and their rendezvous.
         module: run as ``python -m module``.
-        arguments: command-line arguments of the module.
 
     Returns:
         0; 2 when a rank has reported a user's error; 128 + N when signal N stopped this process.

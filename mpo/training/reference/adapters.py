@@ -130,7 +130,6 @@ class AdapterStart:
         """Load the start values of the run that wrote a checkpoint.
 
         Args:
-            folder: folder of the checkpoint.
             fixed: why other values than the current ones cannot be loaded, or None.
 
         Raises:
@@ -163,7 +162,6 @@ def adapted(
 
     Args:
         model: model without adapters.
-        config: configuration of the adapter.
         wrap: peft's `get_peft_model`, or a function that calls it.
 
     Raises:

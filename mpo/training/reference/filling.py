@@ -55,7 +55,6 @@ def look_up(cache: ReferenceCache, batch: Batch, compute: Compute | None, on_any
     """Look up the log-prob sums of a batch's completions, shape (sides, records), float32, on the CPU.
 
     Args:
-        cache: cache of the reference.
         batch: batch with ``completion_keys``. Records that do not count need not be in the cache; their sums are then 0.
         compute: computes what the cache does not have, which is then added. None: raise an error.
         on_any_rank: tells whether a value is true on any rank. A forward pass of sharded weights needs all ranks, so all of them
@@ -104,7 +103,6 @@ def fill(
     may be fixed later without a trace: the next run then reads the data, and computes what is missing.
 
     Args:
-        cache: cache of the reference.
         batches: this rank's batches of the whole data set.
         compute: computes what the cache does not have.
         accelerator: accelerator of the ranks that fill it.

@@ -91,7 +91,6 @@ def fingerprint(
 
     Args:
         model: the reference model, including its adapters, those of a PeftModel or those put into a plain model.
-        processing_class: a processor or tokenizer.
         compute_dtype: dtype the model computes in: autocast's if enabled, else that of the weights.
         scoring: settings that determine which tokens are labelled, as plain values: ``completion_end``, ``max_length``,
             ``truncation_mode``.

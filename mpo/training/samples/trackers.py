@@ -20,7 +20,6 @@ def show_in_trackers(callbacks: Iterable[TrainerCallback], step: int, rows: Rows
     """Send a step's responses to each tracker among a trainer's callbacks.
 
     Args:
-        callbacks: the trainer's callbacks.
         step: optimiser step.
         rows: one per response, all with the same keys.
     """

@@ -1,6 +1,7 @@
 """`mpo train launch.nproc_per_node=2`: the same weights as one process, and what happens when a rank is killed.
 
-Ranks are processes of their own; the launcher is one where it is killed with them, and runs in the test's process elsewhere.
+Launcher and ranks are processes of Python where a rank is killed. Elsewhere the launcher runs in the test's process, and the ranks
+in forks of one that has imported everything (`zygote`).
 """
 
 import json
@@ -53,7 +54,7 @@ def handlers():
         signal.signal(number, handler)
 
 
-def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_path, capfd):
+def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_path, capfd, interpreter, monkeypatch):
     """Rank 1 is killed in training: the job ends promptly with the reason; the same command resumes from the last checkpoint.
 
     One process that resumes from there ends with the same weights as the two ranks.
@@ -82,6 +83,7 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_pa
     alone = tmp_path / "alone"
     shutil.copytree(here, alone)
     weights = [load_file(newest / "model.safetensors")]
+    monkeypatch.setenv("PYTHON_EXEC", interpreter)
     for folder, ranks in ((here, 2), (alone, 1)):
         capfd.readouterr()
         words = [f"run_dir={folder}", f"launch.nproc_per_node={ranks}", f"trainer.max_steps={step + 2}"]
@@ -94,8 +96,9 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(command, tmp_pa
     assert not list(tmp_path.glob("*/resolved.yaml.*"))
 
 
-def test_a_rank_says_whose_record_is_wrong(command, tmp_path, capfd):
+def test_a_rank_says_whose_record_is_wrong(command, tmp_path, capfd, interpreter, monkeypatch):
     """A user's mistake that only the ranks find is one message with exit status 2, without tracebacks."""
+    monkeypatch.setenv("PYTHON_EXEC", interpreter)
     wrong = tmp_path / "pairs.jsonl"
     wrong.write_text(json.dumps({"image": "missing.png", "question": "?", "chosen": "a", "rejected": "b"}))
     assert main([*command, f"run_dir={tmp_path / 'run'}", "launch.nproc_per_node=2", f"data.path={wrong}"]) == 2
@@ -105,8 +108,9 @@ def test_a_rank_says_whose_record_is_wrong(command, tmp_path, capfd):
     assert "Traceback" not in errors
 
 
-def test_started_by_torchrun(command, tmp_path, monkeypatch, capfd):
+def test_started_by_torchrun(command, tmp_path, monkeypatch, capfd, interpreter):
     """Ranks started by another launcher need an explicit run_dir."""
+    monkeypatch.setenv("PYTHON_EXEC", interpreter)
     monkeypatch.chdir(tmp_path)
 
     def a_rank():

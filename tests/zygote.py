@@ -1,0 +1,147 @@
+"""A Python that starts at once: its programs run in forks of a process that has imported torch, transformers and mpo.
+
+For tests that run several programs of mpo, each of which would import for seconds. `forking_python` forks a server, in which no
+thread runs, and gives an executable for the place of `sys.executable`. The executable sends its words, folder, environment and open
+files to the server, which forks. Signals are passed on; the executable ends as the program ends, and the program with the
+executable. Of Python's own flags it knows -u, -m and -c.
+"""
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def forking_python():
+    """Yield the path of the executable."""
+    from small_runs import warm_up
+
+    import mpo.commands.rank
+    import mpo.commands.train  # noqa: F401
+
+    warm_up()
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen()
+        path = Path(folder, "python")
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{folder}/socket" "$@"\n')
+        path.chmod(0o755)
+        server = _forked(_serve, listener, os.getpid())
+        try:
+            yield str(path)
+        finally:
+            os.kill(server, signal.SIGKILL)
+            os.waitpid(server, 0)
+
+
+def _forked(work: Callable[..., None], *arguments: Any) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            work(*arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return child
+
+
+def _serve(listener: socket.socket, parent: int) -> None:
+    atexit._clear()  # what the parent is to do at its end
+    logging.root.handlers.clear()  # of pytest
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    listener.settimeout(10)
+    while os.getppid() == parent:
+        with contextlib.suppress(TimeoutError):
+            connection, _ = listener.accept()
+            _forked(_attend, connection)
+            connection.close()
+
+
+def _attend(connection: socket.socket) -> None:
+    """Fork a program, and wait for its end, or that of the executable."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    connection.settimeout(None)
+    _, files, *_ = socket.recv_fds(connection, 1, 3)
+    asked = json.loads(connection.makefile().readline())
+    program = _forked(_run, files, *asked)
+    for file in files:
+        os.close(file)
+    connection.sendall(b"%d\n" % program)
+    if connection in select.select([os.pidfd_open(program), connection], [], [])[0]:
+        os.kill(program, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+    with contextlib.suppress(OSError):
+        connection.sendall(b"%d\n" % status)
+    os._exit(0)
+
+
+def _run(files: list[int], words: list[str], folder: str, environment: dict[str, str]) -> None:
+    status = 1
+    try:
+        for place, file in enumerate(files):
+            os.dup2(file, place)
+            os.close(file)
+        sys.stdin, sys.stdout, sys.stderr = (open(place, "r" if place == 0 else "w", closefd=False) for place in range(3))
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # that of `warm_up`, of one process
+        how, program, *arguments = words
+        sys.argv = [program if how == "-m" else "-c", *arguments]
+        sys.path.insert(0, folder)
+        if how == "-c":
+            exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.modules.pop(program if program != "mpo" else "mpo.__main__", None)
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _ask(address: str, words: list[str]) -> None:
+    """What the executable does."""
+    asked = [words, os.getcwd(), dict(os.environ)]
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        socket.send_fds(server, [b"."], [0, 1, 2])
+        server.sendall(json.dumps(asked).encode() + b"\n")
+        said = server.makefile()
+        program = int(said.readline())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os.kill(program, number))
+        status = int(said.readline())
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    asked_for = [word for word in sys.argv[2:] if word != "-u"]
+    assert asked_for[0] in ("-m", "-c"), asked_for
+    _ask(sys.argv[1], asked_for)

@@ -60,6 +60,8 @@ def find_fault(item: Record) -> str | None:
             return f"caption: the {name} speaks of the caption ({said!r})"
         if said := found_in(text, "refuses") or (found_in(text, "undetermined") if name == "answer" else None):
             return f"refusal: the {name} refuses ({said!r})"
+    if CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip()):
+        return f"malformed: the question {question!r:.40} asks nothing"
     if fault := _FORM[type](item, language):
         return fault
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()

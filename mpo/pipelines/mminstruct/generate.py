@@ -293,7 +293,7 @@ def mark_repeats(items: Sequence[Record]) -> None:
         key, negated = (_NOT.sub("", loose), bool(_NOT.search(loose))) if item["type"] == "judgement" else (loose, False)
         key = " ".join(key.split())
         earlier = seen.setdefault("".join(sorted(key)) if CJK.search(key) else key, [])
-        slips = [one for own in seen.values() for one in own if own is not earlier and _slip(one["strict"], strict)]
+        slips = [one for own in seen.values() for one in own if own is not earlier and _slip(one["question"], item["question"])]
         if any(one["type"] == item["type"] and _alike(one["answer"], item["answer"]) for one in slips):
             item["fault"] = "repeat: an earlier instruction about the image asks the same, but for a letter"
         for other in earlier:
@@ -341,7 +341,7 @@ def _frames(clause: str) -> bool:
 
 def _slip(one: str, other: str) -> bool:
     """Whether two questions differ by a letter that one of them lacks, or by spaces."""
-    short, long = sorted((one.replace(" ", ""), other.replace(" ", "")), key=len)
+    short, long = sorted((normalised(text).replace(" ", "") for text in (one, other)), key=len)
     if len(short) < 12 or len(long) - len(short) > 1:
         return False
     at = len(commonprefix((short, long)))

@@ -10,7 +10,7 @@ from mpo.generation.generator import Response
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check, check_all, find_fault
 from mpo.pipelines.mminstruct.generate import Generate, Seed, mark_repeats, read_items
-from mpo.pipelines.mminstruct.output import arrange, balance, conversations
+from mpo.pipelines.mminstruct.output import arrange, balance, conversations, distinct
 from mpo.pipelines.step import Dropped
 
 CHOICE = "<Q1>Which colour?</Q1><C1>A. red\nB. blue\nC. green</C1><A1>{}</A1>"
@@ -235,6 +235,18 @@ def test_yes_and_no_are_balanced_and_letters_even():
     assert sorted(letters.values()) == [10, 10, 11, 11]
     assert all(one["choices"]["ABCD".index(one["response"])] == "w" and sorted(one["choices"]) == [*"wxyz"] for one in arranged)
     assert len({tuple(one["choices"]) for one in arranged}) > 8 and len({one["suffix"] for one in arranged}) > 5
+
+
+def test_what_is_said_of_two_images_is_said_of_neither():
+    given = [
+        ("a", "long", "A man reads."),
+        ("a", "long", "A man reads!"),
+        ("b", "long", "a man  reads"),
+        ("b", "short", "A man reads."),
+    ]
+    items = [{"id": f"{n}", "images": [image], "type": type, "answer": answer} for n, (image, type, answer) in enumerate(given)]
+    lost = []
+    assert [one["id"] for one in distinct(items, lost)] == ["0", "1", "3"] and [one["id"] for one in lost] == ["2"]
 
 
 def test_turns():

@@ -54,7 +54,7 @@ def measure(folder: Path, records: int, size: int, moves: int) -> dict[str, Any]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     link = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
     found: dict[str, Any] = {"records": records, "megabytes": round(path.stat().st_size / 1e6)}
-    found["server_answers_s"] = time.perf_counter() - started
+    found["server_answers_s"], found["server_answers_cpu_s"] = time.perf_counter() - started, cpu(server.pid)
     try:
         with sync_playwright() as player:
             browser = player.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -63,6 +63,7 @@ def measure(folder: Path, records: int, size: int, moves: int) -> dict[str, Any]
     finally:
         server.kill()
         server.wait()
+    found["load"] = os.getloadavg()[0]  # processes that wanted a core, on average over the last minute
     found["start_to_first_record_s"] = found["server_answers_s"] + found["first_record_s"]
     return found
 
@@ -77,17 +78,18 @@ def browse(page: Page, link: str, pid: int, moves: int, found: dict[str, Any]) -
     page.wait_for_selector("#facets select", timeout=240_000)
     found["facets_s"], found["facets_cpu_s"] = time.perf_counter() - opened, cpu(pid)
 
-    def choose(work: Callable[[], object]) -> float:
-        begun = time.perf_counter()
+    def choose(work: Callable[[], object], name: str = "") -> None:
+        begun, before = time.perf_counter(), cpu(pid)
         work()
         page.wait_for_selector("#record:not([aria-busy])", timeout=120_000)
-        return time.perf_counter() - begun
+        if name:
+            found[f"{name}_s"], found[f"{name}_cpu_s"] = time.perf_counter() - begun, cpu(pid) - before
 
     for name, label, option in (("source", "Source", 3), ("hardest", "Order", 2), ("unreviewed", "Show", 1)):
-        found[f"filter_{name}_s"] = choose(lambda label=label, option=option: page.get_by_label(label).select_option(index=option))
+        choose(lambda label=label, option=option: page.get_by_label(label).select_option(index=option), f"filter_{name}")
     for label in ("Source", "Order", "Show"):
         choose(lambda label=label: page.get_by_label(label).select_option(index=0))
-    found["search_s"] = choose(lambda: page.locator("#search").fill("how many in 54321?"))
+    choose(lambda: page.locator("#search").fill("how many in 54321?"), "search")
     choose(lambda: page.locator("#search").fill(""))
     page.keyboard.press("Escape")
     # From the key to the drawn record with its image.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import errno
 import gc
 import json
 import os
@@ -108,6 +109,10 @@ def did_you_mean(name: Any, known: Iterable[str], *, most: int = 0) -> str:
     return f" Valid names: {', '.join(known)}." if 0 < len(known) <= most else ""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that has no room."""
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, durable: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` at the end; after an error `path` is as it was.
@@ -143,6 +148,10 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, durable: bool
         if target.exists():
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in FULL and error.filename in (None, str(temporary)):
+            error.filename = str(target)  # writing names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable:

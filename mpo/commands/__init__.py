@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
-from pkgutil import iter_modules
+from pkgutil import ModuleInfo, iter_modules
 from typing import Any, NoReturn
 
 from mpo.commands.flags import add
@@ -59,32 +59,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["train"], ["sft"]):  # Hydra reads its own command line
         return int(import_module(f"mpo.commands.{arguments[0]}").run(arguments[1:]))
-    options = command_line().parse_args(arguments)
+    options = command_line(arguments).parse_args(arguments)
     return user_errors(lambda: reported(options))
 
 
-def command_line() -> Parser:
-    """The parser of all commands. Each is a module with `configure` and `run`, each folder a command with actions."""
+def command_line(arguments: Sequence[str] = ()) -> Parser:
+    """The parser of all commands. Each is a module with `configure` and `run`, each folder a command with actions.
+
+    With arguments that begin with a command's name, the others are left out: their imports are most of the time to start.
+    """
     parser = Parser(prog="mpo", **_texts(sys.modules[__name__]))
     parser.add_argument("--version", action="version", version=f"mpo-trainer {version('mpo-trainer')}")
-    _add_commands(parser, __name__, "COMMAND")
+    _add_commands(parser, __name__, "COMMAND", arguments)
     return parser
 
 
-def _add_commands(parser: Parser, package: str, kind: str) -> None:
+def _add_commands(parser: Parser, package: str, kind: str, arguments: Sequence[str]) -> None:
     choices = parser.add_subparsers(title=f"{kind.lower()}s", metavar=kind, required=True)
-    for found in iter_modules(import_module(package).__path__):
-        module = import_module(f"{package}.{found.name}")
-        if not (found.ispkg or hasattr(module, "run")):
-            continue
+    all_of_them = [*iter_modules(import_module(package).__path__)]
+    named = [one for one in all_of_them if [one.name] == [*arguments[:1]]]
+    for found, module in _commands(package, named) or _commands(package, all_of_them):
         texts = _texts(module)
         command = choices.add_parser(found.name, help=texts["description"].split("\n")[0].rstrip(".:"), **texts)
         if found.ispkg:
-            _add_commands(command, module.__name__, "ACTION")
+            _add_commands(command, module.__name__, "ACTION", arguments[1:])
         elif hasattr(module, "configure"):
             module.configure(command)
             add(command, "--json")
             command.set_defaults(run=module.run)
+
+
+def _commands(package: str, found: Sequence[ModuleInfo]) -> list[tuple[ModuleInfo, Any]]:
+    modules = ((one, import_module(f"{package}.{one.name}")) for one in found)
+    return [(one, module) for one, module in modules if one.ispkg or hasattr(module, "run")]
 
 
 def _texts(module: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from PIL.Image import Image
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.paths import regular_file
 from mpo.generation.generator import whole_number
-from mpo.io import atomic_write, read_json_object, write_text
+from mpo.io import FULL, atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import BadStep, Record, finished, log, requests_of, step_names
 from mpo.pipelines.ledger import content_hash, json_line, plain
 from mpo.pipelines.part import DROPPED, OUTPUT, PROGRESS, SHARDS, Part, locked, total
@@ -30,7 +29,6 @@ SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
 SHOWN_LINES, SHOWN_BYTES = 5, 4000
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Job:
@@ -122,7 +120,7 @@ class Job:
             log.warning("Interrupted. What was paid for is in %s; the same command goes on.", self.folder)
             raise
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             reason = f"{error.strerror}. What was paid for is kept. Make room, and the same command goes on"
             raise OSError(error.errno, reason, error.filename or str(self.folder)) from error

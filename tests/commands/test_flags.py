@@ -361,3 +361,20 @@ def test_ctrl_c_ends_forked_processes_without_tracebacks(folder):
     os.killpg(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert (running.returncode, errors) == (130, "\nmpo: interrupted\n")
+
+
+def test_a_command_imports_no_other_command():
+    """Their imports (Hydra's, torch's) are what makes a command slow to start; an unknown name needs all, for the list of names."""
+    program = (
+        "import sys\nfrom mpo.commands import command_line\ncommand_line(['review', 'a.jsonl']).parse_args(['review', 'a.jsonl'])\n"
+        "found = {name for name in sys.modules if name.startswith('mpo.commands.')}\n"
+        "print(*sorted(found), *({'hydra', 'torch', 'datasets'} & {*sys.modules}))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["mpo.commands.flags", "mpo.commands.outcome", "mpo.commands.review"]
+    assert {name for name in ALL if name.count(" ") == 1} == {f"mpo {name}" for name in choices(command_line(["unknown"]))}
+    assert [*choices(command_line(["data", "stats", "a.jsonl"]))] == ["data"]
+
+
+def choices(parser):
+    return next(action.choices for action in parser._actions if action.nargs == "A...")

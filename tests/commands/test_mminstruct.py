@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -110,6 +112,52 @@ def test_what_the_forms_are_read_by(make, folder):
     assert sum(bool(one.ground_truths) for one in questions) == 32  # a long answer is none
 
 
+def test_a_language_that_is_added_asks_nothing_again(make, folder):
+    with StubServer(text=tell) as stub:
+        assert make(stub.url, CONFIG.replace("[en, zh]", "[en]"))[0] == 0
+        asked, first = stub.asked, {one["id"] for one in read_json_lines(folder / "out" / "instructions.jsonl")}
+        assert len(first) == 20
+        assert make(stub.url)[0] == 0
+        assert all(
+            "cannot see" in str(body) or any("\u4e00" <= letter <= "\u9fff" for letter in str(body)) for body in stub.bodies[asked:]
+        )
+        assert first < {one["id"] for one in read_json_lines(folder / "out" / "instructions.jsonl")}
+        asked = stub.asked
+        assert make(stub.url, CONFIG.replace("[en, zh]", "[zh, en]"))[0] == 0 and stub.asked == asked
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(folder):
+    """A file system of 1 MiB, full at several moments: the command says so, and with room it goes on."""
+    space = ["unshare", "--map-root-user", "--mount"] if shutil.which("unshare") else ["false"]
+    if subprocess.run([*space, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a file system of their own")
+    (folder / "disk").mkdir()
+    script = """
+        mount -t tmpfs -o size=1m none disk
+        for room in 16 40 100; do
+            head -c 2m /dev/zero > disk/full 2> /dev/null; truncate -s "-${room}K" disk/full
+            $MPO make c.yaml --output disk/out 2>> said; echo $? >> statuses
+            cat disk/out/jobs/*/ledger.jsonl | wc -l >> kept
+            rm disk/full
+        done
+        $MPO make c.yaml --output disk/out && cp -r disk/out out
+    """
+    with StubServer(text=tell) as stub:
+        (folder / "c.yaml").write_text(CONFIG.format(url=stub.url).replace("[en, zh]", "[en]"))
+        environment = {**os.environ, "MPO": f"{sys.executable} -m mpo mminstruct"}
+        done = subprocess.run([*space, "sh", "-c", script], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        asked = [json.dumps(body["messages"]) for body in stub.bodies if body["max_tokens"] > 1]
+    statuses, said = (folder / "statuses").read_text().split(), (folder / "said").read_text()
+    kept = [*map(int, (folder / "kept").read_text().split())]
+    assert {*statuses} == {"1"} and kept[-1] > 0 and kept == sorted(kept)  # full while models are asked
+    assert len(re.findall(r"disk/out/\S+: No space left on device", said)) == 3 and "Traceback" not in said
+    lost = len(asked) - len({*asked})  # those whose response came while the disk was full
+    ledgers = sum(len(read_json_lines(path)) for path in (folder / "out" / "jobs").glob("*/ledger.jsonl"))
+    assert len({*asked}) <= ledgers and lost <= 3 * 8
+    assert json.loads((folder / "out" / "report.json").read_text())["instructions"] == 20
+
+
 def test_step_by_step(folder, capsys):
     def run(*words):
         status = main(["mminstruct", *words])
@@ -173,11 +221,11 @@ def test_servers_that_say_nothing_useful(make, folder, said, name):
         assert status == 2 and name in err and out == ""
         asked = stub.asked
         assert make(stub.url)[0] == 2 and stub.asked == asked
-    job = folder / "out" / "jobs" / ("caption-photos" if "caption" in said else "generate-photos")
+    job = folder / "out" / "jobs" / ("caption-photos-en" if "caption" in said else "generate-photos-en")
     lost = read_json_lines(job / "dropped.jsonl")
     assert lost and all(next(iter(said.values())) in json.dumps(one) for one in lost)
     if "caption" in said:
-        assert len(lost) == 8 and len(read_json_lines(job / "ledger.jsonl")) == 16  # each was asked for twice
+        assert len(lost) == 4 and len(read_json_lines(job / "ledger.jsonl")) == 8  # each was asked for twice
 
 
 def test_a_server_that_ignores_images(make, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 
 import pytest
 from review_server import Reviewing, pairs
@@ -285,6 +286,34 @@ def test_a_phone_and_the_dark(page):
     page.emulate_media(color_scheme="light")
     assert page.evaluate(luminance) > 600
     page.set_viewport_size({"width": 1100, "height": 900})
+
+
+def test_the_last_filter_holds_however_late_others_are_answered(page, tmp_path, monkeypatch):
+    """While records are still being read, an order waits; what is chosen after it is shown at once, and stays when that comes."""
+    from mpo.review import facets
+
+    go, own = threading.Event(), facets.facets
+    monkeypatch.setattr(facets, "facets", lambda line: (go.wait(20), own(line))[1])
+    with Reviewing(pairs(tmp_path, 12)) as server:
+        late, answers = page.context.browser.new_page(), []
+        late.on("response", lambda response: answers.append(response.url) if "/api/queue" in response.url else None)
+        late.goto(server.links["anna"])
+        late.wait_for_selector("#record section")
+        with late.expect_request(lambda request: "order=longest" in request.url):
+            late.get_by_label("Order").select_option("longest")
+        with late.expect_request(lambda request: "order=hardest" in request.url):
+            late.get_by_label("Order").select_option("hardest")
+        late.get_by_label("Order").select_option("file")
+        late.locator("#search").fill("how many in 7")
+        status(late, "1 records")
+        assert len(answers) <= 2 and "source" not in late.locator("#facets").inner_text().lower()
+        go.set()
+        late.wait_for_selector("#facets select")
+        while not {"order=longest", "order=hardest"} <= {one.rpartition("&")[2] for one in answers}:
+            late.wait_for_timeout(20)
+        late.wait_for_timeout(100)
+        assert late.locator("#status").inner_text() == "1 records" and late.locator(".meta").inner_text().count("p7") == 1
+        late.close()
 
 
 def test_a_server_that_is_gone_loses_no_draft(page):

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -119,6 +120,56 @@ def test_images_are_those_of_records_inside_the_root(served):
 )  # fmt: skip
 def test_requests_are_bounded_and_checked(served, body, status):
     assert served.ask("/api/decide", body)[0] == status
+
+
+def test_idle_connections_keep_nobody_out(served):
+    """300 that never end their request: the page is still answered, and all but a bounded number of them are closed."""
+    from mpo.review.server import CONNECTIONS
+
+    address = served.server.socket.getsockname()
+    idle = [socket.create_connection(address) for _ in range(300)]
+    for number, one in enumerate(idle):
+        if number % 3:
+            one.sendall(b"GET / HTTP/1.1\r\nHost:")  # its second half does not come
+        if number % 50 == 0:
+            assert served.ask("/api/state")[0] == 200
+    assert [served.ask(path)[0] for path in ("/", "/api/records/0", "/api/images/0/image/0")] == [200] * 3
+    for one in idle:
+        one.settimeout(0)
+    closed = sum(is_closed(one) for one in idle)
+    assert closed >= 300 - CONNECTIONS
+    for one in idle:
+        one.close()
+
+
+def is_closed(connection):
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_a_request_whose_bytes_drip_is_closed(served, monkeypatch):
+    from mpo.review import server
+
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    with socket.create_connection(served.server.socket.getsockname()) as first:
+        whole = b"GET /style.css HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        first.sendall(whole)  # refused, as the port is missing; the connection stays
+        assert first.recv(4096).startswith(b"HTTP/1.1 403")
+        first.settimeout(0.05)
+        for byte in b"GET / HTTP/1.1\r\nX: " + b"a" * 1000:
+            try:
+                first.sendall(bytes([byte]))
+                if first.recv(4096) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    raise AssertionError("1,000 bytes dripped and nobody closed it")
 
 
 def test_edits_are_of_what_can_be_edited(served):
@@ -420,6 +471,43 @@ def test_rejected_lines_that_are_no_records_are_left_out(tmp_path, capsys):
     assert (tmp_path / "out.jsonl").read_bytes().startswith(b"[2]\n[1]\n{")
     (rejected,) = read_json_lines(tmp_path / "out.jsonl.rejected.jsonl")
     assert rejected["record"]["line"].startswith('{"a": \\xe9}')
+
+
+def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
+    """While records are still being read, a filter and an order give no part of their records, and others are not kept waiting."""
+    import numpy as np
+
+    from mpo.review import facets
+
+    path, go, own = pairs(tmp_path, 40), threading.Event(), facets.facets
+
+    def slow(line):
+        if line["id"] == "p20":
+            go.wait(20)
+        return own(line)
+
+    monkeypatch.setattr(facets, "facets", slow)
+    with Reviewing(path) as server:
+        found = {}
+
+        def ask(words):
+            found[words] = np.frombuffer(server.ask(f"/api/queue?{words}")[1], "<u4").tolist()
+
+        threads = [threading.Thread(target=ask, args=(words,)) for words in ("source=s1", "order=longest", "verdict=none")]
+        for thread in threads:
+            thread.start()
+        while server.review.facets.read < 20:
+            time.sleep(0.001)
+        ask("search=how%20many%20in%207")
+        ask("state=unreviewed")
+        assert server.decide(0, "accept")[0] == 200
+        assert {words: len(places) for words, places in found.items()} == {"search=how%20many%20in%207": 1, "state=unreviewed": 40}
+        assert server.ask("/api/state")[1]["facets"] is None
+        go.set()
+        for thread in threads:
+            thread.join(20)
+        assert found["source=s1"] == [*range(1, 40, 2)] and found["verdict=none"] == []
+        assert sorted(found["order=longest"]) == [*range(40)] and found["order=longest"][0] >= 10
 
 
 def test_a_record_is_shown_before_the_index_is_complete(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ YES_NO = {"en": ("Yes", "No"), "zh": ("是", "否")}
 LONGEST_SHORT = {"en": 12, "zh": 24}
 SHORTEST_LONG = {"en": 8, "zh": 12}
 """Limits of answers: words in English, characters in Chinese."""
+_IDEOGRAPHS = CJK.pattern[1:-1]
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
 
@@ -59,10 +60,15 @@ def find_fault(item: Record) -> str | None:
             return f"caption: the {name} speaks of the caption ({said!r})"
         if said := found_in(text, "refuses") or (found_in(text, "undetermined") if name == "answer" else None):
             return f"refusal: the {name} refuses ({said!r})"
+    if CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip()):
+        return f"malformed: the question {question!r:.40} asks nothing"
     if fault := _FORM[type](item, language):
         return fault
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
-    texts = [("question", question)] + [("answer", answer)] * (type == "long" or (type == "short" and bool(known)))
+    if known and not rule("writing").search(known) and (said := found_in(f"{question}\n{answer}", "of_text")):
+        return f"caption: it speaks of a text ({said!r}), and the image has none"
+    names = type == "short" and (not known or rule("writing").search(question))  # what is read in the image is in any language
+    texts = [("question", question)] + [("answer", answer)] * (type in ("long", "short") and not names)
     for name, text in [*texts, *(("option", one) for one in choices if known)]:  # without a caption, names are not known
         theirs = name == "option" and answer != text and _foreign(answer, language) and answer.casefold() in known.casefold()
         if not theirs and other_language(text, language, known):
@@ -102,6 +108,9 @@ def _choice(item: Record, language: str) -> str | None:
         return f"wrong letter: the answer {answer!r:.40} is none of the options"
     if found := next((one for one in choices if rule("all").search(one)), None):
         return f"options: {found!r:.40} refers to the others"
+    plain = [normalised(one) for one in choices]
+    if found := next((one for one in plain if sum(_has(one, other) for other in plain if other and other != one) > 1), None):
+        return f"options: {found!r:.40} holds two of the others"
     if choices == [*"ABCDEFGH"][: len(choices)] and "letter" not in item["question"].lower() and "字母" not in item["question"]:
         return "options: they are letters alone"
     if (found := next(filter(rule("shown").search, choices), None)) is not None:
@@ -149,7 +158,7 @@ def _has(text: str, part: str) -> bool:
     """Whether a normalised text has another one in whole words; in Chinese, two characters at least."""
     if CJK.search(part):
         return len(part) > 1 and part in text
-    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
+    return re.search(rf"(?<![^\W{_IDEOGRAPHS}]){re.escape(part)}(?![^\W{_IDEOGRAPHS}])", text) is not None
 
 
 def _foreign(text: str, language: str) -> bool:

@@ -126,6 +126,7 @@ class Expansion:
         elif isinstance(image, Mapping):
             image = image["bytes"] if image.get("bytes") is not None else inside(self.image_root or line["root"], image.get("path"))
         given = {"domain": domain, "licence": self.licence, "choices": choices if type == "choice" else None}
+        given["dialogue"] = line.get("dialogue")
         texts = {"type": type, "language": language, "question": question.strip(), "answer": answer}
         return {"images": [image], **texts, **{name: value for name, value in given.items() if value}}
 
@@ -213,7 +214,11 @@ def _figureqa(given: Expansion) -> Lines:
 
 
 def _mminstruct(given: Expansion) -> Lines:
-    """MMInstruct's ``qa_en.jsonl``, ``caption_cn.jsonl``, ``caption_en.jsonl``: ``image``, ``conversations`` of rounds."""
+    """MMInstruct's ``qa_en.jsonl``, ``caption_cn.jsonl``, ``caption_en.jsonl``: ``image``, ``conversations`` of rounds.
+
+    Each round is an instruction; those of one conversation have its id as ``dialogue`` and stay one, as a later round may speak of
+    an earlier one.
+    """
     for place, (where, one) in enumerate(_lines(_file(given, "*.jsonl"))):
         with bad_record(where):
             turns = one["conversations"]
@@ -228,7 +233,8 @@ def _mminstruct(given: Expansion) -> Lines:
                 choices = []
             language = {"language": "zh" if len(CJK.findall(said)) > len(said) / 8 else "en"} if len(said) > 40 else {}
             fields = {"image": one["image"], "question": question, "answer": said, "choices": [text for _, text in choices]}
-            yield where, {"id": f"{one.get('id', place)}/{number}", "root": Path(given.path).parent, **fields, **language}
+            known = {"id": f"{one.get('id', place)}/{number}", "root": Path(given.path).parent}
+            yield where, {**known, **fields, **language, "dialogue": f"{one.get('id', place)}" if len(rounds) > 1 else None}
 
 
 def _fields(given: Expansion) -> Lines:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
+from os.path import commonprefix
 from typing import Any
 from unicodedata import normalize
 
@@ -14,7 +15,7 @@ from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
 from mpo.pipelines.mminstruct.domains import TYPES, check_domain, load_domains, prompt
-from mpo.pipelines.mminstruct.language import CJK, rule
+from mpo.pipelines.mminstruct.language import CJK, rule, words
 from mpo.pipelines.step import Record, Step
 from mpo.verification.dress import undress
 from mpo.verification.texts import read_yes_no, same_text
@@ -49,7 +50,8 @@ _IN_IMAGE = re.compile(
     r"(?:as )?(?:shown |seen |visible |depicted )?(?:in|on) (?:the|this) (?:given |provided )?(?:image|picture|photo|photograph)\b"
     r"|(?:这|该)?(?:张|幅)?(?:图片|图像|照片|图)(?:中|里|内|上)?|请问?(?:告诉我)?"
 )
-_FILLERS = frozenset("a an the please kindly tell me us can could would you say do".split())
+_FILLERS = frozenset("a an the please kindly tell me us can could would you say do exactly precisely actually really".split())
+_CLAUSE = re.compile(r"[^,:，：?？]{1,100}[,:，：]\s*")
 _LOOSE = frozenset("is are was were does did have has had of this that these those any there".split())
 _LOOSE_ZH = re.compile(r"的|[呢吗啊吧呀]|[这那][一]?[口个只张台辆位把条幅棵座种]?|什么|请")
 _NOT = re.compile(r"\bnot\b|\bn t\b|不(?!是不|同)")
@@ -291,6 +293,9 @@ def mark_repeats(items: Sequence[Record]) -> None:
         key, negated = (_NOT.sub("", loose), bool(_NOT.search(loose))) if item["type"] == "judgement" else (loose, False)
         key = " ".join(key.split())
         earlier = seen.setdefault("".join(sorted(key)) if CJK.search(key) else key, [])
+        slips = [one for own in seen.values() for one in own if own is not earlier and _slip(one["question"], item["question"])]
+        if any(one["type"] == item["type"] and _alike(one["answer"], item["answer"]) for one in slips):
+            item["fault"] = "repeat: an earlier instruction about the image asks the same, but for a letter"
         for other in earlier:
             same = strict == other["strict"]
             alike = item["type"] == "long" or _alike(other["answer"], item["answer"])
@@ -316,11 +321,31 @@ def question_key(question: str, *, loose: bool = False) -> str:
     >>> question_key("Please tell me, what colour is the car in this picture?") == question_key("What color is the car?")
     True
     """
-    said = normalised(rule("asked").sub("", question)).replace("colour", "color").replace("grey", "gray")
+    question = rule("asked").sub("", question)
+    while (clause := _CLAUSE.match(question)) and _frames(clause[0]):
+        question = question[clause.end() :]
+    said = normalised(question).replace("colour", "color").replace("grey", "gray")
     said = _IN_IMAGE.sub(" ", said)
     if loose:
         said = _LOOSE_ZH.sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
     return " ".join(word for word in said.split() if word not in _FILLERS and not (loose and word in _LOOSE))
+
+
+def _frames(clause: str) -> bool:
+    """Whether a clause before a question says no more than that it is one, about the image."""
+    said = normalised(clause)
+    return all(word in words("framing") for word in CJK.sub(" ", said).split()) and {*CJK.findall(said)} <= {
+        *"".join(words("framing_zh"))
+    }
+
+
+def _slip(one: str, other: str) -> bool:
+    """Whether two questions differ by a letter that one of them lacks, or by spaces."""
+    short, long = sorted((normalised(text).replace(" ", "") for text in (one, other)), key=len)
+    if len(short) < 12 or len(long) - len(short) > 1:
+        return False
+    at = len(commonprefix((short, long)))
+    return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha())
 
 
 def _alike(one: str, other: str) -> bool:

@@ -31,14 +31,20 @@ def rule(name: str) -> re.Pattern[str]:
     return found
 
 
+def words(name: str) -> frozenset[str]:
+    """Words of ``rules.yaml``."""
+    found: frozenset[str] = _rules()[name]
+    return found
+
+
 def length(text: str, language: str) -> int:
     """The length of a text: words, or in Chinese characters, those of other scripts' words counting once.
 
     >>> length("Two red cars.", "en"), length("两辆红色的车 BMW。", "zh")
     (3, 7)
     """
-    words = len(re.findall(r"\w+(?:[-'’.,]\w+)*", CJK.sub(" ", text)))
-    return words if language == "en" else words + len(CJK.findall(text))
+    count = len(re.findall(r"\w+(?:[-'’.,]\w+)*", CJK.sub(" ", text)))
+    return count if language == "en" else count + len(CJK.findall(text))
 
 
 def found_in(text: str, name: str) -> str | None:
@@ -67,15 +73,17 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     (True, False)
     """
     seen = known.casefold()
-    words = [word for word in _WORD.findall(CJK.sub(" ", text)) if len(word) > 1]
-    new = [word for word in words if word.casefold() not in seen]
+    said = [word for word in _WORD.findall(CJK.sub(" ", text)) if len(word) > 1]
+    new = [word for word in said if word.casefold() not in seen]
     if any(run.casefold() not in seen for run in _KANA.findall(text)):
         return True
     if language == "zh":
-        return len(new) > len(CJK.findall(text)) // 2
+        runs = [_WORD.findall(run) for run in CJK.split(text)]
+        own = any(len(run) > 3 and words("english") & {*map(str.casefold, run)} and {*run} & {*new} for run in runs)
+        return own or len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(ord(max(word)) >= _LATIN for word in new):
         return True
-    if any(word.casefold() in _rules()["english"] for word in words):
+    if any(word.casefold() in words("english") for word in said):
         return False
-    asks = "?" in text and (text.lstrip()[:1] == "¿" or any(word.casefold() in _rules()["foreign"] for word in words))
+    asks = "?" in text and (text.lstrip()[:1] == "¿" or any(word.casefold() in words("foreign") for word in said))
     return asks or len(new) >= (3 if text.rstrip()[-1:] == "?" else 5)

@@ -195,7 +195,10 @@ def make(
 
 
 def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: dict[str, Any]) -> list[tuple[Job, dict[str, Any]]]:
-    """Caption the collected images and write instructions about them, in two jobs for each source: more sources may come."""
+    """Caption the collected images and write instructions about them.
+
+    Two jobs for each source and language, so that sources, images and languages may be added.
+    """
     assert config.caption is not None and config.generate is not None
     seeing, own = opened(config.caption.model), config.generate
     if not (folder / "sees").exists():
@@ -204,9 +207,11 @@ def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: di
     images = [*Records(folder / "collect")]
     told = []
     for name in dict.fromkeys(one["source"] for one in images):
-        records = InLanguages([one for one in images if one["source"] == name], config.languages)
-        steps = caption_steps(seeing, config.caption, config.domains)
-        told.append(_run(steps, records, folder / f"caption-{file_name(name)}", drop_bad, how))
+        own_images = [one for one in images if one["source"] == name]
+        for language in config.languages:
+            place = folder / f"caption-{file_name(name)}-{language}"
+            steps = caption_steps(seeing, config.caption, config.domains)
+            told.append(_run(steps, InLanguages(own_images, [language]), place, drop_bad, how))
     _refuse_nothing(told, "caption")
     generator, form = writer(own, opened)
     seed = Seed(types=config.types, rounds=own.rounds, per=own.seeds, domains=config.domains, seed=config.seed)

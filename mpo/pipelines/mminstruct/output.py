@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.data.images import open_image
+from mpo.data.similar import normalised
 from mpo.io import write_json_lines, write_text
 from mpo.pipelines.job import Job
 from mpo.pipelines.mminstruct.check import YES_NO, Check
@@ -35,6 +36,19 @@ SHOWN_SIDE = 160
 """Pixels of an image on the page."""
 KINDS = {"judgement": "yes_no", "choice": "choice", "short": None}
 """Kinds of answers in `mpo.verification`, of the types that have a known one."""
+
+
+def distinct(instructions: Iterable[Record], lost: list[Record]) -> list[Record]:
+    """Add long answers that were given about an earlier image, word for word, to `lost`: one of the two is not of its image."""
+    kept, first = [], dict[str, Record]()
+    for one in instructions:
+        before = first.setdefault(normalised(one["answer"]), one) if one["type"] == "long" else one
+        if before["images"] != one["images"]:
+            reason = f"repeat: the same was said about another image ({before['id']})"
+            lost.append({"id": one["id"], "job": "distinct", "step": "distinct", "reason": reason, "record": one})
+        else:
+            kept.append(one)
+    return kept
 
 
 def balance(instructions: Sequence[Record], seed: int = 0) -> tuple[list[Record], list[Record]]:
@@ -113,13 +127,15 @@ def _reviewed(instructions: Iterable[Record], correct: Correct | None, lost: lis
 
 
 def conversations(instructions: Iterable[Record], turns: int = 1) -> Iterator[list[Record]]:
-    """Group instructions about the same image in the same language, up to so many turns."""
+    """Group instructions about the same image in the same language, up to so many turns; a ``dialogue`` stays whole."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for one in instructions:
-        groups.setdefault((one.get("domain"), *map(str, one["images"]), one.get("language")), []).append(one)
+        of = (one.get("source"), one["dialogue"]) if "dialogue" in one else (one.get("domain"), one.get("language"))
+        groups.setdefault((*of, *map(str, one["images"])), []).append(one)
     for group in groups.values():
-        for start in range(0, len(group), turns):
-            yield group[start : start + turns]
+        count = len(group) if "dialogue" in group[0] else turns
+        for start in range(0, len(group), count):
+            yield group[start : start + count]
 
 
 def write(
@@ -137,7 +153,7 @@ def write(
     output = output.absolute()
     made = [one for job, _ in jobs if not job.names[-1].startswith("caption") for one in Records(job.folder)]
     lost = [{**one, "job": job.folder.name} for job, _ in jobs for one in Records(job.folder, DROPPED)]
-    kept, surplus = balance(_reviewed(made, correct, lost), config.seed)
+    kept, surplus = balance(distinct(_reviewed(made, correct, lost), lost), config.seed)
     kept = _reviewed(arrange(kept, config.seed), correct, lost)
     reason = "balance: more judgements have this answer than the other"
     lost += [{"id": one["id"], "job": "balance", "step": "balance", "reason": reason, "record": one} for one in surplus]
@@ -190,7 +206,10 @@ def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) ->
     info = {"file_name": SHAREGPT, "formatting": "sharegpt", "columns": {"messages": "conversations", "images": "images"}}
     write_json_lines(output / INSTRUCTIONS, kept)
     write_json_lines(output / TRL, trl)
-    write_json_lines(output / QUESTIONS, map(_question, kept))
+    later = {
+        one["id"] for group in groups if "dialogue" in group[0] for one in group[1:]
+    }  # alone, they may lack what they speak of
+    write_json_lines(output / QUESTIONS, (_question(one) for one in kept if one["id"] not in later))
     whole = [one for own in lines.values() for one in own]
     for file, value in ((LLAVA, whole), (SHAREGPT, shared), ("dataset_info.json", {"mminstruct": info}), (META, meta)):
         write_text(output / file, json.dumps(value, ensure_ascii=False, indent=1) + "\n", durable=file == META)

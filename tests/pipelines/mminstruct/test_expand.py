@@ -121,6 +121,25 @@ def test_the_files_of_mminstruct(sets):
         assert [one["language"] for one in expansion] == [language] and name.rpartition("_")[2] in expansion.notices[0]
 
 
+def test_a_dialogue_stays_one(sets):
+    """Its rounds are one conversation, whatever `turns` is; a later one may speak of an earlier one, and is no question alone."""
+    from mpo.commands import main
+    from mpo.data import load_conversations, load_questions
+
+    path = sets / "mminstruct" / "qa_en.jsonl"
+    first = [("What lies on the table?", "a cup"), ("What colour is it?", "blue"), ("And the thing beside it?", "green")]
+    for id, rounds in (("d", first), ("e", [("What stands outside?", "a tree")])):
+        turns = [{"from": who, "value": text} for pair in rounds for who, text in zip(("human", "gpt"), pair, strict=True)]
+        write(path.with_name(f"{id}.jsonl"), {"id": id, "image": "0.png", "conversations": turns})
+    path.write_text("\n".join(path.with_name(f"{id}.jsonl").read_text().strip() for id in "de"))
+    assert main(["mminstruct", "expand", "mminstruct", str(path), "--output", str(sets / "out")]) == 0
+    out = sets / "out" / "mminstruct"
+    loaded = [len(one["messages"]) for one in load_conversations(out / "meta.json")]
+    assert sorted(loaded) == [2, 6]
+    asked = load_questions(out / "questions.jsonl", image_root=sets / "mminstruct")
+    assert [one.id for one in asked] == ["mminstruct/d/0", "mminstruct/e/0"]
+
+
 def test_a_set_becomes_training_data(sets, capsys):
     from mpo.commands import main
     from mpo.data import load_conversations

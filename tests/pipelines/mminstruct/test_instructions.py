@@ -10,7 +10,7 @@ from mpo.generation.generator import Response
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check, check_all, find_fault
 from mpo.pipelines.mminstruct.generate import Generate, Seed, mark_repeats, read_items
-from mpo.pipelines.mminstruct.output import arrange, balance, conversations
+from mpo.pipelines.mminstruct.output import arrange, balance, conversations, distinct
 from mpo.pipelines.step import Dropped
 
 CHOICE = "<Q1>Which colour?</Q1><C1>A. red\nB. blue\nC. green</C1><A1>{}</A1>"
@@ -98,6 +98,24 @@ ZH = {"language": "zh", "caption": "一辆红色的汽车和两辆蓝色的自�
         (EN, "choice", "Which colour?", "red", ["red", "blue", "All of the above"], "options"),
         (EN, "choice", "Which colour has the car?", "green", ["green", "red"], "contradiction"),
         (EN, "choice", "Which colour has the car?", "pink", ["green", "red"], "wrong letter"),
+        (EN, "choice", "What is left?", "a car", ["a car", "a bike", "both a bike and a car", "a tram"], "options"),
+        (EN, "choice", "What is left?", "a car", ["a car", "a cart", "a red cart", "a tram"], None),
+        (EN, "choice", "What is left?", "a car", ["a car", "...", "a cart"], "malformed"),
+        (EN, "short", "User: What colour is the car?", "red", None, "malformed"),
+        (EN, "short", "What stands beside the [insert object]?", "a shop", None, "malformed"),
+        (EN, "long", "What is shown?", "A red car and two bikes stand in front of a...", None, "malformed"),
+        (EN, "judgement", "Is the car red? (The answer should be yes.)", "Yes", None, "leak"),
+        (EN, "judgement", "Is the car (the one that has no roof) red?", "Yes", None, None),
+        (EN, "short", "As described above, what colour is the car?", "red", None, "caption"),
+        (EN, "long", "What is shown?", "The text says that a red car and two bikes stand there.", None, None),
+        ({"caption": "A red car."}, "long", "What is shown?", "The text says that a red car stands there.", None, "caption"),
+        (EN, "short", "Which car is it?", "Unfortunately, the image was not provided.", None, "refusal"),
+        (EN, "short", "Which characters are on the flag?", "福 (good fortune)", None, None),
+        (ZH, "short", "店前的旗子上印着哪个品牌？", "Adidas", None, None),
+        (ZH, "short", "店前的汽车有多大？", "very big indeed", None, "language"),
+        (ZH, "short", "Please look and answer: 店前的两辆自行车是什么颜色的？", "蓝色", None, "language"),
+        (ZH, "short", "店前的汽车", "红色", None, "malformed"),
+        (ZH, "short", "图中显示的是5.01。柱子的数值是多少？", "5.01", None, "leak"),
     ],
 )
 def test_faults(given, type, question, answer, choices, fault):
@@ -219,6 +237,18 @@ def test_yes_and_no_are_balanced_and_letters_even():
     assert len({tuple(one["choices"]) for one in arranged}) > 8 and len({one["suffix"] for one in arranged}) > 5
 
 
+def test_what_is_said_of_two_images_is_said_of_neither():
+    given = [
+        ("a", "long", "A man reads."),
+        ("a", "long", "A man reads!"),
+        ("b", "long", "a man  reads"),
+        ("b", "short", "A man reads."),
+    ]
+    items = [{"id": f"{n}", "images": [image], "type": type, "answer": answer} for n, (image, type, answer) in enumerate(given)]
+    lost = []
+    assert [one["id"] for one in distinct(items, lost)] == ["0", "1", "3"] and [one["id"] for one in lost] == ["2"]
+
+
 def test_turns():
     items = [{"id": f"{n}", "images": ["a" if n < 5 else "b"], "language": "en"} for n in range(7)]
     assert [len(one) for one in conversations(items, 3)] == [3, 2, 2]
@@ -295,6 +325,11 @@ def test_records_and_faults_of_another_author():
         ("short", ("What is the colour of the cup?", "red"), ("What colour does the cup have?", "blue"), "contradiction"),
         ("long", ("What does the man do?", "He reads a long paper."), ("What is the man?", "He is a priest in black."), None),
         ("judgement", ("有猫吗？", "有"), ("有没有猫？", "没有"), "contradiction"),
+        ("judgement", ("Is the lamp green?", "Yes"), ("Looking at the image, is the lamp green?", "No"), "contradiction"),
+        ("judgement", ("左边的灯亮着吗？", "是"), ("请看图，左边的灯亮着吗？", "否"), "contradiction"),
+        ("judgement", ("On the left, is the lamp green?", "Yes"), ("On the right, is the lamp green?", "Yes"), None),
+        ("short", ("What hangs behind the man?", "a flag"), ("What hangs behnd the man?", "a flag"), "repeat"),
+        ("short", ("What is the value of class_1?", "7"), ("What is the value of class_12?", "7"), None),
     ],
 )
 def test_what_asks_the_same(type, earlier, later, kind):

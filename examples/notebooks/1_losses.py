@@ -1,12 +1,13 @@
 # %% [markdown]
 # # The losses, on four numbers
 #
-# A preference loss never sees an image, a text or a model. For a pair of completions it sees four numbers: the log-probability of the
-# better (*chosen*) and of the worse (*rejected*) completion, under the model that is trained (the *policy*) and under the model it
-# started from (the *reference*).
+# A preference loss never sees an image, a text or a model. For a pair of completions it sees four numbers: the
+# log-probability of the better (*chosen*) and of the worse (*rejected*) completion, under the model that is
+# trained (the *policy*) and under the model it started from (the *reference*).
 #
-# You will see: the three losses of Mixed Preference Optimization (MPO, [arXiv 2411.10442](https://arxiv.org/abs/2411.10442)) computed by
-# hand and by `mpo.losses`; their curves and gradients; what the reward shift delta does; and why the mixture is safer than DPO alone.
+# You will see: the three losses of Mixed Preference Optimization (MPO,
+# [arXiv 2411.10442](https://arxiv.org/abs/2411.10442)) computed by hand and by `mpo.losses`; their curves and
+# gradients; what the reward shift delta does; and why the mixture is safer than DPO alone.
 #
 # It needs no model and runs in seconds.
 
@@ -22,8 +23,8 @@ plt.rcParams |= {"figure.dpi": 80, "figure.constrained_layout.use": True, "axes.
 # %% [markdown]
 # ## One pair
 #
-# The chosen completion has 5 tokens, the rejected one 4. Since the start, training has made the chosen one more likely (from -12 to -10)
-# and the rejected one less likely (from -13 to -16).
+# The chosen completion has 5 tokens, the rejected one 4. Since the start, training has made the chosen one more
+# likely (from -12 to -10) and the rejected one less likely (from -13 to -16).
 
 # %%
 pair = PairLogps(
@@ -47,7 +48,7 @@ output = mixture(pair)
 # | margin | $r_c - r_r$ | 0.5 |
 # | preference, DPO: which of the two is better? | $-\log\sigma(0.5)$ | 0.4741 |
 # | reward shift: the mean of all rewards so far | $\delta = (0.2 - 0.3) / 2$ | -0.05 |
-# | quality, BCO: is each of them good, by itself? | $-\log\sigma(r_c - \delta) - \log\sigma(\delta - r_r) = -2\log\sigma(0.25)$ | 1.1519 |
+# | quality, BCO: is each good by itself? | $-\log\sigma(r_c-\delta) - \log\sigma(\delta-r_r) = -2\log\sigma(0.25)$ | 1.1519 |
 # | generation, SFT: can the model write the chosen one? | $10 / 5$ | 2.0 |
 # | MPO | $0.8 \cdot 0.4741 + 0.2 \cdot 1.1519 + 1 \cdot 2$ | 2.6096 |
 #
@@ -64,14 +65,16 @@ axes.bar_label(axes.containers[0], fmt="%.4f", padding=7)
 axes.set(ylabel="loss in nats", ylim=(0, 3.1))
 axes.legend(frameon=False)
 assert torch.allclose(torch.tensor(computed), torch.tensor([*by_hand.values()]), atol=1e-4)
+plt.show()
 
 # %% [markdown]
 # ## The preference loss and its gradient against the margin
 #
-# Losses take many pairs at once. Here 401 pairs, whose margins go from -20 to 20; the rejected completion stays where it was. The right plot is
-# what training feels: how hard a step pulls at a pair.
+# Losses take many pairs at once. Here 401 pairs, whose margins go from -20 to 20; the rejected completion stays
+# where it was. The right plot is what training feels: how hard a step pulls at a pair.
 #
-# * **DPO** pulls at pairs that are ranked wrongly (left of 0) with full force, and lets go of pairs that are ranked rightly.
+# * **DPO** pulls at pairs that are ranked wrongly (left of 0) with full force, and lets go of pairs that are
+#   ranked rightly.
 # * **Hinge** lets go at once when the margin reaches 1.
 # * **IPO** wants one certain margin. It pulls a pair back that has more.
 
@@ -91,13 +94,15 @@ for loss, name, colour in ((DPO(BETA), "DPO", CHOSEN), (Hinge(BETA), "hinge", RE
 left.set(title="loss", xlabel="margin", xlim=(-6, 6), ylim=(-0.2, 7))
 right.set(title="pull towards a larger margin", xlabel="margin", xlim=(-6, 6), ylim=(-1.5, 1.5))
 right.axhline(0, color="#cbd2d9", lw=0.8, zorder=0)
-left.legend(frameon=False);
+left.legend(frameon=False)
+plt.show()
 
 # %% [markdown]
 # ## What delta does
 #
-# BCO is a classifier: it should call the chosen completion good and the rejected one bad, each by itself. The border between good and bad
-# is the reward shift delta, the mean of all rewards that training has seen. A larger delta moves both curves to the right.
+# BCO is a classifier: it should call the chosen completion good and the rejected one bad, each by itself. The
+# border between good and bad is the reward shift delta, the mean of all rewards that training has seen. A larger
+# delta moves both curves to the right.
 
 # %%
 rewards = torch.linspace(-4, 4, 201)
@@ -115,12 +120,14 @@ for delta, style in ((-1.0, ":"), (0.0, "-"), (1.0, "--")):
 left.set(title="loss of a chosen completion", xlabel="its reward", ylabel="nats")
 right.set(title="loss of a rejected completion", xlabel="its reward")
 left.legend(frameon=False)
-right.legend(frameon=False);
+right.legend(frameon=False)
+plt.show()
 
 # %% [markdown]
-# Why does that matter? In practice *both* rewards often fall during training, the rejected one further. Here is such a run, simulated by 300
-# noisy rewards. Without a shift, BCO takes every completion for bad after a while: it pulls at the chosen ones with all its force and has
-# nothing left to say about the rejected ones. Delta follows the rewards, late, as it is a mean of all of them, and the two come back to balance.
+# Why does that matter? In practice *both* rewards often fall during training, the rejected one further. Here is
+# such a run, simulated by 300 noisy rewards. Without a shift, BCO takes every completion for bad after a while:
+# it pulls at the chosen ones with all its force and has nothing left to say about the rejected ones. Delta
+# follows the rewards, late, as it is a mean of all of them, and the two come back to balance.
 
 # %%
 torch.manual_seed(0)
@@ -151,14 +158,16 @@ for axes, shift, title in zip(rest, pulls, ("pull of BCO, no shift", "pull of BC
     axes.plot(steps, down, color=REJECTED, lw=0.9, label="rejected, down")
     axes.set(title=title, xlabel="step", ylim=(0, 1))
     axes.legend(frameon=False, fontsize=8)
+plt.show()
 
 # %% [markdown]
 # ## Why a mixture?
 #
-# Each point of the map is a pair: how much training has changed the log-probability of the chosen completion (to the right) and of the
-# rejected one (up). Arrows show where a step goes. DPO knows only the difference, so all its arrows are parallel: it is content when *both* become less likely,
-# as long as the rejected one falls more. In the lower left corner a model ends up that ranks well and writes nonsense. In the mixture,
-# BCO and SFT turn the arrows to the right: the chosen completion itself must become more likely.
+# Each point of the map is a pair: how much training has changed the log-probability of the chosen completion (to
+# the right) and of the rejected one (up). Arrows show where a step goes. DPO knows only the difference, so all
+# its arrows are parallel: it is content when *both* become less likely, as long as the rejected one falls more.
+# In the lower left corner a model ends up that ranks well and writes nonsense. In the mixture, BCO and SFT turn
+# the arrows to the right: the chosen completion itself must become more likely.
 
 # %%
 grid = torch.linspace(-30, 30, 61)
@@ -179,11 +188,13 @@ for axes, (name, method) in zip(both, methods.items(), strict=True):
     some = slice(4, None, 7)
     axes.quiver(grid[some], grid[some], g_c[some, some], g_r[some, some], color="#1f2933", width=0.005)
     axes.set(title=f"loss of {name}", xlabel="change of log-prob of chosen", aspect="equal")
-both[0].set_ylabel("change of log-prob of rejected");
+both[0].set_ylabel("change of log-prob of rejected")
+plt.show()
 
 # %% [markdown]
 # ## Next
 #
-# * Other losses: `IPO`, `APOZero`, `SPPO`, `ORPO` and a dozen more are in `mpo.losses`; a mixture takes any of them, and one of your own: a class with
-#   a `forward` that takes a `PairLogps` and returns one value for each pair.
+# * Other losses: `IPO`, `APOZero`, `SPPO`, `ORPO` and a dozen more are in `mpo.losses`; a mixture takes any of
+#   them, and one of your own: a class with a `forward` that takes a `PairLogps` and returns one value for each
+#   pair.
 # * The next notebook trains a model with this mixture: [2_train.ipynb](2_train.ipynb).

@@ -10,6 +10,8 @@
 # gradients; what the reward shift delta does; and why the mixture is safer than DPO alone.
 #
 # It needs no model and runs in seconds.
+#
+# To run it yourself: `pip install '.[notebooks]'` in a clone of the repository, and Jupyter or VS Code.
 
 # %%
 import matplotlib.pyplot as plt

@@ -10,6 +10,8 @@
 #
 # It runs on a laptop's CPU in a minute: the images are parts of six photographs, the model is an InternVL of 0.3
 # million parameters, built here. For a real run, change `MODEL`, `PAIRS` and `VALIDATION`.
+#
+# To run it yourself: `pip install '.[notebooks]'` in a clone of the repository, and Jupyter or VS Code.
 
 # %%
 import json

@@ -7,6 +7,8 @@
 #
 # It needs no model: a processor is enough to count tokens and tiles. Put the path of your own file into
 # `load_preferences`, and skip the cells that make data.
+#
+# To run it yourself: `pip install '.[notebooks]'` in a clone of the repository, and Jupyter or VS Code.
 
 # %%
 import difflib

@@ -10,6 +10,8 @@
 #
 # The server is `transformers serve` with a small model that is trained here for a few seconds. For a real one,
 # set `ADDRESS` to that of vLLM, LMDeploy, SGLang or a paid API.
+#
+# To run it yourself: `pip install '.[notebooks]'` in a clone of the repository, and Jupyter or VS Code.
 
 # %%
 import json

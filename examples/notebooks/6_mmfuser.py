@@ -10,6 +10,8 @@
 # how much it adds, where in the image.
 #
 # The model is small and built here; the functions are the same for InternVL and LLaVA-1.5 of any size.
+#
+# To run it yourself: `pip install '.[notebooks]'` in a clone of the repository, and Jupyter or VS Code.
 
 # %%
 import json

@@ -7,6 +7,8 @@
 #
 # You will see: a short LoRA training; `mpo export` in float32 and bfloat16; the folder loaded by transformers
 # alone, its answers and logits compared; and the sizes of everything.
+#
+# To run it yourself: `pip install '.[notebooks]'` in a clone of the repository, and Jupyter or VS Code.
 
 # %%
 import json

@@ -129,7 +129,7 @@ plt.show()
 # Why does that matter? In practice *both* rewards often fall during training, the rejected one further. Here is
 # such a run, simulated by 300 noisy rewards. Without a shift, BCO takes every completion for bad after a while:
 # it pulls at the chosen ones with all its force and has nothing left to say about the rejected ones. Delta
-# follows the rewards, late, as it is a mean of all of them, and the two come back to balance.
+# follows the rewards, late, as it is a mean of all of them, and the two come closer to balance again.
 
 # %%
 torch.manual_seed(0)

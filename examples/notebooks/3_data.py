@@ -168,8 +168,8 @@ for title, figure in stats_figures(stats).items():
     display(figure)
 
 # %% [markdown]
-# By source: in `swift`, which was made by a rule, the chosen completion is never the longer one. A model could learn that
-# short is good, without a look at the image.
+# By source: in `swift`, which was made by a rule, the chosen completion is never the longer one. A model could
+# learn that short is good, without a look at the image.
 
 # %%
 sources = stats_data(stats)["sources"]

@@ -80,17 +80,18 @@ with open(folder / "questions.jsonl", "w") as file:
 # %% [markdown]
 # ## A model that is sometimes right
 #
-# It has seen 200 worked examples, for 40 steps: enough to answer in the right form, too little to be right
-# always. Pairs come from questions that a model answers *sometimes* rightly.
+# It has seen 200 worked examples, for 100 steps: enough to answer in the right form, which is some reasoning and a
+# last line with the answer; too little to be right always. Pairs come from questions that a model answers
+# *sometimes* rightly.
 
 # %%
-texts = [f"I look at the colours.\nFinal answer: {name}" for name in NAMES]
+texts = [f"I look at the colours.\nI look at the shapes.\nFinal answer: {name}" for name in NAMES]
 processor = small_processor([QUESTION, *texts], image_size=64, patch_size=16, max_patches=1)
 model = small_internvl(processor, layer_scale_init_value=1.0)
 examples = [
     {"image": cut(NAMES[n % 6], folder / f"example-{n}.png"), "question": QUESTION, "text": texts[n % 6]} for n in range(200)
 ]
-settings = {"max_steps": 40, "per_device_train_batch_size": 32, "learning_rate": 3e-3, "disable_tqdm": True}
+settings = {"max_steps": 100, "per_device_train_batch_size": 32, "learning_rate": 3e-3, "disable_tqdm": True}
 taught = train_on_examples(model, processor, examples, folder / "model", **settings)
 
 # %% [markdown]
@@ -113,7 +114,7 @@ generator = ServerGenerator(ADDRESS, concurrency=2)
 
 # %%
 questions = list(load_questions(folder / "questions.jsonl", limit=3))
-judged = Verify(format="line")(Sample(generator, prompt="plain", n=6, max_new_tokens=24)(questions))
+judged = Verify(format="line")(Sample(generator, prompt="plain", n=6, temperature=0.8, max_new_tokens=32)(questions))
 
 figure, places = plt.subplots(3, 2, figsize=(9, 5.4), width_ratios=[1, 4])
 for (left, right), record in zip(places, judged, strict=True):
@@ -136,7 +137,7 @@ plt.show()
 (folder / "mmpr.yaml").write_text(f"""
 sources: [{{path: questions.jsonl, name: photographs}}]
 models: [{{model: "{ADDRESS}", name: small, concurrency: 2}}]
-sample: {{prompt: plain, n: 4, max_new_tokens: 24, until: {{limit: 8}}}}
+sample: {{prompt: plain, n: 4, temperature: 0.8, max_new_tokens: 32, until: {{limit: 8}}}}
 verify: {{format: line}}
 pair: {{max_pairs: 4}}
 """)

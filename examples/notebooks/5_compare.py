@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Is the new model better? By how much, and how sure is that?
 #
-# A model answers 57 % of 180 questions, another one 66 %. Is the second one better, or lucky? This notebook
+# A model answers 83 % of 180 questions, another one 86 %. Is the second one better, or lucky? This notebook
 # compares two models on the same questions, with intervals, a paired test, curves of votes over many samples, and
 # the answers that changed.
 #
@@ -139,9 +139,9 @@ results = evaluate(
 display(scores_plot(results), changes_plot(results))
 
 # %% [markdown]
-# The upper plot has the score of each model, with its interval. The lower one has the *difference*, which is what we
-# want to know: where its interval excludes 0 there is evidence. Two intervals that overlap above prove nothing, as both
-# models were asked the same questions, which the lower plot takes into account.
+# The upper plot has the score of each model, with its interval. The lower one has the *difference*, which is what
+# we want to know: where its interval excludes 0 there is evidence. Two intervals that overlap above prove
+# nothing, as both models were asked the same questions, which the lower plot takes into account.
 #
 # ## McNemar's test: only the changes count
 #
@@ -161,6 +161,9 @@ axes.legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
+# In the run shown here the second model is ahead by three points, and a coin does as well in one of nine cases:
+# too few questions to say that its greedy answers are better. The first plot had said so.
+#
 # ## Many samples: votes, and what would be possible
 #
 # *majority@k*: the most frequent of k answers. *pass@k*: whether any of k is right. A gap between the two says
@@ -195,6 +198,6 @@ plt.show()
 #   `mpo evaluate start=compare-notebook/start mpo=compare-notebook/mpo compare-notebook/questions.jsonl --n 8 --output results`.
 # * Several parts of one photograph are not independent questions. Here each part is an image of its own; where
 #   questions share an image, intervals and tests count images.
-# * The second model has also trained for longer. Whether MPO was the reason, a control tells that goes on with SFT for as
-#   many steps (`loss=sft`); `make demo` has one.
+# * The second model has also trained for longer. Whether MPO was the reason, a control tells that goes on with
+#   SFT for as many steps (`loss=sft`); `make demo` has one.
 # * This is one training run with one seed: the interval covers other *questions*, not other *runs*.

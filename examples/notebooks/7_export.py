@@ -156,8 +156,9 @@ plt.show()
 # %% [markdown]
 # ## The same model?
 #
-# The logits of the next token for a new image, against those of the trained model, whose base and adapter are still
-# apart. In float32 they are equal to rounding. bfloat16 rounds more. The base, without the adapter, is another model.
+# The logits of the next token for a new image, against those of the trained model, whose base and adapter are
+# still apart. In float32 they are equal to rounding. bfloat16 rounds more. The base, without the adapter, is
+# another model.
 
 # %%
 inputs = asked(folder / "new-cat.png")

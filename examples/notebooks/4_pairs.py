@@ -144,8 +144,8 @@ pair: {{max_pairs: 4}}
 report = make(read_config(folder / "mmpr.yaml"), folder / "mmpr")
 
 # %% [markdown]
-# The report is also a page, `mmpr/report.html`. Left: the verdicts on all responses. Right: how often each
-# question was answered rightly. Only questions in between give pairs.
+# The report is also a page, `mmpr/report.html`. Left: the verdicts on all responses. Right: the questions that have
+# pairs, which are those that were answered both rightly and wrongly.
 
 # %%
 source = report["sources"][0]

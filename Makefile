@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quick lint types doctest docs wheel clean
+.PHONY: demo test quick lint types doctest docs notebooks wheel clean
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml setup.cfg
@@ -47,6 +47,10 @@ doctest: .venv/installed
 # The pages of docs/ and the reference into build/site, every link checked; nothing is loaded from another host.
 docs: .venv/installed
 	$(BIN)/python .ci/docs.py
+
+# examples/notebooks/*.py run, and written with their pictures as .ipynb beside.
+notebooks: .venv/installed
+	$(BIN)/python .ci/notebooks.py
 
 # The wheel, installed alone and tried from outside the checkout.
 wheel: .venv/installed

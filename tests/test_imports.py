@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = (
     ("losses",),
-    ("io", "schema", "visible"),
+    ("figure", "io", "schema", "visible"),
     ("data", "models"),
     ("encoding",),
     ("batching",),

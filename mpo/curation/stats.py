@@ -14,6 +14,7 @@ from mpo.curation.dedupe import texts
 from mpo.curation.show import html_page, png_url
 from mpo.data.eval_part import content_keys, content_text, per_record
 from mpo.data.similar import normalised, overlap
+from mpo.figure import new_figure
 from mpo.visible import table
 
 if TYPE_CHECKING:
@@ -216,25 +217,30 @@ def stats_page(stats: Stats, title: str) -> str:
     Raises:
         ValueError: if matplotlib is not installed.
     """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise ValueError("The page has plots and needs matplotlib. Install it: pip install matplotlib") from None
-    figures = [
-        ("Length of completions", _lengths(stats)),
-        ("Length of the chosen minus the rejected completion", _gaps(stats)),
-        ("Words that both completions share", _histogram(stats.overlap, "shared words over all words", whole=False)),
-        ("Length of prompts", _histogram(stats.tokens.get("prompt", stats.words["question"]), f"{stats.unit} of a prompt")),
-    ]
-    if stats.tiles is not None and stats.tiles.any():
-        figures.append(("Tiles", _histogram(stats.tiles, "tiles of a pair's images")))
-    elif stats.images.any():
-        figures.append(("Images", _histogram(stats.images, "images of a pair")))
     plots = "\n".join(
         f'<figure><img alt="{name}" src="{png_url(figure.savefig, dpi=130)}"><figcaption>{name}</figcaption></figure>'
-        for name, figure in ((escape(name), figure) for name, figure in figures)
+        for name, figure in ((escape(name), figure) for name, figure in stats_figures(stats).items())
     )
     return html_page(title, f'<pre>{escape(stats_text(stats))}</pre>\n<div class="figures">\n{plots}\n</div>')
+
+
+def stats_figures(stats: Stats) -> dict[str, Figure]:
+    """Draw the plots of `stats_page`, by title; a notebook shows each.
+
+    Raises:
+        ValueError: if matplotlib is not installed.
+    """
+    figures = {
+        "Length of completions": _lengths(stats),
+        "Length of the chosen minus the rejected completion": _gaps(stats),
+        "Words that both completions share": _histogram(stats.overlap, "shared words over all words", whole=False),
+        "Length of prompts": _histogram(stats.tokens.get("prompt", stats.words["question"]), f"{stats.unit} of a prompt"),
+    }
+    if stats.tiles is not None and stats.tiles.any():
+        figures["Tiles"] = _histogram(stats.tiles, "tiles of a pair's images")
+    elif stats.images.any():
+        figures["Images"] = _histogram(stats.images, "images of a pair")
+    return figures
 
 
 def _lengths(stats: Stats) -> Figure:
@@ -273,9 +279,7 @@ def _histogram(values: Any, label: str, *, whole: bool = True) -> Figure:
 
 
 def _figure(height: float = 3.2) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, height), layout="constrained")
+    figure = new_figure(5.6, height)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -222,7 +222,9 @@ def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, st
         for row in rows
     ]
     fixed: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 0.05, "max_length": None}
-    fixed |= {"gradient_checkpointing": False, "use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
+    checkpointing = "activation_checkpointing"  # the name since transformers 5.24, where the other one warns
+    fixed[checkpointing if checkpointing in SFTConfig.__dataclass_fields__ else "gradient_checkpointing"] = False
+    fixed |= {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
     fixed |= {"logging_steps": 20, "save_strategy": "no", "report_to": "none"}
     trainer = SFTTrainer(
         model=model,

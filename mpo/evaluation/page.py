@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mpo.figure import new_figure, png_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_CHANGED = 20
 """Maximum number of answers that are shown for each comparison."""
@@ -64,13 +69,14 @@ def page_of(results: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], re
         records: the questions as records, by benchmark and id.
     """
     parts = [f"<h1>Evaluation</h1><pre>{escape(table_of(results))}</pre>"]
-    for title, image in (
+    for title, figure in (
         ("Scores", scores_plot(results)),
         ("Samples", curves_plot(results)),
         ("Differences", changes_plot(results)),
     ):
-        if image:
-            parts.append(f"<h2>{title}</h2><img alt='{title}' src='{image}'>")
+        if figure:
+            image = base64.b64encode(png_of(figure, dpi=110)).decode()
+            parts.append(f"<h2>{title}</h2><img alt='{title}' src='data:image/png;base64,{image}'>")
     by_model: dict[tuple[str, str, str], dict[str, Any]] = {}
     for one in answers:
         by_model.setdefault((one["model"], one["benchmark"], one["mode"]), {})[one["id"]] = one
@@ -141,18 +147,6 @@ def _small(image: Any) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure((width, height), layout="constrained")
-
-
-def _url(figure: Any) -> str:
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
 def _points(axes: Any, rows: Sequence[Mapping[str, Any]], value: str, labels: Sequence[str]) -> None:
     for place, row in enumerate(rows):
         low, high = row["interval"]
@@ -163,34 +157,34 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], value: str, labels: Se
     axes.invert_yaxis()
 
 
-def scores_plot(results: Mapping[str, Any]) -> str | None:
-    """Greedy scores with their intervals."""
+def scores_plot(results: Mapping[str, Any]) -> Figure | None:
+    """Draw greedy scores with their intervals; None without scores."""
     rows = [row for row in results["results"] if row["figure"] == "greedy"]
     if not rows:
         return None
-    figure = _figure(8, 1 + 0.3 * len(rows))
+    figure = new_figure(8, 1 + 0.3 * len(rows))
     axes = figure.subplots()
     _points(axes, rows, "score", [f"{row['model']}, {row['benchmark']}, {row['mode']}" for row in rows])
     axes.set_xlabel("score in percent, 95 % interval")
-    return _url(figure)
+    return figure
 
 
-def changes_plot(results: Mapping[str, Any]) -> str | None:
-    """Differences to the first model with their intervals."""
+def changes_plot(results: Mapping[str, Any]) -> Figure | None:
+    """Draw differences to the first model with their intervals; None for one model."""
     rows = results["comparisons"]
     if not rows:
         return None
-    figure = _figure(8, 1 + 0.3 * len(rows))
+    figure = new_figure(8, 1 + 0.3 * len(rows))
     axes = figure.subplots()
     labels = [f"{row['after']}, {row['benchmark']}, {row['mode']}, {figure_name(row)}" for row in rows]
     _points(axes, rows, "difference", labels)
     axes.axvline(0, color="#c62828", linewidth=1)
     axes.set_xlabel(f"difference to {rows[0]['before']} in points, 95 % interval")
-    return _url(figure)
+    return figure
 
 
-def curves_plot(results: Mapping[str, Any]) -> str | None:
-    """Scores by the number of samples."""
+def curves_plot(results: Mapping[str, Any]) -> Figure | None:
+    """Draw scores by the number of samples; None without samples."""
     curves: dict[tuple[str, str], dict[str, list[Any]]] = {}
     for row in results["results"]:
         if row["figure"] != "greedy":
@@ -198,7 +192,7 @@ def curves_plot(results: Mapping[str, Any]) -> str | None:
             which.setdefault(f"{row['model']}: {row['figure']}", []).append(row)
     if not curves:
         return None
-    figure = _figure(5 * len(curves), 4)
+    figure = new_figure(5 * len(curves), 4)
     for axes, (name, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         for label, rows in lines.items():
             axes.plot([row["k"] for row in rows], [100 * row["score"] for row in rows], "o-", label=label)
@@ -206,4 +200,4 @@ def curves_plot(results: Mapping[str, Any]) -> str | None:
         axes.set_xticks(ticks := sorted({row["k"] for rows in lines.values() for row in rows}), [str(k) for k in ticks])
         axes.set(title=", ".join(name), xlabel="samples", ylabel="score in percent")
         axes.legend(fontsize="small")
-    return _url(figure)
+    return figure

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mpo.figure import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -145,12 +147,8 @@ def draw(looks: Looks, image: Tensor) -> "Figure":
         looks: of a tile.
         image: the tile, shape (height, width, 3), from 0 to 1.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("Drawing needs matplotlib. Install it: pip install matplotlib") from None
     levels = len(looks.layers)
-    figure = Figure(figsize=(3.2 * max(levels, 2), 6.6), layout="constrained")
+    figure = new_figure(3.2 * max(levels, 2), 6.6)
     upper, lower = figure.subfigures(2, 1)  # type: ignore[misc]  # an array
     colours = [f"C{place % 10}" for place in range(len(looks.points))]
     for place, axes in enumerate(upper.subplots(1, levels, squeeze=False)[0]):

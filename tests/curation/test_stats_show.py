@@ -8,7 +8,7 @@ import pytest
 from support import TEXTS, make_image
 
 from mpo.curation.show import show_page, show_text
-from mpo.curation.stats import compute_stats, stats_page, stats_text
+from mpo.curation.stats import compute_stats, stats_figures, stats_page, stats_text
 from mpo.data import load_preferences
 from mpo.models.small import small_processor
 
@@ -58,6 +58,14 @@ def test_tokens_and_tiles(pairs, processor):
     assert stats.tokens["chosen"][0] == len(processor.tokenizer("It is a cat.")["input_ids"]) + 1
     assert stats.gap.tolist() == (stats.tokens["chosen"].astype(int) - stats.tokens["rejected"]).tolist()
     assert "tiles" in stats_text(stats)
+
+
+def test_figures(pairs):
+    """Bars of the overlap: two pairs with no shared word, one with all."""
+    figures = stats_figures(compute_stats(pairs))
+    (axes,) = figures["Words that both completions share"].axes
+    assert [bar.get_height() for bar in axes.patches][:: len(axes.patches) - 1] == [2, 1]
+    assert all(figure._repr_png_()[:4] == b"\x89PNG" for figure in figures.values()) and len(figures) == 5
 
 
 def test_the_page_stands_alone(pairs, processor):

@@ -1,6 +1,7 @@
 """MPOConfig: the paper's defaults, TRL's meanings, refusals, the command line."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -39,6 +40,23 @@ def test_loss_type_means_what_it_means_in_trl():
 
 def test_every_field_of_trls_is_there():
     assert set(DPOConfig.__dataclass_fields__) <= set(MPOConfig.__dataclass_fields__)
+
+
+def test_defaults_do_not_warn(tmp_path):
+    """Neither of old names of transformers nor, in the epochs to come, of pinned memory that nothing is copied to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        args = MPOConfig(str(tmp_path), report_to="none", use_cpu=True)
+    assert args.gradient_checkpointing and not args.dataloader_pin_memory
+
+
+def test_steps_do_not_warn(tmp_path):
+    """TRL asks every step by an old name whether checkpointing is on."""
+    trainer = small_run(tmp_path, max_steps=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    assert not [one.message for one in caught if "is_gradient_checkpointing" in str(one.message)]
 
 
 def test_bf16_only_where_the_hardware_has_it():

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import warnings
 from functools import partial
 from typing import Any
 
@@ -51,8 +52,11 @@ class UsesReference(Trainer):  # type: ignore[misc]
             start = self._adapter_start.restored(self.accelerator.unwrap_model(self.model))
         checkpointing_off = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         once = self._tower.playing() if self._tower is not None and same_images else contextlib.nullcontext()
-        with checkpointing_off, start, once:
-            return self._evaluated_sums(model, batch)
+        with warnings.catch_warnings():
+            # TRL asks by a name that transformers 5.24 deprecates, which would warn in every step.
+            warnings.filterwarnings("ignore", ".*checkpointing.* is deprecated", FutureWarning)
+            with checkpointing_off, start, once:
+                return self._evaluated_sums(model, batch)
 
     def _evaluated_sums(self, model: nn.Module, batch: Batch) -> Tensor:
         """Compute log-prob sums in evaluation mode, without randomness: each depends on its record alone."""

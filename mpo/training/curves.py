@@ -1,0 +1,88 @@
+"""Curves of a run that are drawn while it trains."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+from typing_extensions import override
+
+from mpo.figure import new_figure, png_of
+
+PANELS: Mapping[str, Sequence[str]] = {
+    "loss": ("loss", "eval_loss"),
+    "terms of the loss": ("loss/sigmoid", "loss/bco_pair", "loss/sft"),
+    "rewards": ("rewards/chosen", "rewards/rejected", "reward_shift"),
+    "pairs ranked rightly": ("rewards/accuracies", "eval_rewards/accuracies"),
+}
+
+
+class LiveCurves(TrainerCallback):  # type: ignore[misc]
+    """Draw what a trainer logs, in a notebook as one figure that is updated in place.
+
+    Args:
+        panels: names of metrics, by the title of their panel. What is not logged is left out, and so is a panel without metrics.
+        width: of a panel, in inches.
+
+    Raises:
+        ValueError: if matplotlib is not installed.
+
+    Example:
+        >>> from mpo.training.curves import LiveCurves
+        >>> curves = LiveCurves({"loss": ["loss"]})
+        >>> trainer = MPOTrainer(..., callbacks=[curves])  # doctest: +SKIP
+        >>> curves.figure().savefig("curves.png")  # outside of a notebook
+    """
+
+    def __init__(self, panels: Mapping[str, Sequence[str]] = PANELS, *, width: float = 3.0) -> None:
+        new_figure(1, 1)  # fails now if it cannot draw
+        self.panels, self.width = panels, width
+        self._log: list[dict[str, Any]] = []
+        self._handle: Any = None
+        self._title = ""
+
+    def figure(self) -> Any:
+        """The curves so far, a matplotlib figure."""
+        logged = {name for line in self._log for name in line}
+        shown = {title: [name for name in names if name in logged] for title, names in self.panels.items()}
+        shown = {title: names for title, names in shown.items() if names} or {"nothing logged yet": []}
+        figure = new_figure(self.width * len(shown), 2.6)
+        for axes, (title, names) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+            for name in names:
+                steps, values = zip(*((line["step"], line[name]) for line in self._log if name in line), strict=True)
+                axes.plot(steps, values, ".-", ms=4, lw=1.2, label=name)
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("step", fontsize=8)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+            if len(names) > 1:
+                axes.legend(fontsize=7, frameon=False)
+        if self._title:
+            figure.suptitle(self._title, fontsize=9)
+        return figure
+
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Start a new figure, with what a resumed run has logged before."""
+        self._log, self._handle = [dict(line) for line in state.log_history], None
+
+    @override
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        """Add the values of a step."""
+        self._log.append({**(logs or {}), "step": state.global_step})
+        self._title = f"step {state.global_step} of {state.max_steps}"
+        if state.is_world_process_zero:
+            self._show()
+
+    def _show(self) -> None:
+        try:
+            from IPython import get_ipython
+            from IPython.display import Image, display
+        except ImportError:
+            return
+        if get_ipython() is None:  # type: ignore[no-untyped-call]
+            return
+        image = Image(png_of(self.figure()))  # type: ignore[no-untyped-call]
+        if self._handle is None:
+            self._handle = display(image, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(image)

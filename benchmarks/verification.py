@@ -30,6 +30,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from verification_sources import published
+
 from mpo.schema import Question
 from mpo.verification import match, verify
 from mpo.verification.dress import boxed
@@ -57,54 +59,6 @@ def question_of(line: dict[str, Any]) -> Question:
     return Question(
         asked, ground_truths=[line["ground_truth"]], kind=kind, choices=line["choices"], unit=line["unit"], id=line["id"]
     )
-
-
-def published(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a file in its authors' form, each with the name of the responses: see verification_unseen.md."""
-    text = path.read_text(encoding="utf-8")
-    records = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    empty = {"choices": None, "unit": None, "answer_type": "text"}
-    if path.name.startswith("output_"):  # MathVista
-        for pid, record in records.items():
-            if all(key in record for key in ("response", "extraction", "true_false")):
-                kept = {key: record[key] for key in ("question", "choices", "unit", "answer_type")}
-                kept |= {"id": pid, "ground_truth": record["answer"], "response": record["response"] or ""}
-                yield path.stem.replace("output_", "mathvista_"), kept | {"is_right": bool(record["true_false"])}
-    elif path.name.startswith("model_outputs_"):  # MMLU-Pro
-        for record in (record for record in records if drawn(record["question_id"], 24)):
-            kept = {"id": str(record["question_id"]), "question": record["question"], "choices": record["options"]}
-            kept |= {"ground_truth": record["options"][record["answer_index"]], "is_right": record["pred"] == record["answer"]}
-            said = record.get("model_outputs") or record.get("generated_text") or ""
-            yield path.stem.replace("model_outputs_", "mmlu-pro_").removesuffix("_5shots"), empty | kept | {"response": said}
-    elif path.name.startswith("rho-"):  # MATH and GSM8K
-        for record in records:
-            kept = {"id": str(record["idx"]), "question": record["question"], "ground_truth": record["gt"], "kind": "math"}
-            yield f"rho_{path.stem}", empty | kept | {"response": record["code"][0], "is_right": record["score"][0]}
-    elif path.name.startswith("mathvision_"):  # its questions stand in a file beside it
-        asked = {line["id"]: line for line in map(json.loads, path.with_name("test.jsonl").read_text().splitlines())}
-        for record in (record for record in records if drawn(record["id"], 4)):
-            question = asked[record["id"]]
-            truth, options = question["answer"], question["options"] or None
-            kept = {
-                "id": record["id"],
-                "question": question["question"],
-                "choices": options,
-                "kind": "choice" if options else "math",
-            }
-            kept |= {"ground_truth": options["ABCDE".index(truth)] if options else truth, "is_right": record["correct"]}
-            yield path.stem, empty | kept | {"response": record["response"] or ""}
-    elif path.name != "test.jsonl":  # GSM8K's four systems
-        for number, record in enumerate(records):
-            kept = {"id": f"{number}", "question": record["question"], "answer_type": "integer"}
-            kept |= {"ground_truth": record["ground_truth"].rpartition("A:")[2].strip()}
-            for system in (name for name in record if isinstance(record[name], dict)):
-                said = {"response": record[system]["solution"], "is_right": record[system]["is_correct"]}
-                yield f"gsm8k_{system}", empty | kept | said
-
-
-def drawn(identifier: object, parts: int) -> bool:
-    """Whether a question is in a sample of one in so many."""
-    return int.from_bytes(hashlib.sha256(str(identifier).encode()).digest()[:4]) % parts == 0
 
 
 def half(identifier: str) -> str:
@@ -222,6 +176,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of the files of responses")
     parser.add_argument("--disagreements", choices=("first", "second", "unseen"), help="only print those of a half")
     parser.add_argument("--unseen", action="store_true", help="the files are as published, and none of them decided a rule")
+    parser.add_argument("--checkers", nargs="+", choices=CHECKERS, default=list(CHECKERS), help="measure only these")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     if arguments.disagreements:
@@ -232,7 +187,7 @@ def main() -> None:
                     print(json.dumps({**line, "verdict": str(verdict)}, ensure_ascii=False, indent=1))
         return
     results = {
-        **measure(arguments.folder, unseen=arguments.unseen),
+        **measure(arguments.folder, {name: CHECKERS[name] for name in arguments.checkers}, unseen=arguments.unseen),
         **({} if arguments.unseen else speed()),
         "versions": {name: version(name) for name in ("math-verify", "sympy", "rapidfuzz")},
         "cores": os.cpu_count(),

@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--disagreements", choices=("first", "second", "unseen"), help="only print those of a half")
     parser.add_argument("--unseen", action="store_true", help="the files are as published, and none of them decided a rule")
     parser.add_argument("--checkers", nargs="+", choices=CHECKERS, default=list(CHECKERS), help="measure only these")
+    parser.add_argument("--output", type=Path, help="file of the results; default: one in results/ with today's date")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     if arguments.disagreements:
@@ -192,7 +193,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("math-verify", "sympy", "rapidfuzz")},
         "cores": os.cpu_count(),
     }
-    output = RESULTS / f"verification_{'unseen_' * arguments.unseen}{date.today()}.json"
+    output = arguments.output or RESULTS / f"verification_{'unseen_' * arguments.unseen}{date.today()}.json"
     output.write_text(json.dumps(results, indent=1) + "\n")
     for row in results["scores"]:
         if row["half"] != "first":

@@ -289,7 +289,7 @@ def _english(text: str) -> Number | None:
         value, rest = value + Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]]), rest[part.end() :].strip()
     elif not part_of and (part := re.match(rf"({_PART})\b", rest)):
         value, rest, part_of = value / _PARTS[part[1]], rest[part.end() :].strip(), True
-    elif part := re.match(r"point ((?:[a-z]+ ?)+)$", rest):
+    elif part := re.match(r"point ((?:[a-z]+ )*[a-z]+)$", rest):
         tail = [_SMALL.get(word, 99) for word in part[1].split()]
         if max(tail) > 9:
             return None

@@ -7,7 +7,8 @@ r"""Measure `mpo.verification` on real responses with published verdicts, beside
 FOLDER has files `*.jsonl.gz` whose lines are `{"id", "question", "choices", "unit", "ground_truth", "answer_type", "response",
 "is_right"}`. Ids are halved by a hash: the rules were decided on the first half, the second half measures them.
 With `--unseen` FOLDER has files as published, named as verification_unseen.md says.
-`verification_labels.jsonl` has the verdicts corrected by hand on reading every disagreement: ids and labels, no responses.
+`verification_labels.jsonl` has the verdicts corrected by hand on reading every disagreement: ids and labels, no responses;
+`verification_labels_unseen.jsonl` those of the disagreements of the unseen rounds that were read (a sample where they are many).
 Where both a published and another verdict can be defended (arguable), the published one stays.
 
 The rules of InternVL's data pipeline (`utils/accuracy_reward.py`): the text after `Final answer:` or `Answer:`, else the last
@@ -39,7 +40,7 @@ from mpo.verification.texts import normalize
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-LABELS = HERE / "verification_labels.jsonl"
+LABELS = HERE / "verification_labels.jsonl", HERE / "verification_labels_unseen.jsonl"
 HOSTILE = [
     "9^9^9^9",
     "10^8!",
@@ -68,7 +69,8 @@ def half(identifier: str) -> str:
 
 def read(folder: Path, *, unseen: bool = False) -> Iterator[dict[str, Any]]:
     """The lines of a folder, with the name of their responses, the half they are in, and the corrected verdict as `correct`."""
-    corrected = {(label["responses"], label["id"]): label for label in map(json.loads, LABELS.read_text().splitlines())}
+    labels = (json.loads(line) for path in LABELS for line in path.read_text().splitlines())
+    corrected = {(label["responses"], label["id"]): label for label in labels}
     for path in sorted(folder.glob("*.json*")):
         name = path.name.removesuffix(".jsonl.gz")
         if unseen:
@@ -84,6 +86,7 @@ def read(folder: Path, *, unseen: bool = False) -> Iterator[dict[str, Any]]:
                 "half": "unseen" if unseen else half(line["id"]),
                 "correct": label["correct"] if label else line["is_right"],
                 "arguable": bool(label and label["arguable"]),
+                "read": label is not None,
             }
 
 
@@ -138,6 +141,7 @@ def measure(
     """Precision and recall of each checker per half, file and labels, and the disagreements in three kinds."""
     counts: dict[tuple[str, str, str, str], Counter[tuple[bool, bool]]] = {}
     kinds: dict[str, Counter[str]] = {}
+    judged: dict[str, Counter[tuple[bool, bool, bool]]] = {}  # of disagreements: our verdict, read, the label
     for line in read(folder, unseen=unseen):
         for name, checker in checkers.items():
             said = checker(line)
@@ -147,12 +151,31 @@ def measure(
             if name == "mpo.verification" and said != line["is_right"]:
                 kind = "arguable" if line["arguable"] else "published label wrong" if said == line["correct"] else "we are wrong"
                 kinds.setdefault(line["half"], Counter())[kind] += 1
+                judged.setdefault(source, Counter())[said, line["read"], line["correct"]] += 1
     return {
         "scores": [
             dict(zip(("half", "labels", "responses", "checker"), key, strict=True)) | scores(c) for key, c in counts.items()
         ],
         "disagreements": {part: dict(found) for part, found in kinds.items()},
+        "estimated": {
+            source: estimated(counts["unseen", "published", source, "mpo.verification"], found)
+            for source, found in judged.items()
+            if unseen
+        },
     }
+
+
+def estimated(counts: Counter[tuple[bool, bool]], judged: Counter[tuple[bool, bool, bool]]) -> dict[str, float]:
+    """Precision and recall on corrected labels, the share of wrong labels among the disagreements that were read taken for all.
+
+    Responses on which the published verdict and ours agree count as they are: they were not read.
+    """
+    right, wrong, missed = float(counts[True, True]), counts[True, False], counts[False, True]
+    read = {said: judged[said, True, True] + judged[said, True, False] for said in (True, False)}
+    told = wrong * judged[True, True, True] / max(1, read[True])
+    lost = missed * (judged[False, True, True] / read[False] if read[False] else 1.0)
+    found = {"precision": (right + told) / max(1.0, right + wrong), "recall": (right + told) / max(1.0, right + told + lost)}
+    return {**found, "read": sum(read.values()), "disagreements": wrong + missed}
 
 
 def speed() -> dict[str, float]:

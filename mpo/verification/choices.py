@@ -29,7 +29,7 @@ _WITH_TEXT = re.compile(
 )
 _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(
-    rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:(?:\s*(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
+    rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:\s*(?:(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
     re.IGNORECASE,
 )
 _TOGETHER = re.compile(r"[A-J]{2,10}")

@@ -295,6 +295,8 @@ def _english(text: str) -> Number | None:
             return None
         step = Fraction(1, 10 ** len(tail))
         value, rest = value + int("".join(map(str, tail))) * step, ""
+    if text.startswith("point") and not step:  # Point A
+        return None
     rest = re.sub(r"^(?:of )?an? (?=\w)", "", rest) if part_of else rest
     if many := re.match(rf"(?:an? )?({_MANY})\b", rest):
         value, rest = value * (_LARGE | _SETS)[many[1]], re.sub(r"^of ", "", rest[many.end() :].strip())

@@ -250,6 +250,8 @@ def test_any_text_has_a_verdict_and_the_same_one_again(text, other, kind, choice
 @settings(max_examples=60, deadline=None)
 def test_what_is_equal_is_right(text, kind, choices):
     assert match(text, text, kind, choices=choices).correct is bool(text.strip())
+    if text.strip():
+        assert verify(text, Question([], ground_truths=[text], kind=kind, choices=choices)).correct
 
 
 LONG = [

@@ -207,7 +207,9 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     if re.search(r"(?<!\w)\(?[A-J]\)?\s(?:or|and)\s(?:option\s)?\(?[A-J]\)?(?!\w)", kept[-1]):
         return no_answer("it names several choices")
     listed = _lists_choices(whole)
-    copied = [sentence for sentence in kept if (found := _LABELLED.match(sentence)) and _is_choice(*found.groups(), choices or ())]
+    copied = [
+        sentence for sentence in kept if (found := _LABELLED.match(sentence)) and _is_choice(found[1], found[2], choices or ())
+    ]
     if len(copied) > 1 and not (kept := [sentence for sentence in kept if sentence not in copied]):
         return no_answer("it names several choices")
     named = read_choice(tidy(whole if len(kept) == 1 else first), choices)

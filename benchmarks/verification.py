@@ -7,7 +7,8 @@ r"""Measure `mpo.verification` on real responses with published verdicts, beside
 FOLDER has files `*.jsonl.gz` whose lines are `{"id", "question", "choices", "unit", "ground_truth", "answer_type", "response",
 "is_right"}`. Ids are halved by a hash: the rules were decided on the first half, the second half measures them.
 With `--unseen` FOLDER has files as published, named as verification_unseen.md says.
-`verification_labels.jsonl` has the verdicts corrected by hand on reading every disagreement: ids and labels, no responses.
+`verification_labels.jsonl` has the verdicts corrected by hand on reading every disagreement: ids and labels, no responses;
+`verification_labels_unseen.jsonl` those of the disagreements of the unseen rounds that were read (a sample where they are many).
 Where both a published and another verdict can be defended (arguable), the published one stays.
 
 The rules of InternVL's data pipeline (`utils/accuracy_reward.py`): the text after `Final answer:` or `Answer:`, else the last
@@ -30,6 +31,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from verification_sources import published
+
 from mpo.schema import Question
 from mpo.verification import match, verify
 from mpo.verification.dress import boxed
@@ -37,7 +40,7 @@ from mpo.verification.texts import normalize
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-LABELS = HERE / "verification_labels.jsonl"
+LABELS = HERE / "verification_labels.jsonl", HERE / "verification_labels_unseen.jsonl"
 HOSTILE = [
     "9^9^9^9",
     "10^8!",
@@ -59,54 +62,6 @@ def question_of(line: dict[str, Any]) -> Question:
     )
 
 
-def published(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a file in its authors' form, each with the name of the responses: see verification_unseen.md."""
-    text = path.read_text(encoding="utf-8")
-    records = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    empty = {"choices": None, "unit": None, "answer_type": "text"}
-    if path.name.startswith("output_"):  # MathVista
-        for pid, record in records.items():
-            if all(key in record for key in ("response", "extraction", "true_false")):
-                kept = {key: record[key] for key in ("question", "choices", "unit", "answer_type")}
-                kept |= {"id": pid, "ground_truth": record["answer"], "response": record["response"] or ""}
-                yield path.stem.replace("output_", "mathvista_"), kept | {"is_right": bool(record["true_false"])}
-    elif path.name.startswith("model_outputs_"):  # MMLU-Pro
-        for record in (record for record in records if drawn(record["question_id"], 24)):
-            kept = {"id": str(record["question_id"]), "question": record["question"], "choices": record["options"]}
-            kept |= {"ground_truth": record["options"][record["answer_index"]], "is_right": record["pred"] == record["answer"]}
-            said = record.get("model_outputs") or record.get("generated_text") or ""
-            yield path.stem.replace("model_outputs_", "mmlu-pro_").removesuffix("_5shots"), empty | kept | {"response": said}
-    elif path.name.startswith("rho-"):  # MATH and GSM8K
-        for record in records:
-            kept = {"id": str(record["idx"]), "question": record["question"], "ground_truth": record["gt"], "kind": "math"}
-            yield f"rho_{path.stem}", empty | kept | {"response": record["code"][0], "is_right": record["score"][0]}
-    elif path.name.startswith("mathvision_"):  # its questions stand in a file beside it
-        asked = {line["id"]: line for line in map(json.loads, path.with_name("test.jsonl").read_text().splitlines())}
-        for record in (record for record in records if drawn(record["id"], 4)):
-            question = asked[record["id"]]
-            truth, options = question["answer"], question["options"] or None
-            kept = {
-                "id": record["id"],
-                "question": question["question"],
-                "choices": options,
-                "kind": "choice" if options else "math",
-            }
-            kept |= {"ground_truth": options["ABCDE".index(truth)] if options else truth, "is_right": record["correct"]}
-            yield path.stem, empty | kept | {"response": record["response"] or ""}
-    elif path.name != "test.jsonl":  # GSM8K's four systems
-        for number, record in enumerate(records):
-            kept = {"id": f"{number}", "question": record["question"], "answer_type": "integer"}
-            kept |= {"ground_truth": record["ground_truth"].rpartition("A:")[2].strip()}
-            for system in (name for name in record if isinstance(record[name], dict)):
-                said = {"response": record[system]["solution"], "is_right": record[system]["is_correct"]}
-                yield f"gsm8k_{system}", empty | kept | said
-
-
-def drawn(identifier: object, parts: int) -> bool:
-    """Whether a question is in a sample of one in so many."""
-    return int.from_bytes(hashlib.sha256(str(identifier).encode()).digest()[:4]) % parts == 0
-
-
 def half(identifier: str) -> str:
     """The half of the data that a question is in."""
     return ("first", "second")[hashlib.sha256(identifier.encode()).digest()[0] % 2]
@@ -114,7 +69,8 @@ def half(identifier: str) -> str:
 
 def read(folder: Path, *, unseen: bool = False) -> Iterator[dict[str, Any]]:
     """The lines of a folder, with the name of their responses, the half they are in, and the corrected verdict as `correct`."""
-    corrected = {(label["responses"], label["id"]): label for label in map(json.loads, LABELS.read_text().splitlines())}
+    labels = (json.loads(line) for path in LABELS for line in path.read_text().splitlines())
+    corrected = {(label["responses"], label["id"]): label for label in labels}
     for path in sorted(folder.glob("*.json*")):
         name = path.name.removesuffix(".jsonl.gz")
         if unseen:
@@ -130,6 +86,7 @@ def read(folder: Path, *, unseen: bool = False) -> Iterator[dict[str, Any]]:
                 "half": "unseen" if unseen else half(line["id"]),
                 "correct": label["correct"] if label else line["is_right"],
                 "arguable": bool(label and label["arguable"]),
+                "read": label is not None,
             }
 
 
@@ -184,6 +141,7 @@ def measure(
     """Precision and recall of each checker per half, file and labels, and the disagreements in three kinds."""
     counts: dict[tuple[str, str, str, str], Counter[tuple[bool, bool]]] = {}
     kinds: dict[str, Counter[str]] = {}
+    judged: dict[str, Counter[tuple[bool, bool, bool]]] = {}  # of disagreements: our verdict, read, the label
     for line in read(folder, unseen=unseen):
         for name, checker in checkers.items():
             said = checker(line)
@@ -193,12 +151,31 @@ def measure(
             if name == "mpo.verification" and said != line["is_right"]:
                 kind = "arguable" if line["arguable"] else "published label wrong" if said == line["correct"] else "we are wrong"
                 kinds.setdefault(line["half"], Counter())[kind] += 1
+                judged.setdefault(source, Counter())[said, line["read"], line["correct"]] += 1
     return {
         "scores": [
             dict(zip(("half", "labels", "responses", "checker"), key, strict=True)) | scores(c) for key, c in counts.items()
         ],
         "disagreements": {part: dict(found) for part, found in kinds.items()},
+        "estimated": {
+            source: estimated(counts["unseen", "published", source, "mpo.verification"], found)
+            for source, found in judged.items()
+            if unseen
+        },
     }
+
+
+def estimated(counts: Counter[tuple[bool, bool]], judged: Counter[tuple[bool, bool, bool]]) -> dict[str, float]:
+    """Precision and recall on corrected labels, the share of wrong labels among the disagreements that were read taken for all.
+
+    Responses on which the published verdict and ours agree count as they are: they were not read.
+    """
+    right, wrong, missed = float(counts[True, True]), counts[True, False], counts[False, True]
+    read = {said: judged[said, True, True] + judged[said, True, False] for said in (True, False)}
+    told = wrong * judged[True, True, True] / max(1, read[True])
+    lost = missed * (judged[False, True, True] / read[False] if read[False] else 1.0)
+    found = {"precision": (right + told) / max(1.0, right + wrong), "recall": (right + told) / max(1.0, right + told + lost)}
+    return {**found, "read": sum(read.values()), "disagreements": wrong + missed}
 
 
 def speed() -> dict[str, float]:
@@ -222,6 +199,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of the files of responses")
     parser.add_argument("--disagreements", choices=("first", "second", "unseen"), help="only print those of a half")
     parser.add_argument("--unseen", action="store_true", help="the files are as published, and none of them decided a rule")
+    parser.add_argument("--checkers", nargs="+", choices=CHECKERS, default=list(CHECKERS), help="measure only these")
+    parser.add_argument("--output", type=Path, help="file of the results; default: one in results/ with today's date")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     if arguments.disagreements:
@@ -232,12 +211,12 @@ def main() -> None:
                     print(json.dumps({**line, "verdict": str(verdict)}, ensure_ascii=False, indent=1))
         return
     results = {
-        **measure(arguments.folder, unseen=arguments.unseen),
+        **measure(arguments.folder, {name: CHECKERS[name] for name in arguments.checkers}, unseen=arguments.unseen),
         **({} if arguments.unseen else speed()),
         "versions": {name: version(name) for name in ("math-verify", "sympy", "rapidfuzz")},
         "cores": os.cpu_count(),
     }
-    output = RESULTS / f"verification_{'unseen_' * arguments.unseen}{date.today()}.json"
+    output = arguments.output or RESULTS / f"verification_{'unseen_' * arguments.unseen}{date.today()}.json"
     output.write_text(json.dumps(results, indent=1) + "\n")
     for row in results["scores"]:
         if row["half"] != "first":

@@ -25,11 +25,11 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))[\s.:：、,，。*-]*(?=\S)"
+    rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))(?:[\s.:：、,，。*]|-(?!\d))*(?=\S)"
 )
 _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(
-    rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:(?:\s*(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
+    rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:\s*(?:(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
     re.IGNORECASE,
 )
 _TOGETHER = re.compile(r"[A-J]{2,10}")
@@ -104,12 +104,17 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
         if letter < size and pattern is _WITH_TEXT:
             number = next((shown for start, _, shown in find_numbers(rest[:60])[:1] if start <= 1), None)
             told = letter < len(texts) and number is not None and read_number(texts[letter]) is not None
-            if texts and letter < len(texts) and len(rest) < 120 and not others:
+            agrees = (
+                number is not None
+                and letter < len(texts)
+                and (same_choice(number, texts[letter]) or same_choice(number.rstrip(" %"), texts[letter]))
+            )
+            if texts and letter < len(texts) and len(rest) < 120 and not others and not agrees:
                 named = named_inside(re.split(r"(?<=[a-z])[.;]\s", rest)[0], texts)
                 told_otherwise = named.method == "text" and not any(REFUSAL.search(texts[place]) for place in named.indices)
                 if told_otherwise and letter not in named.indices and normalize(texts[letter]) not in normalize(rest):
                     return Named(frozenset(), clash)
-            if (others and letter not in others) or (told and number is not None and not same_choice(number, texts[letter])):
+            if not agrees and (told or (others and letter not in others)):
                 return Named(frozenset(), clash)
             return Named(frozenset({letter}), "letter")
         if letter < size and others:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from mpo.verification.choices import NEGATED, are_numbers, read_choice
+from mpo.verification.choices import NEGATED, are_numbers, read_choice, same_choice
 from mpo.verification.dress import plain_sentence
 from mpo.verification.matching import is_expression
 from mpo.verification.number import find_numbers, read_number
@@ -30,7 +30,8 @@ from mpo.verification.texts import read_yes_no
 _DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
 _UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
-    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}[*\"'(（]{0,3}([A-JＡ-Ｊ])[*\"')）]{0,3}[.!。]?$"
+    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}"
+    r"[*\"']{0,3}([(（]?[A-JＡ-Ｊ][)）]?)[*\"']{0,3}[.!。]?$"
 )
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
 _NOT_AMONG = re.compile(
@@ -172,12 +173,45 @@ def _result(sentence: str) -> Fraction | None:
     return number.value if number else None
 
 
+_LETTER = re.compile(
+    r"(?<![\w'’])(?:([B-HJ])|(A)(?=\s(?:is|was|has)\b|[)\"'.,;:]|\W*$))(?![\w'’])|(?<=[a-z]\s)(?<!\b[Ii]s\s)(A)(?=\s[a-z])"
+)
+
+
+def _only_letter(sentences: Sequence[str]) -> Extraction | None:
+    """The letter of a conclusion or the first sentence that has one alone: `Box B fits more closely.`"""
+    cues = [sentence for sentence in reversed(sentences) if CUE.search(sentence)]
+    for sentence, method in (*((sentence, "conclusion") for sentence in cues), (sentences[0], "opening")):
+        letters = {next(filter(None, found.groups())) for found in _LETTER.finditer(sentence)}
+        if len(letters) == 1 and not NEGATED.search(sentence) and not REFUSAL.search(sentence):
+            return Extraction(letters.pop(), method)
+    return None
+
+
+_LABELLED = re.compile(r"\W{0,4}([A-J])[).:、]\W{0,3}(.+)")
+
+
+def _is_choice(letter: str, text: str, choices: Sequence[str]) -> bool:
+    """Whether a text is that of the choice of a letter."""
+    return ord(letter) - 65 < len(choices) and same_choice(text, choices[ord(letter) - 65])
+
+
+def _lists_choices(text: str) -> bool:
+    """Whether a text repeats the choices with their letters."""
+    return len(set(re.findall(r"(?m)(?:^\W{0,4}|\s\()([A-J])[).:、]", text))) > 1
+
+
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
     if re.search(r"(?<!\w)\(?[A-J]\)?\s(?:or|and)\s(?:option\s)?\(?[A-J]\)?(?!\w)", kept[-1]):
         return no_answer("it names several choices")
-    listed = len(set(re.findall(r"(?m)^\W{0,4}([A-J])[).:、]", whole))) > 1  # it repeats the choices
+    listed = _lists_choices(whole)
+    copied = [
+        sentence for sentence in kept if (found := _LABELLED.match(sentence)) and _is_choice(found[1], found[2], choices or ())
+    ]
+    if len(copied) > 1 and not (kept := [sentence for sentence in kept if sentence not in copied]):
+        return no_answer("it names several choices")
     named = read_choice(tidy(whole if len(kept) == 1 else first), choices)
     if (named.both or (choices and len(named.indices) > 1)) and len(kept) == 1:
         return no_answer(named.method)
@@ -189,7 +223,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|不")
     around = [(found[1] or found[2], whole[found.end() :][:30] + whole[: found.start()][-12:]) for found in OPTION.finditer(whole)]
     options = [letter for letter, beside in around if not denied.search(beside)]
-    if len({letter.upper() for letter in options}) == 1 and (chosen := named_choice(options[0], choices, "letter")):
+    if len({letter.upper() for letter in options}) == 1 and (chosen := named_choice(f"({options[0]})", choices, "letter")):
         return chosen
     said = read_yes_no(first) if choices and len(choices) == 2 else None
     if said is not None and [read_yes_no(choice) for choice in choices or ()] in ([said, not said], [not said, said]):
@@ -203,7 +237,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     ):
         return chosen
     if not choices:
-        return no_answer("refusal" if REFUSAL.search(kept[0]) else "no letter")
+        return _only_letter(kept) or no_answer("refusal" if REFUSAL.search(kept[0]) else "no letter")
     if are_numbers(choices):
         number = _unstated_number(kept, asked)
         return named_choice(number.answer, choices, number.method) or no_answer(number.reason or NO_CHOICE)
@@ -216,7 +250,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     for methods in ({"letter", "text"}, {"words"}):  # what it says before what it paraphrases
         for sentence, method in places:
             named = read_choice(tidy(_without_cue(sentence)), choices)
-            if REFUSAL.search(sentence):
+            if REFUSAL.search(sentence) or _lists_choices(sentence):
                 continue
             if len(named.indices) == 1 and named.method in methods:
                 return Extraction(letters_of(named.indices), method)
@@ -225,7 +259,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         return no_answer("refusal")
     if several:
         return no_answer(several)
-    plain = (tidy(sentence) for sentence in kept[:200] if not REFUSAL.search(sentence))
+    plain = (tidy(sentence) for sentence in kept[:200] if not REFUSAL.search(sentence) and not _lists_choices(sentence))
     indices = frozenset().union(*(read_choice(sentence, choices).indices for sentence in plain))
     if len(indices) == 1:
         return Extraction(letters_of(indices), "only")

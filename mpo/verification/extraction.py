@@ -17,6 +17,7 @@ from mpo.verification.prose import REFUSAL, sentences_of
 from mpo.verification.statements import (
     CORRECTED,
     LABEL,
+    OPTION,
     STATEMENT,
     Extraction,
     last_matches,
@@ -30,6 +31,8 @@ from mpo.verification.statements import (
 HEAD, TAIL = 20_000, 40_000
 """Of a longer response, only so many characters of its beginning and its end are read."""
 _THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning)>|[◁⟨]/?think[▷⟩]", re.IGNORECASE)
+_TOKEN = re.compile(r"</?s>|<eo[a-z]>|<\|[\w ]{1,30}\|>|<(?:bos|eos|pad|(?:start|end)_of_turn)>")
+"""A special token of a model that stands in its text: `</s>`, `<|im_end|>`."""
 _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q)[ \t]?\d{0,3}[*]{0,2}[:：]")
 """Where a response asks the next question by itself."""
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
@@ -66,7 +69,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     """Do what `extract` does, knowing the question: a number that it gives is the answer only where no other one is."""
     if len(response) > HEAD + TAIL:
         response = f"{response[:HEAD]}\n{response[-TAIL:]}"
-    text = re.sub(r"[ \t\u00a0]{2,}", " ", response.replace("\r", "").replace("\x00", " "))
+    text = re.sub(r"[ \t\u00a0]{2,}", " ", _TOKEN.sub(" ", response.replace("\r", "").replace("\x00", " ")))
     marks = list(_THINKING.finditer(text))
     if marks:
         if "/" not in marks[-1][0]:
@@ -79,6 +82,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
             return first
     if kind != "choice" or not text.strip():
         return _find(text, kind, choices, asked) if text.strip() else no_answer("empty")
+    text = _labelled(text, choices or ())
     found = _judged(text, choices) or _reconsidered(text, choices) or _find(text, kind, choices, asked)
     refusals = [choice for choice in choices or () if REFUSAL.search(choice)]
     if choices and len(refusals) == 1 and (found.answer is None or found.method in {"conclusion", "opening", "only"}):
@@ -87,6 +91,15 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     if choices and found.answer is not None and any(re.fullmatch(r"\W?[A-J]\W?", choice.strip()) for choice in choices):
         return replace(found, answer=choices[ord(found.answer[0]) - 65])  # a letter would be taken for the text of another
     return found
+
+
+def _labelled(text: str, choices: Sequence[str]) -> str:
+    """A response with labels in place of the choices whose own text would be read as a statement: `Option B in the image`."""
+    for place, choice in enumerate(choices):
+        if OPTION.search(choice) or STATEMENT.search(choice):
+            label, words = chr(65 + place), re.escape(choice.strip(" ."))
+            text = re.sub(rf"(?i)(?:[(（]?\b{label}[).:：）]\s?)?(?<!\w){words}(?!\w)", f"({label})", text)
+    return text
 
 
 def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
@@ -99,7 +112,7 @@ def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
         return Extraction(head[1], "letter") if read_choice(tidy(head[0].strip()), choices).method == "letter" else None
     said = {found[1].upper(): found[2].lower() for found in _JUDGED.finditer(text)}
     right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确"}]
-    return named_choice(right[0], choices, "letter") if len(said) > 2 and len(right) == 1 and not later else None
+    return named_choice(f"({right[0]})", choices, "letter") if len(said) > 2 and len(right) == 1 and not later else None
 
 
 def _reconsidered(text: str, choices: Sequence[str] | None) -> Extraction | None:

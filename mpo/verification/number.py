@@ -289,12 +289,14 @@ def _english(text: str) -> Number | None:
         value, rest = value + Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]]), rest[part.end() :].strip()
     elif not part_of and (part := re.match(rf"({_PART})\b", rest)):
         value, rest, part_of = value / _PARTS[part[1]], rest[part.end() :].strip(), True
-    elif part := re.match(r"point ((?:[a-z]+ ?)+)$", rest):
+    elif part := re.match(r"point ((?:[a-z]+ )*[a-z]+)$", rest):
         tail = [_SMALL.get(word, 99) for word in part[1].split()]
         if max(tail) > 9:
             return None
         step = Fraction(1, 10 ** len(tail))
         value, rest = value + int("".join(map(str, tail))) * step, ""
+    if text.startswith("point") and not step:  # Point A
+        return None
     rest = re.sub(r"^(?:of )?an? (?=\w)", "", rest) if part_of else rest
     if many := re.match(rf"(?:an? )?({_MANY})\b", rest):
         value, rest = value * (_LARGE | _SETS)[many[1]], re.sub(r"^of ", "", rest[many.end() :].strip())

@@ -46,7 +46,8 @@ LABEL = re.compile(
     rf"(?im)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t](?:letter|choice|option))?(?:[ \t]{{1,3}}(?:to"
     rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}(?:[:：]|[ \t][-–—](?=[ \t]))"
     r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
-    r"|[【\[](?:答案|正确答案)[】\]]|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]"
+    r"|[【\[](?:答案|正确答案|(?:final )?answer)[】\]]"
+    r"|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]"
 )
 STATEMENT = re.compile(
     rf"(?i)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)s?(?:[ \t](?:letter|choice|option))?"
@@ -96,6 +97,7 @@ _OPENING_MATH = re.compile(r"\$([^$]{1,400})\$(?=[.,;]?(?:\s+[A-Z]|\s*$))")
 _PROSE = re.compile(r"(?<![\\{A-Za-z])[A-Za-z]{3}|[<>≠≤≥±]|\\pm|\\(?:text|mathrm)\{[^{}]*[A-Za-z]{2} [A-Za-z]{2}")
 BLOCK = re.compile(rf"(?:(?:(?m:^){MARKER}|{LETTERED})(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
 _ITEMS = re.compile(rf"[ \t*_:：]*\n\s*({BLOCK.pattern})")
+_LETTERS = re.compile(r"[*_\s]{0,4}[(（]?[A-J][)）]?(?:\s?[,，、/&]\s?(?:and |or )?| and | or )[(（]?[A-J](?:[)）,，、]|$| and )")
 _RANGE = re.compile(
     r"(?i)^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?\(?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])"
 )
@@ -126,8 +128,9 @@ def statements(text: str, kind: str | None) -> Iterator[Statement]:
                 block = _ITEMS.match(text, found.end()) if kind == "list" else None
                 yield found.start(), block[1] if block else _line_after(text, found.end()), method
     for found in (*last_matches(_IS_CORRECT, text), *last_matches(_IS_LETTER, text)) if kind == "choice" else ():
-        if found.re is _IS_LETTER or not re.search(r"\b(?:not|n't|neither|if)\b", found[0]):
-            yield found.start(), found[1], "letter"
+        none = re.search(r"\bnone of\b[^.;]*$", text[max(0, found.start() - 40) : found.start(1)])
+        if found.re is _IS_LETTER or not (none or re.search(r"\b(?:not|n't|neither|if)\b", found[0])):
+            yield found.start(), f"({found[1]})", "letter"
 
 
 def last_matches(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
@@ -141,7 +144,7 @@ def _line_after(text: str, start: int) -> str:
     after = re.sub(r"^(?:[ \t\n*_:：#]|>(?=[ \n]))+", "", after) if not after or after[0] == "\n" else after
     if after.startswith(("$$", "\\[", "```")):
         return after.split("\n\n", 1)[0]
-    return after.split("\n", 1)[0].strip()
+    return re.sub(r"^([^{}]+)\}.*", r"\1", after.split("\n", 1)[0]).strip()  # \text{Answer: B}
 
 
 def read_statement(text: str, method: str, kind: str | None, choices: Sequence[str] | None) -> Extraction | None:
@@ -187,6 +190,8 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
         return no_answer("refusal")
     if re.search(r"\(\s?or\b", text[:20]):
         return no_answer("hedge")
+    if choices and _LETTERS.match(text):
+        return no_answer("it names several choices")
     if read_choice(tidy(_ENDS.split(text, maxsplit=1)[0]), choices).method == "letters" and choices:
         return no_answer("it names several choices")
     reason = re.split(r"\b(?:because|since|as|rather than|instead of)\b|\s\(|而不是|[,，]\s?(?:not\b|不是)", text, maxsplit=1)[0]
@@ -207,7 +212,7 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
         if "different choices" in named.method:
             return no_answer(named.method)
     options = {option[1] or option[2] for option in OPTION.finditer(text)}
-    if len(options) == 1 and (chosen := named_choice(options.pop(), choices, method)):
+    if len(options) == 1 and (chosen := named_choice(f"({options.pop()})", choices, method)):
         return chosen
     if REFUSAL.search(text):
         return no_answer("refusal")

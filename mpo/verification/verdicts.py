@@ -10,7 +10,7 @@ from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
 from mpo.verification.prose import ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
 from mpo.verification.statements import Extraction
-from mpo.verification.texts import read_yes_no
+from mpo.verification.texts import normalize, read_yes_no
 
 
 def final_answer(response: str, question: Question, *, kind: str | None = None) -> Extraction:
@@ -34,7 +34,7 @@ def final_answer(response: str, question: Question, *, kind: str | None = None) 
         raise ValueError(f"A response is a text; got {type(response).__name__}.")
     kind = kind or question.kind or (detect_kind(question.ground_truths[0], question.choices) if question.ground_truths else None)
     found = find_answer(response, kind, question.choices, _text(question))
-    if found.answer is None and (said := restated(response, _text(question))) is not None:
+    if found.answer is None and found.reason != "refusal" and (said := restated(response, _text(question))) is not None:
         return _said(said, kind, question) or found
     return found
 
@@ -59,11 +59,22 @@ def verify(response: str, question: Question) -> Verdict:
     for truth in question.ground_truths:
         kind = question.kind or detect_kind(truth, question.choices)
         extraction = final_answer(response, question, kind=kind)
+        if _is_truth(response, truth, kind):
+            return Verdict(True, "equal", "the response is the ground truth")
         said_nothing = Verdict(False, "none", f"no answer: {extraction.reason}")
         verdicts.append(said_nothing if extraction.answer is None else _compare(extraction.answer, truth, kind, question))
         if verdicts[-1].correct:
             return verdicts[-1]
     return verdicts[0]
+
+
+def _is_truth(response: str, truth: str, kind: str) -> bool:
+    """Whether a response is nothing but the ground truth, though its words might be read as a sentence: `Don't know`."""
+    if len(response) > len(truth) + 20 or not truth.strip():
+        return False
+    return response.strip() == truth.strip() or (
+        kind in {"text", "document", "chart"} and read_number(truth) is None and normalize(response) == normalize(truth)
+    )
 
 
 def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from mpo.schema import Question
 from mpo.verification import MATCHERS, extract, match, register, verify
 from mpo.verification.expressions import refused, same_expression
+from mpo.verification.number import read_number
 from mpo.verification.rational import same_rational
 
 CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").read_text().splitlines()]
@@ -248,6 +250,8 @@ def test_any_text_has_a_verdict_and_the_same_one_again(text, other, kind, choice
 @settings(max_examples=60, deadline=None)
 def test_what_is_equal_is_right(text, kind, choices):
     assert match(text, text, kind, choices=choices).correct is bool(text.strip())
+    if text.strip():
+        assert verify(text, Question([], ground_truths=[text], kind=kind, choices=choices)).correct
 
 
 LONG = [
@@ -279,6 +283,12 @@ def test_long_texts_take_no_time(kind):
         text = piece * (1_000_000 // len(piece))
         extract(text, kind=kind, choices=["red", "blue"] if kind == "choice" else None)
         match(text, "12", kind)
+
+
+def test_words_after_a_point_take_no_time():
+    """An expression that can cut words in any way would take longer than the universe has existed."""
+    assert read_number("point " + "nine" * 40 + "!") is None
+    assert read_number("three point one four").value == Fraction(314, 100)
 
 
 HOSTILE = [

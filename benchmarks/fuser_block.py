@@ -1,11 +1,11 @@
-"""Measure an MMFuser of width 1024, forward and backward: its time over that of its parts alone, and the memory of sampled values.
+"""Measure an MMFuser of width 1024, forward and backward: its time over that of its parts alone, and its memory.
 
     python benchmarks/fuser_block.py                  # a few minutes of one thread; JSON into results/
     python benchmarks/fuser_block.py --device cuda    # seconds; benchmarks/gpu.py has it as a step
 
 The parts are its linear layers and `grid_sample` on the same shapes, without anything between them; goal: 1.5 times their time.
-Both sides take turns, and the CPU's seconds are those of the process, not of the clock. Memory: the largest sum of sampled values
-that exist at a time, with the chunks of mpo.models.mmfuser and without.
+Both sides take turns, and the CPU's seconds are those of the process, not of the clock. Memory: the most that the attention
+over shallow layers makes at a time, for 8 tiles, with the chunks of mpo.models.mmfuser and without.
 """
 
 import argparse
@@ -25,11 +25,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402 (the environment comes first)
 from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from mpo.io import write_text  # noqa: E402
 from mpo.models import mmfuser  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
+TILES = 8
+"""Tiles whose memory is measured."""
 
 
 def parts_alone(fuser: mmfuser.MMFuser, tiles: int, side: int) -> Callable[[], None]:
@@ -83,31 +87,39 @@ def seconds(run: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def sampled_bytes(run: Callable[[], None]) -> int:
-    """The largest sum of the outputs of `grid_sample` that exist at a time, in a forward and a backward pass."""
-    alive = largest = 0
-    sample = nn.functional.grid_sample
+class Alive(TorchDispatchMode):
+    """The largest sum of the sizes of tensors that are made and exist at a time, in bytes."""
 
-    def counted(*inputs: Any, **settings: Any) -> torch.Tensor:
-        nonlocal alive, largest
-        output = sample(*inputs, **settings)
-        storage, size = output.untyped_storage(), output.nbytes
-        alive += size
-        largest = max(largest, alive)
+    now = largest = 0
 
-        def gone() -> None:
-            nonlocal alive
-            alive -= size
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[int] = set()
 
-        weakref.finalize(storage, gone)
-        return output
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and (key := id(storage := tensor.untyped_storage())) not in self.known:
+                self.known.add(key)
+                self.now += (size := storage.nbytes())
+                self.largest = max(self.largest, self.now)
+                weakref.finalize(storage, self._gone, key, size)
+        return made
 
-    nn.functional.grid_sample = counted
-    try:
-        run()
-    finally:
-        nn.functional.grid_sample = sample
-    return largest
+    def _gone(self, key: int, size: int) -> None:
+        self.known.remove(key)
+        self.now -= size
+
+
+def sampling_bytes(attention: mmfuser.DeformableAttention, tiles: int, side: int) -> int:
+    """What is made at a time by a forward and a backward pass of the attention, in bytes."""
+    device, width = attention.value_proj.weight.device, attention.value_proj.in_features
+    levels = attention.num_levels
+    query, values = (torch.rand(tiles, count * side * side, width, device=device) for count in (1, levels))
+    attention(query, values, (side, side)).sum().backward()
+    with Alive() as alive:
+        attention(query, values, (side, side)).sum().backward()
+    return alive.largest
 
 
 def measure(
@@ -124,12 +136,12 @@ def measure(
         chunk, memory = mmfuser.CHUNK, {}
         for name, size in (("chunks", chunk), ("without", 2**60)):
             mmfuser.CHUNK = size
-            memory[name] = sampled_bytes(block) / 1e6
+            memory[name] = sampling_bytes(fuser.cross_attn, TILES, side) / 1e6
         mmfuser.CHUNK = chunk
         block_s, parts_s = (statistics.median(side) for side in zip(*times, strict=True))
         ratios = [one / other for one, other in times]
         found.append({"grid": side, "tiles": tiles, "block_s": block_s, "parts_s": parts_s, "ratio": statistics.median(ratios)})
-        found[-1] |= {"ratios": ratios, "sampled_mb": memory}
+        found[-1] |= {"ratios": ratios, "made_mb": memory}
     return found
 
 
@@ -150,10 +162,11 @@ def main() -> None:
     output = options.output or RESULTS / f"fuser_block_{options.device}_{about['date']}.json"
     write_text(output, json.dumps(result, indent=1) + "\n")
     for case in found:
-        memory = case["sampled_mb"]
+        memory = case["made_mb"]
         print(
             f"{case['tiles']} x {case['grid']} x {case['grid']}: {case['block_s']:.3f} s, parts alone {case['parts_s']:.3f} s, "
-            f"ratio {case['ratio']:.2f}; sampled values {memory['chunks']:.0f} MB, without chunks {memory['without']:.0f} MB"
+            f"ratio {case['ratio']:.2f}; made for {TILES} tiles: {memory['chunks']:.0f} MB, "
+            f"without chunks {memory['without']:.0f} MB"
         )
     print(f"written to {output}")
 

@@ -15,7 +15,7 @@ tests     tests/gpu: kernels against float64, packed against padded rows, genera
           of memory on one side is measured again on all sides, with gradient checkpointing.
 memory    peak of training against the estimate of `mpo train ... dry_run=true` (benchmarks/memory.py); QLoRA needs bitsandbytes.
 profile   one 8B step: the 15 most expensive kernels, time between kernels, waits of the host.
-fuser     an MMFuser against its linear layers and grid_sample alone, and the memory of its sampled values (fuser_block.py).
+fuser     an MMFuser against its linear layers and grid_sample alone, and its memory (fuser_block.py).
 features  cached references with and without cached vision features (vision_features=cached): 1B full, 8B LoRA.
 small     as 8B, for 2B and 1B.
 sft       seconds of full steps over 32 conversations with InternVL 2.5's shares, 1B, bfloat16, gradient checkpointing: TRL's

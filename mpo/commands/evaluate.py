@@ -25,6 +25,7 @@ from typing import Any
 
 from mpo.commands.flags import add
 from mpo.commands.outcome import Report
+from mpo.io import did_you_mean
 
 EXAMPLES = """\
 mpo evaluate runs/first questions.jsonl --output results
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> Report:
     from transformers.utils.hub import cached_file
 
     from mpo.evaluation.page import table_of
+    from mpo.evaluation.published import FORMS
     from mpo.evaluation.run import evaluate
     from mpo.generation.open import is_adapter
     from mpo.models.loading import opening
@@ -90,10 +92,13 @@ def run(args: argparse.Namespace) -> Report:
         _refuse(args, ["reference"], "is for --scorer=reward")
     if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
         _refuse(args, ("device", "dtype"), "is for models in this process, and all are at servers")
-    for model in filter(None, [*named[1:], args.reference]):  # the first is opened at once
+    for model in filter(None, [*named, args.reference]):
         if not re.match("https?://", model, re.IGNORECASE) and not is_adapter(model):
-            with opening(model):
-                cached_file(model, "config.json")
+            try:
+                with opening(model):
+                    cached_file(model, "config.json")
+            except ValueError as error:
+                raise ValueError(f"{error}{'' if '/' in model else did_you_mean(model, FORMS)}") from None
     opened = lru_cache(partial(_open, args=args, tiles=None))
     reference = partial(opened, args.reference or named[0])
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
@@ -182,7 +187,9 @@ def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
     from mpo.evaluation.published import FORMS, JUDGED, load_benchmark
 
     label, equals, path = text.partition("=")
-    if label.lower() in (*FORMS, *JUDGED):
+    if label.lower() in JUDGED:
+        load_benchmark(label.lower())  # refused
+    if label.lower() in FORMS:
         return label, Repeated(partial(load_benchmark, label.lower(), path or None, image_root=args.image_root), args.limit)
     place = path if equals and FILES.search(path) else text
     if not FILES.search(place):

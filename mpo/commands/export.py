@@ -86,7 +86,12 @@ def report(done: Export, *, qlora: bool = False) -> list[str]:
 
 def serving(done: Export) -> list[str]:
     """List the commands that serve the folder."""
+    from mpo.models.lazily import TYPES
+    from mpo.models.strict import read_config_json
+
     folder = shlex.quote(str(done.folder))
+    if read_config_json(done.folder / "config.json").get("model_type") in TYPES:
+        return ["vLLM and LMDeploy do not know models with a fuser. Use mpo generate, or transformers after import mpo."]
     if done.form == "transformers":
         return [f"vLLM:      vllm serve {folder}", "LMDeploy:  needs the official format: --output-format official"]
     lines = [f"vLLM:      vllm serve {folder} --trust-remote-code", f"LMDeploy:  lmdeploy serve api_server {folder}"]

@@ -27,22 +27,27 @@ def training_records(path: str | Path) -> Iterator[dict[str, Any]]:
     """Read training data of any kind for `find_contamination`: pairs, conversations (a record for each question), or questions.
 
     Raises:
-        ValueError: for what is none of these; the message is that of pairs.
+        ValueError: for what is none of these; the message is that of the kind whose images were not found, or else that of pairs.
     """
-    try:
-        data = load_preferences(path)
-    except ValueError as of_pairs:
+    problems: list[str] = []
+    data: Any = None
+    for load in (load_preferences, load_conversations, _questions):
         try:
-            data = load_conversations(path)
-        except ValueError:
-            try:
-                data = [{"id": one.id, "prompt": one.messages, "images": one.images} for one in load_questions(path)]
-            except ValueError:
-                advice = " In --train, a mixture file (YAML) can give it for each source." * ("image_root" in str(of_pairs))
-                raise ValueError(f"{of_pairs}{advice}") from None
+            data = load(path)
+            break
+        except ValueError as error:
+            problems.append(str(error))
+    else:
+        of_images = [problem for problem in problems if "image_root" in problem]
+        advice = " In --train, a mixture file (YAML) can give it for each source."
+        raise ValueError(f"{of_images[0]}{advice}" if of_images else problems[0])
     for record in data:
         for turn in [record["prompt"]] if "prompt" in record else [[one] for one in record["messages"] if one["role"] == "user"]:
             yield {"id": record["id"], "prompt": turn, "images": record.get("images")}
+
+
+def _questions(path: str | Path) -> list[dict[str, Any]]:
+    return [{"id": one.id, "prompt": one.messages, "images": one.images} for one in load_questions(path)]
 
 
 def find_contamination(

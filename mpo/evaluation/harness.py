@@ -47,7 +47,8 @@ def preparing(folder: Path) -> list[list[str]]:
 
 def serving(model: str, port: int, device: str | None) -> list[str]:
     """The command that serves a folder."""
-    words = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--port", str(port)]
+    start = "import mpo, runpy; runpy.run_module('transformers.cli.transformers', run_name='__main__')"  # mpo: for its own types
+    words = [sys.executable, "-c", start, "serve", model, "--port", str(port)]
     return [*words, "--device", device] if device else words
 
 

@@ -7,7 +7,6 @@ does not know their model type and says so.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from mpo.models.family import INTERNVL, LLAVA, TEXT, known_family
-from mpo.models.mmfuser import DeformableAttention, MMFuser
+from mpo.models.mmfuser import DeformableAttention, MMFuser, is_whole
 
 FUSIONS = ("mmfuser", "concat")
 (PROJECTOR,) = INTERNVL.projector
@@ -65,12 +64,12 @@ def check_layers(layers: Any, depth: int, query: Any) -> list[int]:
     Raises:
         ValueError: for layers out of range, repeated or not in order, or whose last is not the query.
     """
-    if not _whole(query) or not -depth <= query <= depth or query == 0:
+    if not is_whole(query) or not -depth <= query <= depth or query == 0:
         raise ValueError(f"Expected vision_feature_layer to be one of the {depth} layers, the query of the fuser; got {query!r}.")
     query %= depth + 1
-    if _whole(layers):
+    if is_whole(layers):
         return evenly_spaced(query, int(layers))
-    if not isinstance(layers, Sequence) or isinstance(layers, str) or not all(map(_whole, layers)):
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not all(map(is_whole, layers)):
         raise ValueError(f"Expected fuser_layers to be a number of layers or a list of indices; got {layers!r}.")
     if outside := [layer for layer in layers if not -depth - 1 <= layer <= depth]:
         raise ValueError(f"fuser_layers={list(layers)}: {outside} are not among the hidden states 0 to {depth} of the tower.")
@@ -83,10 +82,6 @@ def check_layers(layers: Any, depth: int, query: Any) -> list[int]:
             f"{list(layers)}."
         )
     return found
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(kw_only=True)

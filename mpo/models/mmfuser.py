@@ -1,11 +1,13 @@
 """MMFuser (arXiv 2410.11829): deep features of a vision tower query its shallow ones by deformable attention (arXiv 2010.04159).
 
-In PyTorch alone, with the official names of modules and parameters. Sampling is in float32, a chunk at a time.
+In PyTorch alone, with the official names of modules and parameters. Sampling is in float32, a chunk at a time, by `embedding_bag`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,9 @@ from mpo.models.strict import misfits
 
 __all__ = ["CHUNK", "DeformableAttention", "MMFuser", "show"]
 
-CHUNK = 2**22
-"""Number of sampled values in memory at a time, 16 MiB in float32. The sampling holds a few times as much."""
+CHUNK = 2**20
+"""Number of patches that are looked up at a time, those of a tile of 32 x 32 in the published models: 4 MiB of their numbers and as
+much of their shares. The sampling holds a few times as much."""
 
 
 class DeformableAttention(nn.Module):
@@ -33,10 +36,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, width: int, num_levels: int, num_heads: int, num_points: int) -> None:
         super().__init__()
-        sizes = {"width": width, "num_levels": num_levels, "num_heads": num_heads, "num_points": num_points}
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"Expected {name} to be a whole number above 0; got {name}={size!r}.")
+        _check_sizes(width=width, num_levels=num_levels, num_heads=num_heads, num_points=num_points)
         if width % num_heads:
             raise ValueError(f"Expected width to be a multiple of num_heads; got width={width}, num_heads={num_heads}.")
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
@@ -94,35 +94,55 @@ class DeformableAttention(nn.Module):
         Returns:
             the shape of `query`, in the dtype of the weights.
         """
-        (batch, queries, channels), (height, width) = query.shape, grid
+        (batch, queries, _), per_query = query.shape, 4 * self.num_heads * self.num_levels * self.num_points
         if not batch:
             return self.output_proj(query)  # type: ignore[no-any-return]
-        values = self.value_proj(values)
-        # One head of one image is a row: each head looks by itself.
-        values = values.view(batch, self.num_levels, height, width, self.num_heads, -1).permute(0, 4, 1, 5, 2, 3).flatten(0, 1)
-        locations, weights = (
-            found.permute(0, 2, 3, 4, 1, *range(5, found.dim())).flatten(0, 1) for found in self.where(query, grid)
-        )
-        per_query = self.num_levels * self.num_points * values.shape[2]
+        maps, (locations, weights) = self.value_proj(values), self.where(query, grid)
         rows = max(1, CHUNK // (queries * per_query))
         columns = min(queries, max(1, CHUNK // (rows * per_query)))
-
-        def sample(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-            with torch.autocast(values.device.type, enabled=False):
-                seen, levels = [], zip(values.unbind(1), (2 * locations - 1).unbind(1), weights.unbind(1), strict=True)
-                for maps, places, shares in levels:  # transformers' module stacks them, and sums over the last dimension: slower
-                    sampled = nn.functional.grid_sample(maps.to(places.dtype), places, align_corners=False)
-                    seen.append((sampled * shares.unsqueeze(1)).sum(dim=2))
-                return torch.stack(seen).sum(dim=0)  # (rows, channels, queries)
-
-        recompute = torch.is_grad_enabled() and any(given.requires_grad for given in (values, locations, weights))
-        how = partial(checkpoint, sample, use_reentrant=False, preserve_rng_state=False) if recompute else sample
+        recompute = torch.is_grad_enabled() and any(given.requires_grad for given in (maps, locations, weights))
+        how = partial(checkpoint, _sample, use_reentrant=False, preserve_rng_state=False) if recompute else _sample
         found = []
-        for maps, places, shares in zip(values.split(rows), locations.split(rows), weights.split(rows), strict=True):  # type: ignore[no-untyped-call]
-            chunks = zip(places.split(columns, dim=3), shares.split(columns, dim=3), strict=True)
-            found.append(torch.cat([how(maps, *chunk) for chunk in chunks], dim=2))
-        heads = torch.cat(found).view(batch, channels, queries).transpose(1, 2)
-        return self.output_proj(heads.to(self.output_proj.weight.dtype))  # type: ignore[no-any-return]
+        for one, places, shares in zip(maps.split(rows), locations.split(rows), weights.split(rows), strict=True):  # type: ignore[no-untyped-call]
+            chunks = zip(places.split(columns, dim=1), shares.split(columns, dim=1), strict=True)
+            found.append(torch.cat([how(one, *chunk, grid) for chunk in chunks], dim=1))
+        return self.output_proj(torch.cat(found).to(self.output_proj.weight.dtype))  # type: ignore[no-any-return]
+
+
+def _sample(values: Tensor, locations: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The weighted sums of what the locations see; bilinear as `grid_sample`, with zeros outside of the map.
+
+    Every location is between four patches, whose vectors `embedding_bag` looks up and sums: no sampled value is stored.
+
+    Args:
+        values: shape (batch, levels * height * width, heads * head's channels).
+        locations, weights: as of `DeformableAttention.where`, of some of the queries.
+        grid: height and width of the maps.
+
+    Returns:
+        shape (batch, queries, heads * head's channels), in the dtype of the locations.
+    """
+    (batch, queries, heads, levels, _, _), (height, width) = locations.shape, grid
+    channels, device = values.shape[-1], values.device
+
+    def numbers(count: int, *dims: int) -> Tensor:
+        return torch.arange(count, device=device, dtype=torch.int32).view(-1, *dims)
+
+    with torch.autocast(device.type, enabled=False):
+        size = torch.tensor([width, height], device=device, dtype=locations.dtype)
+        places = ((2 * locations - 1 + 1) * size - 1) / 2  # in patches, rounded as in grid_sample: see `where`
+        low = places.detach().floor()
+        above, corners = places - low, torch.stack([low, low + 1], dim=-1)
+        inside = (corners >= 0) & (corners < size.unsqueeze(-1))
+        across, down = (torch.stack([1 - above, above], dim=-1) * inside).unbind(dim=-2)
+        column, row = corners.where(inside, 0).int().unbind(dim=-2)  # also of what is not finite
+        shares = (weights.unsqueeze(-1) * down).unsqueeze(-1) * across.unsqueeze(-2)
+        maps = numbers(batch, 1, 1, 1, 1, 1) * levels + numbers(levels, 1, 1)  # a head's part of a patch is a line of the table
+        lines = ((maps * height + row) * width).unsqueeze(-1) + column.unsqueeze(-2)
+        lines = lines * heads + numbers(heads, 1, 1, 1, 1)
+        table, bags = values.to(shares.dtype).reshape(-1, channels // heads), (batch * queries * heads, -1)
+        found = nn.functional.embedding_bag(lines.view(bags), table, mode="sum", per_sample_weights=shares.view(bags))
+    return found.view(batch, queries, channels)
 
 
 class MMFuser(nn.Module):
@@ -160,15 +180,22 @@ class MMFuser(nn.Module):
         """The normalized query and shallow features, which `cross_attn` gets; arguments and errors as of `forward`."""
         if len(features) != self.num_levels + 1:
             raise ValueError(f"Expected {self.num_levels} shallow features and the query; got {len(features)} features.")
-        if not isinstance(grid, Sequence) or len(grid) != 2 or not all(isinstance(side, int) and side > 0 for side in grid):
+        if not isinstance(grid, Sequence) or len(grid) != 2 or not all(is_whole(side) and side > 0 for side in grid):
             raise ValueError(f"Expected grid to be (height, width) in patches; got grid={grid}.")
-        (height, width), (batch, *_) = grid, features[-1].shape
+        if others := [type(feature).__name__ for feature in features if not isinstance(feature, Tensor)]:
+            raise ValueError(f"Expected features to be tensors; got {', '.join(others)}.")
+        (height, width), batch = grid, len(features[-1]) if features[-1].dim() else 0
         expected = (batch, height * width, self.width)
         for place, feature in enumerate(features):
             if feature.shape != expected:
                 raise ValueError(
                     f"Expected features of shape ({batch}, {height} * {width}, {self.width}), by query, grid and width; got "
                     f"{tuple(feature.shape)} for feature {place}. Leave out class tokens."
+                )
+            if feature.dtype != self.gamma1.dtype and not torch.is_autocast_enabled(feature.device.type):
+                raise ValueError(
+                    f"Expected features in {self.gamma1.dtype}, as the fuser's weights; got {feature.dtype} for feature {place}. "
+                    "Convert one of them, or use torch.autocast."
                 )
         return self.query_norm(features[-1]), self.feat_norm(torch.cat(list(features[:-1]), dim=1))
 
@@ -184,7 +211,7 @@ class MMFuser(nn.Module):
             shape and dtype of the query.
 
         Raises:
-            ValueError: for another number of features, or a grid that does not fit them.
+            ValueError: for another number of features, a grid that does not fit them, and another dtype than that of the weights.
         """
         found = self.cross_attn(*self.cross_attention(features, grid), grid)
         normed = self.norm1(found)
@@ -202,8 +229,10 @@ class MMFuser(nn.Module):
             num_heads: attention heads, which tensors do not tell; all published models have 16.
 
         Raises:
-            ValueError: for no such block, several ones, and missing, unexpected or differently shaped tensors, which are listed.
+            ValueError: for no such block, several ones, missing, unexpected or differently shaped tensors, which are listed, and
+                for heads that do not divide them.
         """
+        _check_sizes(num_heads=num_heads)
         sign = "cross_attn.value_proj.weight"
         prefixes = [name.removesuffix(sign) for name in state_dict if f".{name}".endswith(f".{sign}")]
         if len(prefixes) != 1:
@@ -213,9 +242,10 @@ class MMFuser(nn.Module):
         if not prefixes[0]:  # a bare block
             own = dict(state_dict)
         shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        width = shapes[sign][0]
-        cross, alone = (shapes.get(f"{kind}_attn.attention_weights.bias", (0,))[0] for kind in ("cross", "self"))
-        if num_heads < 1 or not alone or cross % alone or alone % num_heads or width % num_heads:
+        width, cross, alone = (
+            (*shapes.get(name, ()), 0)[0] for name in (sign, *(f"{kind}_attn.attention_weights.bias" for kind in ("cross", "self")))
+        )
+        if not (width and cross and alone) or cross % alone or alone % num_heads or width % num_heads:
             raise ValueError(
                 f"The MMFuser {prefixes[0] or 'of these weights'} has width {width}, {cross} attention weights over its levels and "
                 f"{alone} over itself, which num_heads={num_heads} does not divide. Give its number of heads."
@@ -227,6 +257,17 @@ class MMFuser(nn.Module):
         fuser = fuser.to_empty(device=own[sign].device).to(own[sign].dtype)
         fuser.load_state_dict(own)
         return fuser
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, also NumPy's, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _check_sizes(**sizes: Any) -> None:
+    for name, size in sizes.items():
+        if not is_whole(size) or size < 1:
+            raise ValueError(f"Expected {name} to be a whole number above 0; got {name}={size!r}.")
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

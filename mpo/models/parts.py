@@ -136,7 +136,9 @@ def split_groups(
     trained = {family.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     for part in rates:
         if part not in trained:
-            raise ValueError(f"{part}_learning_rate={rates[part]} has no effect: that part is frozen. Leave it out.")
+            has = part in map(family.part_of, names.values())
+            why = "that part is frozen" if has else f"a {type(base_model(model)).__name__} has no such part"
+            raise ValueError(f"{part}_learning_rate={rates[part]} has no effect: {why}. Leave it out.")
     if vision_layer_decay != 1 and "vision" not in trained:
         raise ValueError(f"vision_layer_decay={vision_layer_decay} has no effect: the vision tower is frozen. Leave it out.")
 

@@ -162,6 +162,7 @@ class TrainJob(TrainedModel):
         job.check_peft()
         check_parts(job.parts(), adapters=job.peft["kind"] != "none")
         job.adapter(job.expected_family())
+        job.check_fuser_rate()
         job.check_samples()
         for where, value in (
             (next((f"data.{name}" for name in DATA_NAMES if name in job.data), "data.path"), job.data.get("path")),
@@ -181,6 +182,13 @@ class TrainJob(TrainedModel):
     def kind(self) -> Task:
         """The task."""
         return TASKS[self.task]
+
+    def check_fuser_rate(self) -> None:
+        """Refuse a learning rate of a fuser that the model, where its config is at hand, does not have."""
+        rate = (self.lr or {}).get("fuser")
+        if rate is not None and self.is_local() and getattr(config := self.config(), "fusion", "") != "mmfuser":
+            why = "has layers that its projector fuses" if hasattr(config, "fusion") else "has no fuser"
+            raise ValueError(f"lr.fuser={rate} has no effect: the {config.model_type} {why}. Set lr.fuser=null.")
 
     def check_samples(self) -> None:
         """Refuse invalid sampling settings."""

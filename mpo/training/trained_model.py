@@ -126,10 +126,14 @@ class TrainedModel:
 
     def expected_family(self) -> Family:
         """Return the family of a model on this machine, before it is loaded; of another one, InternVL."""
-        name = self.model.get("name_or_path")
-        if self.peft["kind"] == "none" or name is None or not (Path(name) / "config.json").is_file():
+        if not (self.peft["kind"] != "none" or self.parts().get("fuser")) or not self.is_local():
             return INTERNVL
         return self.family(self.config())
+
+    def is_local(self) -> bool:
+        """Whether the model's config is on this machine."""
+        name = self.model.get("name_or_path")
+        return name is not None and (Path(name) / "config.json").is_file()
 
     def adapter(self, family: Family = INTERNVL) -> Any:
         """Build peft's `LoraConfig` for a model of a family; None without an adapter.

@@ -162,7 +162,7 @@ def test_timed_sides(gpu, result):
 def test_the_fuser_against_its_parts(gpu, result):
     gpu.time_fuser(result)
     (case,) = json.loads(result.path.read_text())["fuser"]
-    assert (case["grid"], case["tiles"]) == (4, 1) and case["block_s"] > 0 and case["sampled_mb"]["chunks"] > 0
+    assert (case["grid"], case["tiles"]) == (4, 1) and case["block_s"] > 0 and case["made_mb"]["chunks"] > 0
 
 
 def test_every_timed_case_is_counted(gpu, monkeypatch, result):

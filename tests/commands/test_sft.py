@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from separate_parts import write_language, write_vision
 from small_runs import difference
 from support import make_image
+from transformers import LlavaConfig
 
 from mpo.commands import main
 from mpo.models.family import INTERNVL_FUSER
@@ -121,6 +122,13 @@ def test_two_stages_of_mmfuser_and_mpo(folder, tmp_path, capsys):
     assert main(["sft", *words(folder, tmp_path / "dry", "fuser.layers=1", "fuser.fusion=concat", "dry_run=true")]) == 0
     assert re.search(r"projector +\S*\d", capsys.readouterr().out)
     stage = ["method=mmfuser_stage1", "fuser.layers=1", "fuser.fusion=concat", "trainer.max_steps=1"]
+    for more, message in (
+        (["lr.fuser=1e-4"], "lr.fuser=0.0001 .*internvl_mmfuser has layers that its projector fuses.*lr.fuser=null"),
+        (["fuser.layers=null", "fuser.fusion=mmfuser"], "train_parts.fuser: a internvl has no fuser"),
+        (["fuser.layers=null", "fuser.fusion=mmfuser", "train_parts.fuser=null", "lr.fuser=1"], "the internvl has no fuser"),
+    ):
+        assert main(["sft", *words(folder, tmp_path / "wrong", *stage, *more, "dry_run=true")]) == 2
+        assert re.search(message, capsys.readouterr().err), more
     own = words(folder, tmp_path / "wide", *stage, "trainer.per_device_train_batch_size=2")
     assert main(["sft", *(word for word in own if "max_tokens" not in word)]) == 0
     wide = load_file(tmp_path / "wide" / "model.safetensors")
@@ -392,6 +400,16 @@ def test_numbers_of_mmfuser(size, fuser, tmp_path):
         parts = {"vision": "freeze", "fuser": "train", "projector": "train", "language": language, "head": language}
         assert (job.parts(), job.chat_template) == (parts, template)
         assert job.fuser["layers"] == (4 if stage == 1 else None)
+
+
+def test_concatenated_layers_of_13b_have_no_rate(tmp_path, capsys):
+    """The fuser's learning rate is in the recipe: the message says how to take it out, before anything is loaded."""
+    LlavaConfig().save_pretrained(tmp_path / "base")
+    chosen = ["model=llava1_5_vicuna13b", "method=mmfuser_stage1", "data.path=x", f"run_dir={tmp_path / 'run'}", "fuser.layers=2"]
+    chosen += [f"model.name_or_path={tmp_path / 'base'}", "fuser.fusion=concat", "trainer.use_cpu=true"]
+    assert main(["sft", *chosen]) == 2
+    assert "lr.fuser=0.0001 has no effect" in capsys.readouterr().err
+    TrainJob.from_config(composed([*chosen, "lr.fuser=null"]))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -156,6 +156,7 @@ def test_what_cannot_be_measured_is_refused(questions, tmp_path, capsys, change,
         (["q.jsonl"], "model"),
         (["mmvet", "m"], "judging"),
         (["http://127.0.0.1:1/v1", "other=./gone", "q.jsonl"], "./gone is not a folder"),  # before the first one is asked
+        (["mathvistaa", "q.jsonl"], "'mathvista'"),
     ],
 )
 def test_models_and_benchmarks_are_told_apart(tmp_path, capsys, words, named):
@@ -345,6 +346,10 @@ def test_what_training_has_seen_is_kept(questions, tmp_path, capsys):
     away = (tmp_path / "pairs.jsonl").rename(tmp_path / "away" / "pairs.jsonl")
     with pytest.raises(ValueError, match=r"Set image_root .*--train.*mixture"):
         list(training_records(away))
+    asked = tmp_path / "away" / "questions.jsonl"  # questions, not pairs without a completion
+    asked.write_text(json.dumps({"question": "?", "answer": "1", "image": str(tmp_path / "a.png")}) + "\n")
+    with pytest.raises(ValueError, match=r"a.png.*--train.*mixture"):
+        list(training_records(asked))
     mixture = tmp_path / "mix.yaml"
     mixture.write_text(json.dumps({"sources": [{"path": str(away), "image_root": str(tmp_path)}]}))
     assert len(list(training_records(mixture))) == 1

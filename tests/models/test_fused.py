@@ -14,6 +14,7 @@ from support import TEXTS
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from mpo.commands.export import serving
 from mpo.models import add_fuser
 from mpo.models.export.run import export
 from mpo.models.family import family_of
@@ -21,6 +22,7 @@ from mpo.models.fused import InternVLFuserConfig, InternVLWithFuser, LlavaFuserC
 from mpo.models.lazily import announce
 from mpo.models.loading import load_internvl
 from mpo.models.mmfuser import MMFuser
+from mpo.models.official.convert import convert
 from mpo.models.packable import why_not
 from mpo.models.parts import freeze_parts
 from mpo.models.small import small_internvl, small_processor
@@ -276,6 +278,9 @@ def test_training_in_packed_rows(tmp_path, processor, kind):
     assert 5e-3 < trained.gamma1.abs().max() < 3e-2
     with pytest.raises(ValueError, match="official format.*internvl_mmfuser"):
         export(tmp_path / "run", tmp_path / "official", base=str(tmp_path / "base"), form="official", progress=False)
+    with pytest.raises(ValueError, match="internvl_mmfuser.*official format"):
+        convert(tmp_path / "out", tmp_path / "official", progress=False)
+    assert not any("serve" in line for line in serving(done))  # no other library knows the type
 
 
 def block(levels=2, width=32):

@@ -126,6 +126,7 @@ def test_sampling_is_in_float32():
     assert half.cross_attn.where(features[-1].bfloat16(), (3, 3))[0].dtype == torch.float32
     assert (found - expected).norm() < 0.02 * expected.norm()
     with torch.autocast("cpu", torch.bfloat16):
+        assert fuser([feature.bfloat16() for feature in features], (3, 3)).dtype == torch.bfloat16
         assert (fuser(features, (3, 3)) - fuser(features, (3, 3)).float()).norm() == 0
 
 
@@ -141,12 +142,12 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_is_bounded(monkeypatch):
-    """Width 256, 24 x 24 queries, 4 levels of 8 points: 4.7 MB of sampled values of a level in float32. In chunks of 64 KB neither
-    a pass without gradients nor what autograd keeps has a tensor larger than the concatenated features, 2.4 MB."""
+    """Width 256, 24 x 24 queries, 16 heads, 4 levels of 8 points between 4 patches: 4.7 MB of shares in float32. In chunks of 64 KB
+    neither a pass without gradients nor what autograd keeps has a tensor larger than the concatenated features, 2.4 MB."""
     fuser, kept = MMFuser(256, num_points=8), []
     features = [torch.randn(1, 576, 256) for _ in range(5)]
     monkeypatch.setattr(mmfuser, "CHUNK", 2**30)
-    whole, limit = 8 * 576 * 256 * 4, 4 * 576 * 256 * 4
+    whole, limit = 576 * 16 * 4 * 8 * 4 * 4, 4 * 576 * 256 * 4
     with torch.no_grad(), Largest() as largest:
         expected = fuser.cross_attn(features[4], torch.cat(features[:4], dim=1), (24, 24))
     assert largest.size == whole  # one chunk
@@ -178,7 +179,17 @@ def test_memory_is_bounded(monkeypatch):
         (lambda: MMFuser.from_official(filled().state_dict() | {"ffn.weight": torch.zeros(2)}), "ffn.weight"),
         (lambda: MMFuser.from_official(filled().state_dict() | {"gamma1": torch.zeros(31)}), "gamma1"),
         (lambda: MMFuser.from_official(filled().state_dict(), num_heads=5), "num_heads=5"),
-        (lambda: MMFuser.from_official(filled().state_dict(), num_heads=0), "num_heads=0"),
+        *(
+            (lambda heads=heads: MMFuser.from_official(filled().state_dict(), num_heads=heads), f"num_heads={heads!r}")
+            for heads in (0, -1, True, 16.0, "16", None)
+        ),
+        (lambda: MMFuser.from_official(filled().state_dict() | {"cross_attn.value_proj.weight": torch.tensor(1.0)}), "width 0"),
+        (lambda: MMFuser.from_official(filled().state_dict() | {"self_attn.attention_weights.bias": torch.tensor(1.0)}), "0 over"),
+        (lambda: MMFuser(32)([torch.zeros(1, 4, 32).bfloat16()] * 5, (2, 2)), "float32.*bfloat16 for feature 0"),
+        (lambda: MMFuser(32)([torch.zeros(1, 4, 32)] * 4 + [torch.zeros(1, 4, 32).double()], (2, 2)), "float64 for feature 4"),
+        (lambda: MMFuser(32).bfloat16()([torch.zeros(1, 4, 32)] * 5, (2, 2)), "bfloat16.*float32 for feature 0"),
+        (lambda: MMFuser(32)([torch.zeros(())] * 5, (2, 2)), r"got \(\) for feature 0"),
+        (lambda: MMFuser(32)([None] * 5, (2, 2)), "NoneType"),
     ],
 )
 def test_what_cannot_be_fused_is_named(build, message):

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
 
 from mpo.io import atomic_folder
+from mpo.models.family import INTERNVL
 from mpo.models.llava import convert_llava, is_official_llava
 from mpo.models.loading import load_internvl, load_processor
 from mpo.models.official.checkpoint import open_official, read_config, read_official
@@ -119,7 +120,7 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
         the number of tensors written.
     """
     config = read_hf_config(source)
-    if not isinstance(config, InternVLConfig):
+    if config.model_type not in INTERNVL.types:  # a fused one is a kind of InternVLConfig
         raise ValueError(f"{source} is a {config.model_type!r}: only InternVL has an official format.")
     files = TransformersFiles(source, config)
     official = _official_of(source, like, config)

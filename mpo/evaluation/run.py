@@ -20,7 +20,7 @@ from mpo.evaluation.voting import answer_classes, best_at, majority_at
 from mpo.generation.generator import Generator, Response
 from mpo.io import write_text
 from mpo.pipelines.flow import BadStep
-from mpo.pipelines.job import Job
+from mpo.pipelines.job import OF_ANSWER, Job
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mmpr.verify import unanswerable
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
@@ -50,8 +50,6 @@ MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.ite
 """How questions are asked: for the answer alone, or for a chain of thought that ends with it (the structure of InternVL 2.5's
 evaluation, arXiv 2412.05271, section 4; in other words)."""
 GREEDY, SAMPLED = "greedy", "sampled"
-OF_ANSWER = ("ground_truths", "tolerance", "unit")
-"""What a model is not asked with: an answer that is corrected is no other question."""
 RESULTS, PAGE, JOBS, ANSWERS = "results.json", "report.html", "jobs", "answers.jsonl"
 
 

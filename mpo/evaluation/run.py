@@ -77,8 +77,7 @@ class Respond(Sample):
         said = "".join(content_text(turn["content"]) for turn in (record.get("messages") or ())[-1:])
         labelled = (rf"\b{chr(65 + place)}[).:：、．]+ *{re.escape(one)}(?!\w)" for place, one in enumerate(choices))
         listed = f"\n{CHOICES}" if choices and not all(re.search(label, said) for label in labelled) else ""
-        prompt = f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}"
-        return Sample(self.generator, prompt=prompt, **self.sampling).requests(record)  # type: ignore[arg-type]
+        return [self.request(record, f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}")]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
         """The question with the texts of its responses."""

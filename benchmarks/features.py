@@ -8,7 +8,8 @@ Exactness, by dtype of the weights: `tower` is the largest difference between th
 (its pairs together, and one at a time) of loss and gradients (norm of the difference over norm); `cached` that between cached and
 live features of the same batch. `steps` are seconds of full steps of benchmarks/step.py at 1 pair a question, alternating, with
 cached references, without and with cached features: of the clock, and of this process on the CPU, which does not depend on others.
-Times are of real runs of `MPOTrainer` with data loader workers; `data_wait` is a fraction of them.
+Times are of real runs of `MPOTrainer` with data loader workers; `data_wait` is a fraction of them. Beside it is what fetching takes
+of the CPU time of the main process: on a machine that others use, the wait of the clock is that for a core as well.
 """
 
 import argparse
@@ -125,19 +126,36 @@ def steps(rounds: int = 8) -> dict[str, Any]:
 
 
 class Epochs(TrainerCallback):
-    """Seconds of each epoch, and calls of the tower."""
+    """Seconds of each epoch, by the clock and on the CPU."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.start = 0.0
+        self.cpu: list[float] = []
+        self.start = self.begin = 0.0
 
     def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.start = time.perf_counter()
+        """Start the clocks."""
+        self.start, self.begin = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stop it."""
+        """Stop them."""
         self.seconds.append(time.perf_counter() - self.start)
+        self.cpu.append(time.process_time() - self.begin)
+
+
+def fetching(run: MPOTrainer) -> list[tuple[int, float]]:
+    """The epoch, and the CPU seconds of the main process, of each time that the run fetches the batches of a step."""
+    fetch, spent = run.get_batch_samples, []
+
+    def measured(*args: Any) -> Any:
+        start = time.process_time()
+        try:
+            return fetch(*args)
+        finally:
+            spent.append((int(run.state.epoch or 0), time.process_time() - start))
+
+    run.get_batch_samples = measured
+    return spent
 
 
 def timed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -158,6 +176,7 @@ def timed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         find_tower(run.model).embeddings.register_forward_hook(
             lambda module, args, output, calls=calls, run=run: calls.append(int(run.state.epoch or 0))
         )
+        fetched = fetching(run)
         run.train()
         logs = [log for log in run.state.log_history if "data_wait" in log]
         size = len(logs) // options.epochs
@@ -166,6 +185,10 @@ def timed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         found[how] = {
             "seconds of each epoch": epochs.seconds,
             "data_wait of each epoch, without its first step": waits,
+            "fetching, fraction of the main process's CPU seconds of each epoch": [
+                sum(seconds for number, seconds in fetched if number == epoch) / epochs.cpu[epoch]
+                for epoch in range(options.epochs)
+            ],
             "calls of the tower in each epoch": [calls.count(epoch) for epoch in range(options.epochs)],
         }
     return found

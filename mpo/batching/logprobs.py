@@ -14,6 +14,7 @@ from mpo.batching.layout import Row, concatenate, lay_out
 from mpo.batching.logits_to_keep import KEYWORD, LogitsToKeep, add_logits_to_keep, label_padded_rows
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
+from mpo.encoding.images import in_order
 from mpo.encoding.templates import probe
 from mpo.encoding.turns import Completion, Record, Rendered, describe, label_turn
 from mpo.models.control_tokens import check_texts
@@ -60,6 +61,7 @@ def completion_logprobs(
     max_tokens_per_batch: int = 8192,
     tile_budget: str = "prompt",
     layout: str | None = None,
+    tower: Any = None,
 ) -> list[list[Tensor]]:
     """Compute the log-prob of every token of given completions.
 
@@ -74,6 +76,7 @@ def completion_logprobs(
         max_tokens_per_batch: the most tokens of one forward pass, unless a single request has more.
         tile_budget: as in `MPOConfig`.
         layout: ``"packed"`` or ``"padded"``; None for packed rows where the model allows them.
+        tower: a `mpo.training.features.use.CachedTower` of the model, or None.
 
     Returns:
         for each request and completion, shape (tokens,) float32 on the CPU: the log-probs of its tokens up to and including the one
@@ -98,7 +101,8 @@ def completion_logprobs(
     packs = layout != "padded" and reason is None
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     add_logits_to_keep(base.base_model)
-    encode = _Continued(processor, tile_budget=tile_budget, context=fixed_context(model))
+    features = None if tower is None else tower.cache
+    encode = _Continued(processor, tile_budget=tile_budget, context=fixed_context(model), features=features)
     context = context_of(model)
     found: dict[tuple[int, str], Tensor] = {}
     waiting: list[tuple[int, list[str], Encoded, dict[str, Tensor], Row]] = []
@@ -119,8 +123,7 @@ def completion_logprobs(
             record, encode.texts = prompt_record(request, f"request {number}"), texts
             (encoded,), images, order = encode([record], sides=())
             check_prompt(describe(record), encoded, request.prefix or "", encode.tokenizer, context)
-            if order is not None:
-                images["pixel_values"] = images["pixel_values"][order]
+            images = in_order(images, order, tower, model.device)
             ends_in_image = bool(images) and encoded.prompt_ids[-1] == getattr(processor, "image_token_id", None)
             if not packs or encoded.extra or ends_in_image:
                 values = _padded(model, encoded, images, max_tokens_per_batch, encode.tokenizer.pad_token_id)

@@ -33,6 +33,7 @@ mpo evaluate start=OpenGVLab/InternVL3-1B-hf mpo=runs/first mathvista pope --mod
 mpo evaluate start=base mpo=runs/first m3cot=m3cot.parquet --mode cot --n 8 --scorer reward --output results
 mpo evaluate start=base mpo=runs/first --harness lmms-eval --tasks pope,chartqa --output results
 mpo evaluate http://localhost:8000/v1 mmmu --mode cot --n 16 --workers 4 --output results
+mpo evaluate start=base mpo=runs/first mathvista --mode both --vision-feature-cache features --output results
 """
 FILES = re.compile(r"\.(?:jsonl|ndjson|json|parquet)(?:\.gz)?$", re.IGNORECASE)
 
@@ -51,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(parser, "--limit", "--train")
     add(parser, "--image-root", "--base", "--device", "--workers", "--retry-dropped")
     add(parser, "--dtype", otherwise="auto")
+    add(parser, "--vision-feature-cache")
     add(parser, "--harness", "--tasks", "--include-path", "--dry-run")
 
 
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> Report:
     if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):
         _refuse(args, ["reference"], "is for --scorer=reward")
     if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
-        _refuse(args, ("device", "dtype"), "is for models in this process, and all are at servers")
+        _refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
     for model in filter(None, [*named, args.reference]):
         if not re.match("https?://", model, re.IGNORECASE) and not is_adapter(model):
             try:
@@ -212,12 +214,19 @@ def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:
         from mpo.generation.server import ServerGenerator
 
         return ServerGenerator(model, max_tiles=tiles)
+    from mpo.generation.local import LocalGenerator
     from mpo.generation.open import is_adapter, open_local
 
     if (args.workers or 1) > 1:
         raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {model}. Leave it out.")
     base = args.base if is_adapter(model) else None
-    return open_local(model, base=base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
+    found = open_local(model, base=base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
+    if args.vision_feature_cache is None:
+        return found
+    from mpo.training.features.use import cached_tower
+
+    tower = cached_tower(found.model, found.processor, args.vision_feature_cache)
+    return LocalGenerator(found.model, found.processor, tower=tower)
 
 
 def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any]) -> Callable[[Any], Any]:

@@ -232,6 +232,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "action": "append",
         "help": "type of instructions; may be repeated (default: all)",
     },
+    "--vision-feature-cache": {
+        "type": path,
+        "metavar": "DIR",
+        "help": "keep the vision features of models in this process in a folder, which training shares (its vision_feature_cache)",
+    },
     "--with-image": {**FLAG, "help": "go on with the image, for comparison"},
     "--workers": {**NUMBER, "help": "number of processes (extra scale)"},
     "--unscored": {"choices": ("keep", "drop"), "help": "what becomes of records for which the model gives no score"},

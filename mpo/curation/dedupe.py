@@ -38,11 +38,12 @@ class Duplicate:
 def find_duplicates(
     pairs: Dataset, *, near: bool = True, threshold: float = 0.9, image_bits: int = 3, num_proc: int | None = None
 ) -> list[Duplicate]:
-    """Find duplicate pairs in a data set; the first of each group is kept.
+    """Find duplicate pairs, or conversations, in a data set; the first of each group is kept.
 
-    Exact: the same question, images (bytes of the files), chosen and rejected completion. Near: the question and both completions
-    overlap by `threshold`, ignoring case and punctuation, with the same numbers; and the images are the same, or copies that were
-    compressed again or made slightly smaller (`mpo.data.same_image`).
+    Exact: the same question, images (bytes of the files), chosen and rejected completion; of a conversation, all that follows the
+    first question is its completion. Near: the question and both completions overlap by `threshold`, ignoring case and
+    punctuation, with the same numbers; and the images are the same, or copies that were compressed again or made slightly smaller
+    (`mpo.data.same_image`).
 
     Args:
         near: whether to find near duplicates too.
@@ -66,7 +67,7 @@ def find_duplicates(
         "looks": List(Value("int64")),
         "signature": List(Value("uint32")),
     }
-    columns, title = ["id", "prompt", "chosen", "rejected", "images", "videos"], "Reading texts and images"
+    columns, title = ["id", "prompt", "chosen", "rejected", "messages", "images", "videos"], "Reading texts and images"
     signature = partial(_signature, near=near)
     hashes = per_record(pairs, columns, signature, features, ("duplicates", VERSION, near), title, num_proc)
     found = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
@@ -145,7 +146,7 @@ def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, dropped:
     first_look = np.array([own[0] if own else 0 for own in looks], dtype=np.int64).view(np.uint64)
     counts = np.array([len(own) for own in looks], dtype=np.uint64)
     same = _mixed(np.asarray(hashes.data.column("numbers").to_numpy()).view(np.uint64), counts)
-    bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "images"])
+    bare = encoded(pairs, ["id", "prompt", "chosen", "rejected", "messages", "images"])
 
     @lru_cache(maxsize=4096)
     def read(index: int) -> list[tuple[NDArray[np.uint64], list[str]]]:

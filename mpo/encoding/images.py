@@ -70,6 +70,23 @@ def process(
     return features, once.order
 
 
+def in_order(images: Mapping[str, Any], order: Tensor | None, tower: Any, device: torch.device) -> dict[str, Tensor]:
+    """Return the image inputs of prompts with the tiles, or their features, in the order of the prompts.
+
+    Args:
+        images: as of `process`.
+        order: likewise.
+        tower: a `mpo.training.features.use.CachedTower`, which completes features; None without a cache.
+        device: device of these.
+    """
+    found = dict(images)
+    if order is not None:
+        found["pixel_values"] = found["pixel_values"][order]
+    if VISION_FEATURES in found:
+        found[VISION_FEATURES] = tower.complete(found[VISION_FEATURES], device)
+    return found
+
+
 class _OncePerImage:
     """Replaces a processor's image processor: splits each distinct image once, with the tile limits of its prompt."""
 

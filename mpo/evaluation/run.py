@@ -20,7 +20,7 @@ from mpo.evaluation.voting import answer_classes, best_at, majority_at
 from mpo.generation.generator import Generator, Response
 from mpo.io import write_text
 from mpo.pipelines.flow import BadStep
-from mpo.pipelines.job import Job
+from mpo.pipelines.job import OF_ANSWER, Job
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mmpr.verify import unanswerable
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
@@ -50,8 +50,6 @@ MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.ite
 """How questions are asked: for the answer alone, or for a chain of thought that ends with it (the structure of InternVL 2.5's
 evaluation, arXiv 2412.05271, section 4; in other words)."""
 GREEDY, SAMPLED = "greedy", "sampled"
-OF_ANSWER = ("ground_truths", "tolerance", "unit")
-"""What a model is not asked with: an answer that is corrected is no other question."""
 RESULTS, PAGE, JOBS, ANSWERS = "results.json", "report.html", "jobs", "answers.jsonl"
 
 
@@ -79,8 +77,7 @@ class Respond(Sample):
         said = "".join(content_text(turn["content"]) for turn in (record.get("messages") or ())[-1:])
         labelled = (rf"\b{chr(65 + place)}[).:：、．]+ *{re.escape(one)}(?!\w)" for place, one in enumerate(choices))
         listed = f"\n{CHOICES}" if choices and not all(re.search(label, said) for label in labelled) else ""
-        prompt = f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}"
-        return Sample(self.generator, prompt=prompt, **self.sampling).requests(record)  # type: ignore[arg-type]
+        return [self.request(record, f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}")]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
         """The question with the texts of its responses."""

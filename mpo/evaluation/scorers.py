@@ -81,7 +81,8 @@ def logprobs(model: LocalGenerator, question: Question, responses: Sequence[str]
     from mpo.batching.logprobs import completion_logprobs
 
     texts = [*dict.fromkeys(text for text in responses if text.strip())]
-    found = completion_logprobs(model.model, model.processor, [asked(question)], [texts])[0] if texts else []
+    asking = [asked(question)]
+    found = completion_logprobs(model.model, model.processor, asking, [texts], tower=model.tower)[0] if texts else []
     by_text = dict(zip(texts, found, strict=True))
     return [by_text.get(text, torch.zeros(0)) for text in responses]
 

@@ -21,6 +21,8 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, Logits
 from mpo.batching.logprobs import check_prompt, context_of, prompt_record
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
+from mpo.encoding.features import VISION_FEATURES
+from mpo.encoding.images import in_order
 from mpo.encoding.keys import image_key
 from mpo.encoding.templates import is_processor
 from mpo.encoding.turns import Record, describe, end_of_turn_token
@@ -94,6 +96,7 @@ class LocalGenerator:
         progress: label of the progress bar; None for no bar.
         tile_budget: whether the tile limit applies per prompt or per image, as in `MPOConfig`.
         sharded: the weights are sharded over several ranks, all of which make the same calls.
+        tower: a `mpo.training.features.use.CachedTower` of the model, for which every image is encoded once.
 
     Attributes:
         usage: the tokens so far.
@@ -112,6 +115,7 @@ class LocalGenerator:
         progress: str | None = None,
         tile_budget: str = "prompt",
         sharded: bool = False,
+        tower: Any = None,
     ) -> None:
         if tile_budget not in TILE_BUDGETS:
             raise ValueError(f"Expected tile_budget to be {' or '.join(TILE_BUDGETS)}; got tile_budget={tile_budget!r}.")
@@ -121,9 +125,10 @@ class LocalGenerator:
         self.responses_per_batch: int = whole_number("responses_per_batch", responses_per_batch)
         self.progress = progress
         self.sharded = sharded
+        self.tower = tower
         self.usage = Usage()
         self.concurrency = responses_per_batch
-        self._encoder = Encoder(processor, tile_budget=tile_budget)
+        self._encoder = Encoder(processor, tile_budget=tile_budget, features=None if tower is None else tower.cache)
         self._ends = _end_tokens(model, processor)
         self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
         self._context = context_of(model)
@@ -243,7 +248,7 @@ class LocalGenerator:
     ) -> Iterator[tuple[int, Sample]]:
         prompts, inputs = self._encode([records[place] for place, _ in batch])
         counts = [len(numbers) for _, numbers in batch]
-        if max(counts) > 1 and known_family(self.model.config).shares_prompt:
+        if VISION_FEATURES in inputs or (max(counts) > 1 and known_family(self.model.config).shares_prompt):
             model_inputs = self._prefill(inputs, counts)
         elif max(counts) > 1:
             _, model_inputs = self._encode([records[place] for place, numbers in batch for _ in numbers])
@@ -317,8 +322,7 @@ class LocalGenerator:
         prompts, images, order = self._encoder(records, sides=())
         for record, prompt in zip(records, prompts, strict=True):
             check_prompt(describe(record), prompt, record.get(PREFIX, ""), self.tokenizer, self._context)
-        if order is not None:
-            images["pixel_values"] = images["pixel_values"][order]
+        images = in_order(images, order, self.tower, self.model.device)
         width = max(len(prompt.prompt_ids) for prompt in prompts)
 
         def padded(rows: list[list[int]], fill: int) -> Tensor:
@@ -346,9 +350,9 @@ class LocalGenerator:
             input_ids=inputs["input_ids"][:, :-1],
             attention_mask=mask[:, :-1],
             position_ids=positions[:, :-1],
-            pixel_values=inputs.get("pixel_values"),
             use_cache=True,
             logits_to_keep=1,
+            **{name: inputs[name] for name in ("pixel_values", VISION_FEATURES) if name in inputs},
             **{_CACHE: cache},
         )
         cache.batch_select_indices(rows)

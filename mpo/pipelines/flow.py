@@ -310,9 +310,23 @@ def _caught(function: Callable[..., T], *args: Any) -> T | Exception:
         return error
 
 
+def copied(value: Any) -> Any:
+    """A deep copy of what JSON holds, several times as fast as `copy.deepcopy`, which copies anything else in it.
+
+    >>> copied({"a": [1, {"b": "c"}]})
+    {'a': [1, {'b': 'c'}]}
+    """
+    kind = type(value)
+    if kind is dict:
+        return {key: copied(one) for key, one in value.items()}
+    if kind is list:
+        return [copied(one) for one in value]
+    return value if kind in (str, int, float, bool, type(None)) else deepcopy(value)
+
+
 def requests_of(step: Step, record: Record) -> list[Request]:
     """What a step asks about a copy of a record. Raises BadStep for anything but a request or several."""
-    found = step.requests(deepcopy(record))
+    found = step.requests(copied(record))
     try:
         return [found] if isinstance(found, Request) else checked_requests(found)
     except ValueError as error:
@@ -326,7 +340,7 @@ def finished(step: Step, record: Record, responses: Sequence[Sequence[Response]]
         Dropped: by the step.
         BadStep: for outputs of another type than the step says, and a measure that is no finite number.
     """
-    found = step.finish(deepcopy(record), responses)
+    found = step.finish(copied(record), responses)
     each = found if isinstance(found, list) else [found]
     if isinstance(found, list) != step.many or not each or not all(isinstance(one, dict) for one in each):
         expected = "a list of records" if step.many else "one record"

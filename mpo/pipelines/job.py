@@ -29,6 +29,8 @@ SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
 SHOWN_LINES, SHOWN_BYTES = 5, 4000
+OF_ANSWER = ("ground_truths", "tolerance", "unit")
+"""What is known of the answer to a question: where it is corrected, what models said to the question stays."""
 
 
 class Job:
@@ -41,7 +43,8 @@ class Job:
     asked again, but for the requests on their way at an interruption.
 
     A job is its steps, their classes and sampling, the records, and the contents of the images that the first step that asks shows,
-    wherever these files lie. New records may come after the old ones. Output that was edited is made again from the ledger.
+    wherever these files lie. New records may come after the old ones. What records say of an answer (`OF_ANSWER`) may be corrected:
+    the output is then made again from the ledger, and so is output that was edited.
 
     Args:
         steps: the steps, in order.
@@ -183,8 +186,12 @@ class Job:
         there, here = _flat(before), _flat(own)
         wrong = [name for name in here if there.get(name) != here[name]]
         wrong += [name for name in there if name.startswith("steps.") and name not in here]
+        if "order" in wrong:  # not every setting of a step that is only here or there
+            both = tuple(f"steps.{name}." for name in self.names if name in before["order"])
+            wrong = [name for name in wrong if not name.startswith("steps.") or name.startswith(both)]
         if wrong:
-            listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in wrong)
+            listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in wrong[:SHOWN_LINES])
+            listed += f"; and {len(wrong) - SHOWN_LINES} more" if len(wrong) > SHOWN_LINES else ""
             raise ValueError(f"{self.folder} is that of another job: {listed}. Give the same settings, or another folder.")
 
     def _check_records(self, before: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any], bool]:
@@ -192,9 +199,9 @@ class Job:
 
         Returns:
             two numbers of each record, shape (number, 2): a hash of it with what its images and videos contain, wherever they are
-            (0 for one that cannot be asked), and one of it with their sizes and times: where this is known, they are not read
-            again. What `job.json` says about the records. And whether those before have the same contents in other places, which
-            the output names.
+            (0 for one that cannot be asked) and without `OF_ANSWER`, and one of all of it with their sizes and times: where this is
+            known, they are not read again. What `job.json` says about the records. And whether those before have the same contents
+            in other places, or other answers, which the output names.
         """
         size = before["records"]["number"] if before else 0
         file = self.folder / MARKS
@@ -214,10 +221,12 @@ class Job:
                 shown = self._check(record)
                 look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in shown]}")
                 content = int(known[place, 0]) if place < len(known) and int(known[place, 1]) == look else 0
-                if not content and (any(name in record for name in FILES) or shown):  # their contents, wherever they are
-                    rest = {name: value for name, value in record.items() if name not in FILES}
-                    line = json_line({**rest, "": [content_hash(file) for file in shown]}, _content)
-                content = content or id_hash(line.decode()) or 1
+                if not content:
+                    rest = {name: value for name, value in record.items() if name not in OF_ANSWER}
+                    if any(name in record for name in FILES) or shown:  # their contents, wherever they are
+                        rest = {name: value for name, value in rest.items() if name not in FILES}
+                        rest[""] = [content_hash(file) for file in shown]
+                    content = id_hash(json_line(rest, _content).decode()) or 1
             except BadStep:
                 raise
             except ValueError as error:

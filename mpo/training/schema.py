@@ -16,7 +16,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Path = str
-Part = str | int | None
+Part = Literal["train", "freeze", "lora"] | int | None
 
 
 class Tiles(TypedDict, total=False):

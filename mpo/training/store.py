@@ -42,8 +42,7 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]
     what, root = what_of(fingerprint), root.expanduser()
     if root.exists() and not root.is_dir():
         raise ValueError(f"The cache of {what} must be a folder, but {root} is a file. Pass another path.")
-    kind = re.sub(r"[^A-Za-z0-9_.]", "_", str(fingerprint.about.get("model", "reference")))
-    own = root / f"{kind}-{fingerprint.digest[:12]}"
+    own = own_folder(root, fingerprint)
     for folder in (root, own):
         if not (folder / META_FILE).is_file():
             continue
@@ -66,6 +65,12 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]
         f"{root} has no {what} for these settings, so they are computed. The nearest, {name}, differs in (there -> "
         f"here): {'; '.join(differences)}."
     )
+
+
+def own_folder(root: Path, fingerprint: Fingerprint) -> Path:
+    """Return the sub-folder of a root folder for a fingerprint."""
+    kind = re.sub(r"[^A-Za-z0-9_.]", "_", str(fingerprint.about.get("model", "reference")))
+    return root / f"{kind}-{fingerprint.digest[:12]}"
 
 
 def what_of(fingerprint: Fingerprint) -> str:

@@ -9,7 +9,7 @@ import pytest
 from support import TEXTS, make_image
 
 from mpo.commands import main
-from mpo.data import load_preferences
+from mpo.data import load_conversations, load_preferences
 from mpo.models.small import small_internvl, small_processor
 
 ACTIONS = ("validate", "stats", "show", "convert", "mix", "split", "dedupe")
@@ -173,6 +173,27 @@ def test_dedupe(folder, run):
     assert len(load_preferences(folder / "once.jsonl")) == 10
     assert (folder / "pairs.jsonl").read_bytes() == before
     assert run("dedupe", "pairs.jsonl", "once.jsonl")[0] == 2
+
+
+def test_conversations_are_deduplicated_and_split(folder, run):
+    """The second line repeats the first one; the third has another last turn, and with it stays in one part: one question."""
+    asked = {"role": "user", "content": "How many apples lie in the basket on the left?"}
+    said = [["Seven."], ["Seven."], ["Seven.", "Why?", "I have counted them, one after another."], ["Nothing is in it."]]
+    lines = [
+        {
+            "id": f"c{place}",
+            "messages": [
+                {**asked, "content": f"{asked['content']}{'?' * (place == 3)}"},
+                *({"role": ("assistant", "user")[turn % 2], "content": text} for turn, text in enumerate(turns)),
+            ],
+        }
+        for place, turns in enumerate(said)
+    ]
+    (folder / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, said = run("dedupe", "c.jsonl", "once.jsonl")
+    assert status == 0 and "1 of 4 conversations" in said and "c1 duplicates c0" in said
+    assert run("split", "once.jsonl", "train.jsonl", "eval.jsonl", "--eval-size", 1)[0] == 0
+    assert [len(load_conversations(folder / name)) for name in ("train.jsonl", "eval.jsonl")] == [2, 1]
 
 
 def test_dedupe_writes_control_characters_out(folder, run):

@@ -194,6 +194,27 @@ def test_new_questions_go_on_after_the_old_ones(make, folder, monkeypatch):
         assert "records.number is 10 there and 4 now" in make(stub.url)[2]
 
 
+def test_a_corrected_answer_is_judged_again_and_nothing_is_asked(make, folder, monkeypatch):
+    """Only the question whose answer was corrected; the result is that of the corrected file in a new folder."""
+    lines = [json.loads(line) for line in (folder / "q.jsonl").read_text().splitlines()]
+    text, judged = CONFIG.replace(", until: {{limit: 16}}", ""), []
+    monkeypatch.setattr(verify, "judge", lambda text, question, *rest: (judged.append(question), judge(text, question, *rest))[1])
+    with StubServer() as stub:
+        assert make(stub.url, text)[0] == 0
+        asked = stub.asked
+        write(folder, [{**line, "answer": "17"} if line["id"] == "q3" else line for line in lines])
+        judged.clear()
+        assert make(stub.url, text)[0] == 0
+        assert stub.asked == asked and [one.ground_truths for one in judged] == [["17"]] * 8
+        corrected = contents(folder / "out")
+        judged.clear()
+        assert make(stub.url, text)[0] == 0 and not judged and contents(folder / "out") == corrected
+        (folder / "out").rename(folder / "old")
+        assert make(stub.url, text)[0] == 0
+        anew = contents(folder / "out")
+    assert anew.keys() == corrected.keys() and all(anew[name] == corrected[name] for name in anew if not name.startswith("report"))
+
+
 def test_a_server_that_closes_prefixes(make, folder):
     with StubServer(prefix="closed") as stub:
         status, _, err = make(stub.url)

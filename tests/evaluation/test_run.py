@@ -54,6 +54,10 @@ def test_every_figure_is_from_the_same_responses(questions, tmp_path, capsys):
         assert len(one.bodies) == asked and corrected["results"][0]["correct"] == results["results"][0]["correct"] + 1
         questions.write_text("\n".join([first, *rest]) + "\n")
         assert evaluate(capsys, *words) == (0, results)
+        _, refused = evaluate(capsys, *words[:-4], "--mode", "both")
+        assert "order is ['greedy', 'sampled'] there and ['greedy'] now" in refused and "steps." not in refused
+        _, refused = evaluate(capsys, *words[:-3], 8, "--mode", "both")
+        assert "steps.sampled.sampling.n is 4 there and 8 now" in refused
     rows = {(row["model"], row["mode"], row["figure"], row["k"]): row for row in results["results"]}
     assert len(rows) == 2 * 2 * (1 + 2 * 3)
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]

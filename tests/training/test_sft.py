@@ -12,7 +12,7 @@ from ranks import run_on_ranks
 from small_runs import difference, record, with_bad_images
 from small_sft import small_sft
 from support import TEXTS, make_image, mixed_pairs
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from mpo import PackedSFTConfig, PackedSFTTrainer
@@ -33,6 +33,29 @@ def trained(folder, **settings) -> dict:
     trainer = small_sft(folder, **settings)
     trainer.train()
     return weights_of(trainer)
+
+
+def test_torch_compile(tmp_path):
+    """Layers are compiled in the first step, for packs of any length: as many graphs at the end, and only rounding differs.
+
+    The backend captures and differentiates graphs without generating code.
+    """
+    graphs, ends = [], []
+
+    class Graphs(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    for more in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        graphs.clear()
+        trainer = small_sft(tmp_path, kinds=("one image", "text"), callbacks=[Graphs()], max_steps=3, **TOKENS, **more)
+        trainer.train()
+        assert trainer.layout == "packed"
+        ends.append(weights_of(trainer))
+    assert difference(*ends) < 1e-6
+    assert graphs[0] > 0 and graphs == [graphs[0]] * 3
 
 
 # --- The loss

@@ -1,6 +1,7 @@
 """Cached vision features: the run of live ones, each image encoded once, on any rank, in any run, killed at any moment."""
 
 import copy
+import json
 import os
 import shutil
 
@@ -8,14 +9,17 @@ import pytest
 import torch
 from conversations import conversation_set
 from ranks import run_on_ranks
-from small_runs import KillAt, difference, in_fork, record, small_run
+from small_runs import LORA, KillAt, difference, in_fork, record, small_run
 from small_sft import small_sft
 from support import TEXTS, image_pairs, make_image, perturbed
 
 import mpo.training.features.use as use
+from mpo import MPOTrainer
 from mpo.commands import main
+from mpo.data.encoded import with_encoded_images
 from mpo.encoding.images import _OncePerImage
 from mpo.encoding.keys import image_key
+from mpo.models.loading import load_model
 from mpo.models.parts import base_model
 from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import find_tower
@@ -126,8 +130,8 @@ def test_a_frozen_projector_does_not_run_either(tmp_path):
     projector.register_forward_hook(lambda *_: calls.append(1))
     trainer.evaluate(image_pairs(8))
     assert not calls
-    (path, *_) = feature_files(trainer._features.folder)
-    assert trainer._features.read([trainer._features.find(bytes.fromhex(path.stem))]).shape[1:] == (4, 32)
+    (path, *_) = feature_files(trainer._cached_tower.cache.folder)
+    assert trainer._cached_tower.cache.read([trainer._cached_tower.cache.find(bytes.fromhex(path.stem))]).shape[1:] == (4, 32)
 
 
 def test_a_fuser_reads_the_same_layers(tmp_path):
@@ -211,6 +215,61 @@ def test_a_copy_of_the_model_has_a_tower_and_projector_of_its_own(tmp_path, kind
                 parameter.add_(torch.randn_like(parameter))
             after = [each.get_image_features(pixel_values=pixels, return_dict=True).pooler_output for each in backbones]
         assert difference(before[0], after[0]) == 0 and difference(before[1], after[1]) > 1e-3
+
+
+def _evaluated(tmp_path, capsys, model, output, *words):
+    """Results and responses of `mpo evaluate` on questions about the images of `image_pairs`, of which each is asked twice."""
+    lines = []
+    for place, row in enumerate(with_encoded_images(image_pairs(4))):
+        (tmp_path / f"{place}.png").write_bytes(row["images"][0]["bytes"])
+        lines += [{"id": f"{place}{q}", "question": f"{q}?", "image": f"{place}.png", "answer": "1"} for q in ("How many", "Where")]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    usual = ("--max-new-tokens", "6", "--n", "2", "--scorer", "logprob", "--dtype", "float32", "--json")
+    capsys.readouterr()
+    status = main(["evaluate", f"m={model}", str(tmp_path / "asked.jsonl"), "--output", str(tmp_path / output), *usual, *words])
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    return json.loads(said.out)["results"], (tmp_path / output / "answers.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_an_evaluation_shares_the_features_of_training(tmp_path, capsys, encoded, kind):
+    """Of full training before the projector, which is trained; of LoRA after it. Its responses are those of live features."""
+    for part in (perturbed(small_run(tmp_path).model), small_run(tmp_path).processing_class):
+        part.save_pretrained(tmp_path / "start")
+    start = load_model(str(tmp_path / "start"), dtype="float32")
+    find_tower(start.model).requires_grad_(False)
+    trainer = MPOTrainer(
+        model=start.model,
+        args=small_run(tmp_path / "run", **cached(tmp_path)).args,
+        train_dataset=image_pairs(4),
+        processing_class=start.processor,
+        peft_config=LORA if kind == "lora" else None,
+    )
+    trainer.train()
+    trainer.save_model()
+    model = tmp_path / "run"
+    encoded.clear()
+    live = _evaluated(tmp_path, capsys, model, "live")
+    assert encoded
+    encoded.clear()
+    shared = _evaluated(tmp_path, capsys, model, "shared", "--vision-feature-cache", str(tmp_path / "features"))
+    assert not encoded and shared == live
+    own = _evaluated(tmp_path, capsys, model, "own", "--vision-feature-cache", str(tmp_path / "others"))
+    assert len(encoded) == 4 and own == live  # each image once, by greedy responses, samples and scores
+
+
+def test_an_evaluation_without_a_fixed_tower_is_refused(tmp_path, capsys):
+    trainer = small_run(tmp_path, kind="lora", lora_targets=r".*vision_tower.*q_proj")
+    with pytest.raises(ValueError, match="is adapted"):
+        use.cached_tower(trainer.model, trainer.processing_class, tmp_path / "features")
+    trainer = small_run(tmp_path)
+    _eight_bits(trainer.model)
+    with pytest.raises(ValueError, match="int8"):
+        use.cached_tower(trainer.model, trainer.processing_class, tmp_path / "features")
+    words = ["evaluate", "http://localhost:1/v1", str(tmp_path / "asked.jsonl"), "--output", str(tmp_path / "out")]
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"question": "?", "answer": "1"}) + "\n")
+    assert main([*words, "--vision-feature-cache", str(tmp_path)]) and "--vision-feature-cache" in capsys.readouterr().err
 
 
 # What is refused
@@ -304,9 +363,9 @@ def test_features_depend_on_kinds_of_layers_and_on_the_launchers_precision(tmp_p
     usual = small_run(tmp_path, **cached(tmp_path))
     model = small_run(tmp_path).model
     find_tower(model).encoder.layer[0].mlp.activation_fn = torch.nn.ReLU()
-    assert small_run(tmp_path, **cached(tmp_path), model=model)._features.folder != usual._features.folder
+    assert small_run(tmp_path, **cached(tmp_path), model=model)._cached_tower.cache.folder != usual._cached_tower.cache.folder
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert small_run(tmp_path, **cached(tmp_path))._features.fingerprint.parts["compute dtype"] == "bfloat16"
+    assert small_run(tmp_path, **cached(tmp_path))._cached_tower.cache.fingerprint.parts["compute dtype"] == "bfloat16"
 
 
 def test_a_reference_with_another_tower_is_refused_and_one_with_the_same_is_not(tmp_path):

@@ -1,8 +1,8 @@
 """Split a data set into a training and an evaluation part.
 
-The parts share no question and no image. Pairs that share one, directly or through other pairs, are a connected
-component and stay in one part. A question that many pairs have (Describe this image.) connects all of them; use
---eval-by image to compare only images.
+PATH holds pairs or conversations. The parts share no question and no image. Records that share one, directly or through
+other records, are a connected component and stay in one part. A question that many records have (Describe this
+image.) connects all of them; use --eval-by image to compare only images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> Report:
     refuse_targets({"TARGET": args.target, "EVAL": args.eval_target})
     from mpo.data.eval_part import split_eval
 
-    parts = split_eval(load(args), args.eval_size, seed=args.seed, by=args.eval_by, num_proc=processes(args))
+    parts = split_eval(load(args, conversations=True), args.eval_size, seed=args.seed, by=args.eval_by, num_proc=processes(args))
     written = [write(part, target, args) for part, target in zip(parts, (args.target, args.eval_target), strict=True)]
     train, evaluation = map(written_data, written)
     return Report("\n".join(map(written_text, written)), {"train": train, "eval": evaluation})

@@ -54,6 +54,7 @@ class Sample(Step):
         self.generator, self.name, self.until = generator, name, until
         self.prompt = prompt if prompt in PROMPTS else self._prompt.template
         self.sampling = asdict(Decoding(**sampling))
+        self._plain = plain.Sample(generator, system=self._prompt.system)
 
     def _request(self, record: Record) -> Request:
         hidden = False
@@ -66,8 +67,7 @@ class Sample(Step):
             record = {**record, "messages": [*before, {**last, "content": parts}]} if text.strip() else record
             hidden = any(choice not in text for choice in record.get("choices") or ())
         prompt = render(self._prompt.template, record, plain.CHOICES if hidden else "")
-        (request,) = plain.Sample(self.generator, prompt=prompt, system=self._prompt.system).requests(record)  # type: ignore[arg-type]
-        return request
+        return self._plain.request(record, prompt)
 
     def requests(self, record: Record) -> list[Request]:
         """One request, unless there are enough responses."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from mpo import verification
 from mpo.data.questions import LETTERS, SELECTION
 from mpo.generation.generator import Response
-from mpo.io import did_you_mean, json_line
+from mpo.io import atomic_write, did_you_mean, json_line
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mmpr.strict_format import parse_response
 from mpo.pipelines.step import Record, Step
@@ -143,7 +144,7 @@ def with_verdicts(record: Record, verdicts: Sequence[Judged]) -> Record:
 
 
 def verified(records: Iterable[Record], verify: Verify, path: Path) -> Iterator[tuple[Record, str]]:
-    """Verify records, whose verdicts are kept: as long as records and rules are those of the run before, nothing is judged again.
+    """Verify records, whose verdicts are kept: under the same rules only records that are new or changed are judged.
 
     Args:
         records: in the order of the run before, with new ones at the end.
@@ -155,26 +156,31 @@ def verified(records: Iterable[Record], verify: Verify, path: Path) -> Iterator[
     """
     code = b"".join(one.read_bytes() for one in sorted(Path(verification.__file__).parent.glob("*.py")))
     rules = json_line({"rules": verify.settings(), "code": content_hash(code)}).encode()
-    with open(path, "a+b") as file:
+    with ExitStack() as stack, open(path, "a+b") as file:
         file.seek(0)
-        same = file.readline() == rules
-        end = len(rules) if same else 0
+        if file.readline() != rules:
+            file.truncate(0)
+            file.write(rules)
+        changed = None  # a file in place of this one, from the first record that has changed
         for record in records:
-            key, line = content_hash(json_line(record).encode()), file.readline() if same else b""
+            key, place, line = content_hash(json_line(record).encode()), file.tell(), file.readline()
             try:
                 kept, found = json.loads(line) if line.endswith(b"\n") else ("", [])
             except ValueError:
                 kept = ""
             if kept != key:
-                if same or not end:
-                    file.truncate(end)
-                    file.write(b"" if end else rules)
-                    same, end = False, 1
                 try:
                     found = [astuple(one) for one in verify.verdicts(record)]
                 except ValueError as error:
                     found = str(error)
-                file.write(json_line([key, found]).encode())
-            else:
-                end += len(line)
+                if line and changed is None:
+                    changed = stack.enter_context(atomic_write(path, "wb"))
+                    file.seek(0)
+                    changed.write(file.read(place))
+                    file.readline()
+                line = json_line([key, found]).encode()
+                if changed is None:
+                    file.write(line)
+            if changed is not None:
+                changed.write(line)
             yield (record, found) if isinstance(found, str) else (with_verdicts(record, [Judged(*one) for one in found]), "")

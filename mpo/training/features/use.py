@@ -2,7 +2,10 @@
 
 import copy
 import logging
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import PIL
@@ -25,7 +28,7 @@ from mpo.training.features.cache import FeatureCache
 from mpo.training.reference.filling import default_folder, refuse_augmented
 from mpo.training.reference.fingerprint import Fingerprint, hash_settings, hash_weights, module_settings, plain, processor_parts
 from mpo.training.start import compute_dtype
-from mpo.training.store import FEATURES, KIND
+from mpo.training.store import FEATURES, KIND, META_FILE, own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +95,76 @@ def _why_changing(backbone: Any, *, projected: bool) -> str | None:
     return why_not_frozen(modules)
 
 
+class CachedTower:
+    """A frozen vision tower and the cache of its features.
+
+    Args:
+        cache: the features that are known.
+        backbone: model without its head, whose tower, and projector if `projected`, encode what the cache lacks.
+        projected: whether features are the projector's output.
+        autocast: makes the context that the model computes in.
+    """
+
+    def __init__(self, cache: FeatureCache, backbone: Any, *, projected: bool, autocast: Callable[[], Any] = nullcontext) -> None:
+        self.cache, self.backbone, self.projected, self._autocast = cache, backbone, projected, autocast
+
+    def complete(self, found: ImageFeatures, device: torch.device) -> Tensor:
+        """Return all features of a batch on a device, shape (T tiles, tokens, channels). Computes and adds what the cache lacks."""
+        index = found.index.to(device)
+        if found.pixels is None and found.known is not None:
+            return found.known.to(device, non_blocking=True).index_select(0, index)
+        parts, begin = [], {True: 0, False: 0}
+        for one in found.images:
+            source: Any = found.known if one.known else found.pixels
+            values = source[begin[one.known] : (end := begin[one.known] + one.tiles)].to(device)
+            begin[one.known] = end
+            # An image at a time: its features then depend on nothing else, in any batch, on any rank, in a resumed run.
+            parts.append(values if one.known else self._encoded(one, values))
+        return torch.cat(parts).index_select(0, index)
+
+    def _encoded(self, one: OneImage, pixels: Tensor) -> Tensor:
+        if (since := self.cache.find(one.key)) is not None:  # another batch had it
+            return self.cache.read([since]).to(pixels.device)
+        modules = vision_modules(self.backbone, projected=self.projected)
+        with torch.no_grad(), eval_mode(modules), self._autocast():
+            features = encode_tiles(self.backbone, pixels, projected=self.projected)
+        self.cache.add(one.key, one.image, one.size, features)
+        return features
+
+
+def cached_tower(model: nn.Module, processing_class: Any, folder: str | Path) -> CachedTower:
+    """Give a model that is not trained the features in a cache of vision features, which trainings may share.
+
+    Features before the projector serve all models with this tower. Those after it are used where the cache has them.
+
+    Args:
+        model: the model, on its device. Its tower and projector take no gradients any more.
+        processing_class: its processor.
+        folder: folder of the cache, as for `FeatureCache`.
+
+    Raises:
+        ValueError: where features depend on more than their image.
+    """
+    base = base_model(model)
+    vision_modules(base.base_model, projected=True).requires_grad_(False)
+    if (reason := why_not_cached(model, processing_class)) is not None:
+        raise ValueError(f"Cached vision features are not possible for {base.config._name_or_path}: {reason}. Use no cache for it.")
+    how: dict[str, Any] = {"dtype": base.dtype, "device": base.device.type}
+    fingerprint, projected = vision_fingerprint(model, processing_class, projected=False, **how), False
+    if is_projector_frozen(model):
+        after = vision_fingerprint(model, processing_class, projected=True, **how)
+        if (own_folder(Path(folder).expanduser(), after) / META_FILE).is_file():
+            fingerprint, projected = after, True
+    take_features(base.base_model, projected=projected)
+    return CachedTower(FeatureCache(folder, fingerprint), base.base_model, projected=projected)
+
+
 class UsesFeatures(Trainer):  # type: ignore[misc]
     """Give the models features from a cache in place of pixels; what it lacks is computed, once."""
 
     data_collator: Any
     _collator_is_ours: bool
-    _features: FeatureCache | None = None
+    _cached_tower: CachedTower | None = None
 
     def _open_features(self, others: bool = False) -> None:
         """Open the cache of vision features, if the run has one.
@@ -117,8 +184,8 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         if reason is not None:
             raise ValueError(f"vision_features='cached' is not possible here: {reason}. Use vision_features='live'.")
         refuse_augmented(self.train_dataset, AUGMENTED_FEATURES)
-        self._projected = is_projector_frozen(models[0])
-        self._how = {"projected": self._projected, "dtype": compute_dtype(models[0], args), "device": args.device.type}
+        projected = is_projector_frozen(models[0])
+        self._how = {"projected": projected, "dtype": compute_dtype(models[0], args), "device": args.device.type}
         fingerprint, *rest = (vision_fingerprint(each, self.processing_class, **self._how) for each in models[: 1 + others])
         if rest and (differences := fingerprint.differences(rest[0])):
             raise ValueError(
@@ -126,30 +193,31 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
                 f"{'; '.join(differences)}. Use vision_features='live'."
             )
         folder = args.vision_feature_cache or default_folder(VISION_FEATURES)
-        self._features = FeatureCache(folder, fingerprint, limit_bytes=args.vision_feature_cache_gb * 1e9)
+        cache = FeatureCache(folder, fingerprint, limit_bytes=args.vision_feature_cache_gb * 1e9)
         if self.is_world_process_zero():
-            logger.info(f"{self._features.holds()}.")
+            logger.info(f"{cache.holds()}.")
         backbone = models[0].base_model
         language = getattr(backbone, known_family(backbone.config).language)
         # Ranks lack different images, and a sharded tower would run on all ranks at once: each has a copy of its own.
         sharded = not self._holds_whole_model()
-        self._encoding = copy.deepcopy(backbone, {id(language): None}).to(args.device) if sharded else backbone
+        own = copy.deepcopy(backbone, {id(language): None}).to(args.device) if sharded else backbone
         for model in models:
-            take_features(model.base_model, projected=self._projected)
-        self.data_collator = replace(self.data_collator, features=self._features)
+            take_features(model.base_model, projected=projected)
+        self._cached_tower = CachedTower(cache, own, projected=projected, autocast=self.accelerator.autocast)
+        self.data_collator = replace(self.data_collator, features=cache)
 
     def _check_features(self) -> None:
         """Refuse a tower that was unfrozen, and weights and settings that changed, after the cache was opened."""
-        if self._features is None:
+        if self._cached_tower is None:
             return
         model = base_model(self.accelerator.unwrap_model(self.model))
-        reason = _why_changing(model.base_model, projected=self._projected)
+        reason = _why_changing(model.base_model, projected=self._cached_tower.projected)
         if reason is not None:
             raise ValueError(f"vision_features='cached' holds features from before training, but {reason} now. Freeze it.")
-        if self._encoding is not model.base_model or self.is_deepspeed_enabled:
+        if self._cached_tower.backbone is not model.base_model or self.is_deepspeed_enabled:
             return  # sharded, or cast by DeepSpeed
         now = vision_fingerprint(model, self.processing_class, **self._how)
-        if differences := now.differences(self._features.fingerprint):
+        if differences := now.differences(self._cached_tower.cache.fingerprint):
             raise ValueError(
                 "vision_features='cached' has features of the model and processor that the trainer was made with, and they differ "
                 f"now (then -> now): {'; '.join(differences)}. Make the trainer after that change, or use vision_features='live'."
@@ -168,29 +236,8 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
     def _completed(self, batch: Batch) -> Batch:
         """Return a batch with all its features as one tensor, on the device. Computes and adds what the cache lacks."""
         found = batch.model_inputs.get(VISION_FEATURES)
-        if not isinstance(found, ImageFeatures):
+        if self._cached_tower is None or not isinstance(found, ImageFeatures):
             return batch
-        return replace(batch, model_inputs={**batch.model_inputs, VISION_FEATURES: self._features_of(found, self.args.device)})
-
-    def _features_of(self, found: ImageFeatures, device: torch.device) -> Tensor:
-        index = found.index.to(device)
-        if found.pixels is None and found.known is not None:
-            return found.known.to(device, non_blocking=True).index_select(0, index)
-        parts, begin = [], {True: 0, False: 0}
-        for one in found.images:
-            source: Any = found.known if one.known else found.pixels
-            values = source[begin[one.known] : (end := begin[one.known] + one.tiles)].to(device)
-            begin[one.known] = end
-            # An image at a time: its features then depend on nothing else, in any batch, on any rank, in a resumed run.
-            parts.append(values if one.known else self._encoded(one, values))
-        return torch.cat(parts).index_select(0, index)
-
-    def _encoded(self, one: OneImage, pixels: Tensor) -> Tensor:
-        assert self._features is not None
-        if (since := self._features.find(one.key)) is not None:  # another batch had it
-            return self._features.read([since]).to(pixels.device)
-        modules = vision_modules(self._encoding, projected=self._projected)
-        with torch.no_grad(), eval_mode(modules), self.accelerator.autocast():
-            features = encode_tiles(self._encoding, pixels, projected=self._projected)
-        self._features.add(one.key, one.image, one.size, features)
-        return features
+        return replace(
+            batch, model_inputs={**batch.model_inputs, VISION_FEATURES: self._cached_tower.complete(found, self.args.device)}
+        )

@@ -3,9 +3,9 @@
     python .ci/versions.py lowest                         # in build/versions/lowest, with the python that runs this
     python3.13 .ci/versions.py newest                     # each Python has a newest of its own
 
-`lowest` installs the oldest releases of the requirements in pyproject.toml that go together, extras included; `newest` the newest ones.
-It is no part of `.ci/run`: PyTorch alone is several GB. The result is a line of benchmarks/results/versions.jsonl; after a newest run,
-update `TESTED` in mpo/preflight/packages.py.
+`lowest` installs the oldest releases of the requirements in pyproject.toml that go together, extras included; `newest` the newest.
+It is no part of `.ci/run`: PyTorch alone is several GB. The result is a line of benchmarks/results/versions.jsonl; after a newest
+run, update `TESTED` in mpo/preflight/packages.py.
 """
 
 import argparse
@@ -56,8 +56,8 @@ def main() -> int:
         install = [python, "-m", "uv", "pip", "install", "--quiet", "--python", python]
         resolution = "lowest-direct" if given.releases == "lowest" else "highest"
         subprocess.run([*install, "--resolution", resolution, "--editable", f".[{EXTRAS}]"], cwd=ROOT, check=True)
-        frozen = subprocess.run([python, "-m", "uv", "pip", "freeze", "--exclude-editable", "--python", python], capture_output=True, check=True)
-        (folder / "installed.txt").write_bytes(frozen.stdout)
+        freeze = [*install[:4], "freeze", "--exclude-editable", "--python", python]
+        (folder / "installed.txt").write_bytes(subprocess.run(freeze, capture_output=True, check=True).stdout)
         subprocess.run([*install, "--constraint", str(folder / "installed.txt"), *TOOLS], check=True)
         (folder / "installed").touch()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -68,7 +68,7 @@ def main() -> int:
         print(line, end="", flush=True)
         last = line if line.strip() else last
     freeze = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
-    versions = {entry["name"].lower(): entry["version"] for entry in json.loads(freeze.stdout)}
+    versions = {entry["name"].lower().replace("_", "-"): entry["version"] for entry in json.loads(freeze.stdout)}
     names = [re.split(r"[\[>]", line)[0] for line in requirements()]
     counts = {word.rstrip("s"): int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)}
     line = {"date": datetime.date.today().isoformat(), "releases": given.releases, "python": platform.python_version()}

@@ -1,6 +1,5 @@
-"""The installed package: imports, dependencies, README and example."""
+"""The installed package: imports, dependencies, metadata and README."""
 
-import json
 import re
 import runpy
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from stub_server import StubServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,40 +32,6 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = mpo.MPOTrainr
     with pytest.raises(AttributeError, match="load_internvl"):
         _ = mpo.models.load_intern
-
-
-@pytest.mark.slow
-def test_the_example_runs(files, monkeypatch):
-    words = [ROOT / "examples" / "train_mpo.py", files / "model", files / "pairs.jsonl", files / "run"]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    assert (files / "run" / "model.safetensors").is_file()
-
-
-@pytest.mark.slow
-def test_the_cascade_runs(files, monkeypatch):
-    """MPO, then GRPO that optimizes whole sequences, a step each; a reward of 1 for the right answer in its format alone."""
-    line = {"image": "a.png", "question": "What is the sum?", "answer": 5}
-    (files / "questions.jsonl").write_text("\n".join([json.dumps(line)] * 4))
-    (files / "meta.json").write_text(json.dumps({"pairs": {"root": ".", "annotation": "pairs.jsonl"}}))
-    words = ["model", "meta.json", "questions.jsonl", "runs", "max_steps=1", "per_device_train_batch_size=8", "use_cpu=true"]
-    monkeypatch.chdir(files)
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "examples" / "cascade.py"), *words, "bf16=false"])
-    scope = runpy.run_path(sys.argv[0], run_name="__main__")
-    assert scope["second"].args.importance_sampling_level == "sequence" and (files / "runs/gspo/model.safetensors").is_file()
-    said = [[{"role": "assistant", "content": text}] for text in ("2\n3\nFinal answer: 5", "2\n3\nFinal answer: 6", "5")]
-    assert scope["reward"](said, [row["known"] for row in scope["rows"]()][:3]) == [1.0, 0.0, 0.0]
-    assert len((ROOT / "examples" / "cascade.py").read_text().splitlines()) <= 50
-
-
-def test_the_example_of_a_job_runs(tmp_path, monkeypatch, capsys):
-    lines = [json.dumps({"question": f"What is {number}?"}) + "\n" for number in range(3)]
-    (tmp_path / "questions.jsonl").write_text("".join(lines))
-    with StubServer() as stub:
-        words = [ROOT / "examples" / "sample_questions.py", stub.url, tmp_path / "questions.jsonl", tmp_path / "job"]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    assert "3 in the output" in capsys.readouterr().out
 
 
 @pytest.mark.slow

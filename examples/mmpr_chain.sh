@@ -11,7 +11,7 @@ shift 3
 mkdir -p "$folder"
 cat > "$folder/mmpr.yaml" <<END
 sources: [{path: "$(realpath "$questions")", name: questions}]
-models: [{model: "http://localhost:${PORT:-8123}/v1", name: "$(basename "$model")", concurrency: 2}]
+models: [{model: "http://localhost:${PORT:-8123}/v1", name: "$(basename "$model")", concurrency: 2, template: "$model"}]
 sample: {n: ${N:-8}, max_new_tokens: ${TOKENS:-1024}, until: {limit: ${LIMIT:-32}}}
 END
 transformers serve "$model" --port "${PORT:-8123}" > "$folder/server.log" 2>&1 &

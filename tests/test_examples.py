@@ -27,7 +27,6 @@ ON_CPU = ["trainer.use_cpu=true", "trainer.bf16=false", "trainer.max_steps=1", "
 MODULES = {
     "mpo": "mpo",
     "torchrun": "torch.distributed.run",
-    "accelerate": "accelerate.commands.accelerate_cli",
     "transformers": "transformers.cli.transformers",
 }
 SRUN = """#!/bin/sh
@@ -186,7 +185,7 @@ def test_sft_then_mpo_then_an_evaluation(here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["mpo", "torchrun", "accelerate", "slurm"])
+@pytest.mark.parametrize("launcher", ["mpo", "torchrun", "slurm"])
 def test_many_nodes(here, launcher):
     """Two nodes, processes of this machine that find each other as nodes do, train one model: one pair of a step each."""
     words = ["sh", EXAMPLES / "many_nodes.sh", "model.name_or_path=model", "data.path=pairs.jsonl", "run_dir=run", *ON_CPU]
@@ -202,4 +201,3 @@ def test_many_nodes(here, launcher):
     said = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(nodes), "\n".join(said)[-3000:]
     assert (here / "run" / "model.safetensors").is_file() and "\n".join(said).count("mpo train: done") == 1
-    assert "gradient_accumulation_steps" not in "\n".join(said)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = "demo,evaluate,internlm2,review,scale,server,verify,video"  # those that need no GPU
-TOOLS = ("pytest", "pytest-xdist", "hypothesis", "gguf")
+TOOLS = ("pytest", "pytest-xdist", "hypothesis", "gguf", "tensorboard")
 TESTS = (
     *(f"tests/{name}" for name in "batching curation data encoding evaluation losses verification".split()),
     *(f"tests/models/test_{name}.py" for name in "small official export parts".split()),

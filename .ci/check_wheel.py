@@ -1,4 +1,4 @@
-"""Check the built wheel: its files, and that it works without the checkout.
+"""Check the built wheel: its size, files and metadata, and that it works without the checkout.
 
 The wheel is unpacked into an empty folder with a copy of the tests, where the editable install is not active: every module is
 imported, a recipe of every group composed, and tests of every package run. What the modules do is tested by `make test`.
@@ -57,11 +57,16 @@ def main() -> None:
     """Check the one wheel in the folder given on the command line."""
     (wheel,) = Path(sys.argv[1]).glob("mpo_trainer-*.whl")
     checkout = Path.cwd()
+    assert wheel.stat().st_size < 2**20, f"the wheel has {wheel.stat().st_size:,} bytes, and should have less than 1 MiB"
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"mpo"}, f"the wheel holds {top}"
     about = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
     assert "\nRequires-Python: >=3.11\n" in about, "the wheel's Requires-Python is not that of TRL"
+    for line in ("License-Expression: Apache-2.0", "Description-Content-Type: text/markdown", "Classifier: Typing :: Typed"):
+        assert f"\n{line}\n" in about, f"the wheel's metadata have no line {line}"
+    assert about.partition("\n\n")[2].startswith("# mpo\n"), "the wheel's description is not the README"
+    assert "mpo/py.typed" in names, "the wheel is not typed"
     for folder, inside in (("mpo", "mpo"), ("losses", "mpo/losses"), ("recipes", "mpo/recipes")):
         for path in (checkout / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".typed", ".html") or path.name == "py.typed":

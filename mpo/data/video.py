@@ -253,7 +253,8 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     with open(regular_file(path, path, "video"), "rb") as file:
         try:
             # Passed as a Python file, so that FFmpeg itself opens no files.
-            with av.open(file, metadata_errors="ignore", options={"format_whitelist": CONTAINERS}) as container:
+            lenient: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+            with av.open(file, options={"format_whitelist": CONTAINERS}, **lenient) as container:
                 if not container.streams.video:
                     raise ValueError(f"{path}: this file has no video stream. Fix it or leave the record out.")
                 yield container, container.streams.video[0]

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import stub_server
@@ -263,21 +262,3 @@ def test_refusals(make, folder, text, name):
     with StubServer(text=tell) as stub:
         status, out, err = make(stub.url, text)
         assert status == 2 and name in err and out == "" and stub.asked == 0
-
-
-@pytest.mark.slow
-def test_the_example_goes_from_images_to_mpo(folder, processor, internvl):
-    """A random model's long answers give pairs of Dropout-NTP; a step of MPO on them."""
-    internvl.save_pretrained(folder / "tiny")
-    processor.save_pretrained(folder / "tiny")
-    script = Path(__file__).parents[2] / "examples" / "mminstruct_chain.sh"
-    (folder / "bin").mkdir()
-    (folder / "bin" / "mpo").write_text(f'#!/bin/sh\nexec {sys.executable} -m mpo "$@"\n')
-    (folder / "bin" / "mpo").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "N": "1", "TOKENS": "100"}
-    words = ["trainer.max_steps=1", "trainer.use_cpu=true", "trainer.bf16=false", "trainer.global_batch_size=2"]
-    with StubServer(text=tell) as stub:
-        command = ["sh", script, folder / "photos", stub.url, folder / "tiny", folder / "chain", *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert (folder / "chain" / "pairs" / "meta.json").is_file() and (folder / "chain" / "run" / "model.safetensors").is_file()

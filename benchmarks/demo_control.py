@@ -1,7 +1,7 @@
 """Compare MPO in `mpo demo` with its control (SFT on the chosen completions), and with other losses and settings.
 
     python benchmarks/demo_control.py                        # runs the demo first if needed; then DPO alone
-    python benchmarks/demo_control.py --seed 1 --demo runs/demo1 --variant beta loss=mpo loss.beta=0.5 --variant ipo loss=ipo
+    python benchmarks/demo_control.py --seed 1 --demo runs/demo1 --variant published loss=mpo --variant ipo loss=ipo
 
 Every variant starts from the demo's warmed-up model and trains on the demo's pairs in the same order, with the demo's recipe and
 the changes given. All are evaluated on the demo's evaluation questions. An interrupted run continues.

@@ -52,7 +52,7 @@ def accuracy_figure(before: Mapping[str, Any], sft: Mapping[str, Any], after: Ma
 def terms_figure(log: Sequence[Mapping[str, float]]) -> str:
     """Plot the weighted loss and each unweighted term over the steps of MPO training."""
     figure, axes = _figure()
-    _line(axes, log, "loss", "loss = 0.8 preference + 0.2 quality + generation", "#1f2933")
+    _line(axes, log, "loss", "loss = 0.2 preference + 0.05 quality + generation", "#1f2933")
     _line(axes, log, "loss/sigmoid", "preference (DPO)", AFTER)
     _line(axes, log, "loss/bco_pair", "quality (BCO)", THIRD)
     _line(axes, log, "loss/sft", "generation (SFT)", GREY)

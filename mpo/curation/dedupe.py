@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -13,11 +14,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mpo.data import similar
-from mpo.data.eval_part import content_text, encoded, image_bytes, key_of, per_record, question_text, shown_keys, video_key
+from mpo.data.eval_part import (
+    content_text,
+    encoded,
+    first_question,
+    image_bytes,
+    key_of,
+    per_record,
+    question_text,
+    shown_keys,
+    video_key,
+)
 from mpo.data.images import open_image
 from mpo.data.same_image import glimpse, may_be_same, same_image
 
-VERSION = 2
+VERSION = 3
 """Increase it when the same records get different signatures, so that cached ones of earlier versions are not used."""
 
 MAX_COMPARED = 64
@@ -41,9 +52,9 @@ def find_duplicates(
     """Find duplicate pairs, or conversations, in a data set; the first of each group is kept.
 
     Exact: the same question, images (bytes of the files), chosen and rejected completion; of a conversation, all that follows the
-    first question is its completion. Near: the question and both completions overlap by `threshold`, ignoring case and
-    punctuation, with the same numbers; and the images are the same, or copies that were compressed again or made slightly smaller
-    (`mpo.data.same_image`).
+    first question is its completion, with equal turns, tools and calls of them. Near: the question and both completions overlap
+    by `threshold`, ignoring case and punctuation, with the same numbers; and the images are the same, or copies that were
+    compressed again or made slightly smaller (`mpo.data.same_image`).
 
     Args:
         near: whether to find near duplicates too.
@@ -67,7 +78,7 @@ def find_duplicates(
         "looks": List(Value("int64")),
         "signature": List(Value("uint32")),
     }
-    columns, title = ["id", "prompt", "chosen", "rejected", "messages", "images", "videos"], "Reading texts and images"
+    columns, title = ["id", "prompt", "chosen", "rejected", "messages", "tools", "images", "videos"], "Reading texts and images"
     signature = partial(_signature, near=near)
     hashes = per_record(pairs, columns, signature, features, ("duplicates", VERSION, near), title, num_proc)
     found = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
@@ -90,9 +101,8 @@ def in_sides(record: Mapping[str, Any]) -> dict[str, Any]:
     """A conversation with ``prompt``, up to the assistant's first turn, and ``completion``, the rest; a pair as it is."""
     if "messages" not in record:
         return dict(record)
-    messages = record["messages"]
-    first = next(place for place, message in enumerate(messages) if message["role"] == "assistant")
-    return {**record, "prompt": messages[:first], "completion": messages[first:]}
+    prompt = first_question(record)
+    return {**record, "prompt": prompt, "completion": record["messages"][len(prompt) :]}
 
 
 def texts(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -103,6 +113,12 @@ def texts(record: Mapping[str, Any]) -> tuple[str, ...]:
         side if isinstance(side, str) else "\n".join(content_text(message["content"]) for message in side) for side in sides
     ]
     return question_text(record["prompt"]), *completions
+
+
+def structure(record: Mapping[str, Any]) -> str:
+    """All of a conversation but texts and images, which is equal in duplicates: its turns, their calls of tools, and the tools."""
+    turns = [[message["role"], message.get("tool_calls"), message.get("train")] for message in record.get("messages") or ()]
+    return json.dumps([record.get("tools"), *turns])
 
 
 def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
@@ -123,13 +139,14 @@ def _signature(record: dict[str, Any], near: bool) -> dict[str, Any]:
     except OSError as error:
         name = f"record {record.get('id')!r}: {str(error.filename)!r}"
         raise ValueError(f"{name} cannot be read ({error.strerror}). Restore the file or leave the record out.") from error
-    exact = key_of("\0".join([*words, *map(str, shown)]))
+    turns = structure(record)
+    exact = key_of("\0".join([*words, turns, *map(str, shown)]))
     if not near:
         return {"exact": exact, "numbers": 0, "signature": [], "looks": []}
     # Videos are compared by their files only; keys of different files differ in many bits.
     looks = [similar.difference_hash(image) for image in images_of(record)]
     looks += [video_key(video) for video in record.get("videos") or ()]
-    numbers = key_of("\0".join(" ".join(similar.numbers(text)) for text in words))
+    numbers = key_of("\0".join([turns, *(" ".join(similar.numbers(text)) for text in words)]))
     signature = similar.signature(similar.normalised(" ".join(words)))
     return {"exact": exact, "numbers": numbers, "signature": signature, "looks": looks}
 

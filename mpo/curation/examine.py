@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.curation.completions import refusal, unfinished
-from mpo.curation.dedupe import in_sides, texts
-from mpo.data.eval_part import asked_text, content_text, image_bytes, key_of, video_key
+from mpo.curation.dedupe import in_sides, structure, texts
+from mpo.data.eval_part import asked_text, content_text, first_question, image_bytes, key_of, video_key
 from mpo.data.images import open_image
 from mpo.data.messages import EMPTY, PLACEHOLDERS
 from mpo.data.records import EQUAL, NOT_THERE, Reading, Row, Rows
@@ -264,5 +264,5 @@ def _keys(row: Row, images: list[int]) -> tuple[int, int]:
     """Compute the keys of a pair and of its question; ``images`` has the keys of its images and videos."""
     question, *completions = texts(row)
     pair = "\0".join([question, *map(str, images)])
-    asked = "\0".join([asked_text(in_sides(row)["prompt"]), *map(str, images)])
-    return key_of("\0\0".join([pair, *completions])), key_of(asked)
+    asked = "\0".join([asked_text(first_question(row)), *map(str, images)])
+    return key_of("\0\0".join([pair, *completions, structure(row)])), key_of(asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,11 +89,12 @@ def check_eval(amount: Any, by: Any) -> None:
 def content_keys(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
     """Hash each record's question and its images and videos into int64 columns ``question`` and ``images`` (a list).
 
-    Images are read but not decoded. The result is in datasets' cache: the same records are read once.
+    The question of a conversation is its first. Images are read but not decoded. The result is in datasets' cache: the same records
+    are read once.
     """
     features = {"question": Value("int64"), "images": List(Value("int64"))}
     title = "Reading questions and images"
-    return per_record(pairs, ["prompt", "messages", "images", "videos"], _keys, features, ("content keys", 2), title, num_proc)
+    return per_record(pairs, ["prompt", "messages", "images", "videos"], _keys, features, ("content keys", 3), title, num_proc)
 
 
 def per_record(
@@ -169,12 +171,14 @@ def video_key(path: str) -> int:
 
 
 def _keys(record: dict[str, Any]) -> dict[str, Any]:
-    return {"question": key_of(asked_text(_prompt(record))), "images": shown_keys(record)}
+    return {"question": key_of(asked_text(first_question(record))), "images": shown_keys(record)}
 
 
-def _prompt(record: Mapping[str, Any]) -> Any:
-    """The prompt of a pair, or all of a conversation."""
-    return record["prompt"] if "prompt" in record else record["messages"]
+def first_question(record: Mapping[str, Any]) -> Any:
+    """The prompt of a pair; of a conversation, all before the assistant's first turn."""
+    if "prompt" in record:
+        return record["prompt"]
+    return list(takewhile(lambda message: message["role"] != "assistant", record["messages"]))
 
 
 def components(linked: Sequence[Sequence[Hashable]]) -> NDArray[np.int64]:
@@ -196,7 +200,7 @@ def _too_large(pairs: Dataset, linked: Sequence[Sequence[Hashable]], sizes: Any,
     common, times = Counter(link for links in linked for link in links).most_common(1)[0]
     place = next(place for place, links in enumerate(linked) if common in links)
     is_question = common[0] == "question"  # type: ignore[index]  # a pair of its kind and its key
-    what = f"the question {question_text(_prompt(pairs[place]))[:80]!r}" if is_question else "one image"
+    what = f"the question {question_text(first_question(pairs[place]))[:80]!r}" if is_question else "one image"
     found = f"An evaluation part of {count:,} of {len(pairs):,} records is too small: those of one question or image stay together"
     smallest = f"and the smallest such group has {int(sizes.min()):,} records ({what} is in {times:,} records)"
     other = " With by='image', only images connect records." if by == "both" and is_question else ""

@@ -279,7 +279,7 @@ def message_of(turn: Any, what: str, roles: Mapping[str, str] = ROLES) -> dict[s
         raise ValueError(f"{what} is {json_kind(turn)} instead of an object with 'from' and 'value'.")
     role = one_of(turn, "from", "role")
     if not isinstance(role, str) or role not in roles:
-        raise ValueError(f"{what} is from {role!r}; 'from' must be one of {', '.join(roles)}.")
+        raise ValueError(f"{what} is from {role!r}; its role must be one of {', '.join(roles)}.")
     other = {name: value for name, value in turn.items() if name not in ("from", "value")}
     return {**other, "role": roles[role], "content": one_of(turn, "value", "content")}
 

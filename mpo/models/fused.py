@@ -30,7 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from mpo.models.family import INTERNVL, LLAVA, TEXT, known_family
-from mpo.models.mmfuser import DeformableAttention, MMFuser, is_whole
+from mpo.models.mmfuser import DeformableAttention, MMFuser, check_sizes, is_whole
 
 FUSIONS = ("mmfuser", "concat")
 (PROJECTOR,) = INTERNVL.projector
@@ -104,6 +104,8 @@ class _FuserSettings:
         self.fuser_layers = check_layers(layers, config.vision_config.num_hidden_layers, config.vision_feature_layer)
         if self.fusion not in FUSIONS:
             raise ValueError(f"Expected fusion to be {' or '.join(FUSIONS)}; got fusion={self.fusion!r}.")
+        if self.fusion == "mmfuser":
+            check_sizes(width=config.vision_config.hidden_size, num_heads=self.fuser_heads, num_points=self.fuser_points)
 
 
 class InternVLFuserConfig(_FuserSettings, InternVLConfig):  # type: ignore[misc]

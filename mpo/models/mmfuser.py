@@ -36,9 +36,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, width: int, num_levels: int, num_heads: int, num_points: int) -> None:
         super().__init__()
-        _check_sizes(width=width, num_levels=num_levels, num_heads=num_heads, num_points=num_points)
-        if width % num_heads:
-            raise ValueError(f"Expected width to be a multiple of num_heads; got width={width}, num_heads={num_heads}.")
+        check_sizes(width=width, num_levels=num_levels, num_heads=num_heads, num_points=num_points)
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
         self.sampling_offsets = nn.Linear(width, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
@@ -128,20 +126,19 @@ def _sample(values: Tensor, locations: Tensor, weights: Tensor, grid: tuple[int,
     def numbers(count: int, *dims: int) -> Tensor:
         return torch.arange(count, device=device, dtype=torch.int32).view(-1, *dims)
 
-    with torch.autocast(device.type, enabled=False):
-        size = torch.tensor([width, height], device=device, dtype=locations.dtype)
-        places = ((2 * locations - 1 + 1) * size - 1) / 2  # in patches, rounded as in grid_sample: see `where`
-        low = places.detach().floor()
-        above, corners = places - low, torch.stack([low, low + 1], dim=-1)
-        inside = (corners >= 0) & (corners < size.unsqueeze(-1))
-        across, down = (torch.stack([1 - above, above], dim=-1) * inside).unbind(dim=-2)
-        column, row = corners.where(inside, 0).int().unbind(dim=-2)  # also of what is not finite
-        shares = (weights.unsqueeze(-1) * down).unsqueeze(-1) * across.unsqueeze(-2)
-        maps = numbers(batch, 1, 1, 1, 1, 1) * levels + numbers(levels, 1, 1)  # a head's part of a patch is a line of the table
-        lines = ((maps * height + row) * width).unsqueeze(-1) + column.unsqueeze(-2)
-        lines = lines * heads + numbers(heads, 1, 1, 1, 1)
-        table, bags = values.to(shares.dtype).reshape(-1, channels // heads), (batch * queries * heads, -1)
-        found = nn.functional.embedding_bag(lines.view(bags), table, mode="sum", per_sample_weights=shares.view(bags))
+    size = torch.tensor([width, height], device=device, dtype=locations.dtype)
+    places = ((2 * locations - 1 + 1) * size - 1) / 2  # in patches, rounded as in grid_sample: see `where`
+    low = places.detach().floor()
+    above, corners = places - low, torch.stack([low, low + 1], dim=-1)
+    inside = (corners >= 0) & (corners < size.unsqueeze(-1))
+    across, down = (torch.stack([1 - above, above], dim=-1) * inside).unbind(dim=-2)
+    column, row = corners.where(inside, 0).int().unbind(dim=-2)  # also of what is not finite
+    shares = (weights.unsqueeze(-1) * down).unsqueeze(-1) * across.unsqueeze(-2)
+    maps = numbers(batch, 1, 1, 1, 1, 1) * levels + numbers(levels, 1, 1)  # a head's part of a patch is a line of the table
+    lines = ((maps * height + row) * width).unsqueeze(-1) + column.unsqueeze(-2)
+    lines = lines * heads + numbers(heads, 1, 1, 1, 1)
+    table, bags = values.to(shares.dtype).reshape(-1, channels // heads), (batch * queries * heads, -1)
+    found = nn.functional.embedding_bag(lines.view(bags), table, mode="sum", per_sample_weights=shares.view(bags))
     return found.view(batch, queries, channels)
 
 
@@ -232,7 +229,7 @@ class MMFuser(nn.Module):
             ValueError: for no such block, several ones, missing, unexpected or differently shaped tensors, which are listed, and
                 for heads that do not divide them.
         """
-        _check_sizes(num_heads=num_heads)
+        check_sizes(num_heads=num_heads)
         sign = "cross_attn.value_proj.weight"
         prefixes = [name.removesuffix(sign) for name in state_dict if f".{name}".endswith(f".{sign}")]
         if len(prefixes) != 1:
@@ -264,10 +261,13 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_sizes(**sizes: Any) -> None:
-    for name, size in sizes.items():
+def check_sizes(*, num_heads: Any, **sizes: Any) -> None:
+    """Refuse sizes that are no whole numbers above 0, and heads that do not divide the width."""
+    for name, size in {**sizes, "num_heads": num_heads}.items():
         if not is_whole(size) or size < 1:
             raise ValueError(f"Expected {name} to be a whole number above 0; got {name}={size!r}.")
+    if (width := sizes.get("width", 0)) % num_heads:
+        raise ValueError(f"Expected width to be a multiple of num_heads; got width={width}, num_heads={num_heads}.")
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

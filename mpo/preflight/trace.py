@@ -38,9 +38,10 @@ from mpo.batching.batch import Batch
 from mpo.batching.logits_to_keep import add_logits_to_keep
 from mpo.batching.randomness import disable_dropout, eval_mode
 from mpo.encoding.images import add_tile_order
+from mpo.models.features import layers_read
 from mpo.models.packable import find_text_model
 from mpo.models.parts import base_model
-from mpo.models.tower import SharedTower, can_share
+from mpo.models.tower import SharedTower, can_share, tower_layers
 
 INPUTS = ("input_ids", "position_ids", "segments", "positions_to_keep", "shift_labels", "pixel_values", "tile_order")
 INPUTS += ("image_grid_thw", "image_sizes")
@@ -181,12 +182,15 @@ def _trace(
 
 
 def _equal_layers(model: nn.Module) -> list[list[tuple[nn.ModuleList, nn.Module]]]:
-    """Equal layers after one another, each with the stack that it is in."""
+    """Equal layers after one another, each with the stack that it is in; not of a tower whose layers are read by their number."""
+    config = base_model(model).config
+    read = layers_read(config) if hasattr(config, "vision_feature_layer") else []
+    whole = set() if {-1, -2}.issuperset(read) else set(tower_layers(model))
 
     def kind(layer: nn.Module) -> Any:
         return type(layer), *((name, w.shape, w.dtype, w.requires_grad) for name, w in layer.named_parameters())
 
-    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList) and whole.isdisjoint(module))
     stacks = (stack for stack in stacks if all(isinstance(layer, GradientCheckpointingLayer) for layer in stack))
     return [[(stack, layer) for layer in run] for stack in stacks for _, run in groupby(stack, kind)]
 

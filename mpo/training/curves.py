@@ -24,7 +24,7 @@ class LiveCurves(TrainerCallback):  # type: ignore[misc]
         width: of a panel, in inches.
 
     Raises:
-        ValueError: if matplotlib is not installed.
+        ValueError: if matplotlib is not installed, and for a panel whose metrics are not a list.
 
     Example:
         >>> from mpo.training.curves import LiveCurves
@@ -35,20 +35,23 @@ class LiveCurves(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, panels: Mapping[str, Sequence[str]] = PANELS, *, width: float = 3.0) -> None:
         new_figure(1, 1)  # fails now if it cannot draw
+        for title, names in panels.items():
+            if isinstance(names, str):
+                raise ValueError(f"Expected a list of metrics for the panel {title!r}; got {names!r}. Write [{names!r}].")
         self.panels, self.width = panels, width
-        self._log: list[dict[str, Any]] = []
+        self._state: Any = None  # of the trainer that logged last
         self._handle: Any = None
-        self._title = ""
 
     def figure(self) -> Any:
         """The curves so far, a matplotlib figure."""
-        logged = {name for line in self._log for name in line}
+        log = self._state.log_history if self._state else []
+        logged = {name for line in log for name in line}
         shown = {title: [name for name in names if name in logged] for title, names in self.panels.items()}
         shown = {title: names for title, names in shown.items() if names} or {"nothing logged yet": []}
         figure = new_figure(self.width * len(shown), 2.6)
         for axes, (title, names) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
             for name in names:
-                steps, values = zip(*((line["step"], line[name]) for line in self._log if name in line), strict=True)
+                steps, values = zip(*((line["step"], line[name]) for line in log if name in line), strict=True)
                 axes.plot(steps, values, ".-", ms=4, lw=1.2, label=name)
             axes.set_title(title, fontsize=10)
             axes.set_xlabel("step", fontsize=8)
@@ -56,20 +59,16 @@ class LiveCurves(TrainerCallback):  # type: ignore[misc]
             axes.spines[["top", "right"]].set_visible(False)
             if len(names) > 1:
                 axes.legend(fontsize=7, frameon=False)
-        if self._title:
-            figure.suptitle(self._title, fontsize=9)
+        if self._state:
+            most = f" of {self._state.max_steps}" if self._state.max_steps else ""  # 0 where only evaluated
+            figure.suptitle(f"step {self._state.global_step}{most}", fontsize=9)
         return figure
 
     @override
-    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Start a new figure, with what a resumed run has logged before."""
-        self._log, self._handle = [dict(line) for line in state.log_history], None
-
-    @override
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        """Add the values of a step."""
-        self._log.append({**(logs or {}), "step": state.global_step})
-        self._title = f"step {state.global_step} of {state.max_steps}"
+    def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Draw what the trainer has logged, a resumed one also before; another run has a figure of its own."""
+        if state is not self._state:  # trainers make one in each `train`
+            self._state, self._handle = state, None
         if state.is_world_process_zero:
             self._show()
 
@@ -79,7 +78,7 @@ class LiveCurves(TrainerCallback):  # type: ignore[misc]
             from IPython.display import Image, display
         except ImportError:
             return
-        if get_ipython() is None:  # type: ignore[no-untyped-call]
+        if getattr(get_ipython(), "kernel", None) is None:  # type: ignore[no-untyped-call]  # a terminal shows no images
             return
         image = Image(png_of(self.figure()))  # type: ignore[no-untyped-call]
         if self._handle is None:

@@ -44,7 +44,8 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         """
         self.aux_loss_enabled = adds_router_loss(self.model.config, self.args)
         self._meters = {"train": Meter(), "eval": Meter()}
-        self._whole_run = [0.0, 0.0]  # sum of losses, number of records
+        self._whole_run = [0.0, 0.0]  # sum of losses, and of their weights
+        self._trained_records = 0.0  # since `train` was called
         self._guard = FiniteGuard(self._over_ranks if self.accelerator.num_processes > 1 else None)
         self._mean_sqrt_tokens: Tensor | None = None
         self._scale_before: float | None = None
@@ -126,6 +127,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
             metrics["data_wait"] = waited / seconds  # rank 0's; the GPU may still have been busy
         if mode == "train":
             self._whole_run = [total + new for total, new in zip(self._whole_run, window["loss"], strict=True)]
+            self._trained_records += records
             self._total_train_tokens += int(tokens)
             metrics["num_tokens"] = self._total_train_tokens
         return metrics
@@ -144,8 +146,10 @@ class Loop(LoadsBatches, Evaluates, Resumes):
                 logs["bad_records"] = self._bad_records.count("train")
         if "train_loss" in logs:  # the summary at the end, which `train` returns
             self._read_meter("train")
-            total, records = self._whole_run
-            logs["train_loss"] = total / max(records, 1)
+            total, weight = self._whole_run
+            logs["train_loss"] = total / max(weight, 1)
+            # transformers multiplies steps by a fixed batch size
+            logs["train_samples_per_second"] = round(self._trained_records / max(logs["train_runtime"], 1e-4), 3)
         super().log(logs, start_time)
 
     @contextlib.contextmanager
@@ -193,7 +197,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
             check_same_run(resume_from_checkpoint, self._description, order)
         self._meters["train"].clear()
         self._guard.clear()
-        self._whole_run = [0.0, 0.0]
+        self._whole_run, self._trained_records = [0.0, 0.0], 0.0
         if self._bad_records is not None and not resume_from_checkpoint:
             self._bad_records.clear()
         for callback in self.callback_handler.callbacks:

@@ -6,7 +6,9 @@ import pytest
 from support import make_image
 
 from mpo.commands import main
+from mpo.curation.dedupe import find_duplicates
 from mpo.data import load_conversations
+from mpo.data.eval_part import split_eval
 
 
 def of(role, text):
@@ -76,3 +78,43 @@ def test_converted(chats, capsys, target):
     assert [len(row["messages"]) for row in again] == [2, 2, 4]
     assert main(["data", "convert", str(chats), str(chats.parent / "m.jsonl"), "--output-format", "mmpr"]) == 2
     assert "conversations" in capsys.readouterr().err
+
+
+def asked(*texts, **more):
+    """A conversation of these texts, the user's first; `more` is of the assistant's first turn."""
+    turns = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
+    return {"messages": [turns[0], {**turns[1], **more}, *turns[2:]]}
+
+
+def loaded(folder, *lines):
+    path = folder / "conversations.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return load_conversations(path)
+
+
+def test_what_is_not_text_makes_another_conversation(tmp_path):
+    """Calls of tools, tools, where turns end, and which are labelled; also where 9 of 10 texts are equal."""
+    calls = [
+        {"tool_calls": [{"type": "function", "function": {"name": "get", "arguments": {"city": city}}}]} for city in ("A", "B")
+    ]
+    tool = {"type": "function", "function": {"name": "get", "parameters": {}}}
+    lines = [
+        *(asked("What is the weather there?", "", **call) for call in calls),
+        {**asked("What is the weather there?", "", **calls[0]), "tools": [tool]},
+        asked("Say it.", "One\nTwo\nThree"),
+        asked("Say it.", "One", "Two", "Three"),
+        asked("Say it.", "One", "Two", "Three", train=False),
+    ]
+    assert find_duplicates(loaded(tmp_path, *lines)) == []
+    again = loaded(tmp_path, *lines, *lines)
+    for near in (False, True):
+        assert [(one.index, one.same_as) for one in find_duplicates(again, near=near)] == [(6 + n, n) for n in range(6)]
+
+
+def test_conversations_that_begin_equally_stay_in_one_part(tmp_path):
+    lines = [
+        line for n in range(10) for line in (asked(f"What is {n}?", "It."), asked(f"What is  {n}?", "It.", "And then?", "That."))
+    ]
+    for part in split_eval(loaded(tmp_path, *lines), 10):
+        questions = [" ".join(row["messages"][0]["content"][0]["text"].split()) for row in part]
+        assert len(questions) == 10 and len(set(questions)) == 5

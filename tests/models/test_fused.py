@@ -18,7 +18,7 @@ from mpo.commands.export import serving
 from mpo.models import add_fuser
 from mpo.models.export.run import export
 from mpo.models.family import family_of
-from mpo.models.fused import InternVLFuserConfig, InternVLWithFuser, LlavaFuserConfig, LlavaWithFuser
+from mpo.models.fused import InternVLFuserConfig, InternVLWithFuser, LlavaFuserConfig, LlavaWithFuser, fused_config
 from mpo.models.lazily import announce
 from mpo.models.loading import load_internvl
 from mpo.models.mmfuser import MMFuser
@@ -361,6 +361,10 @@ def test_models_that_cannot_have_a_fuser(processor):
         add_fuser(internvl(processor), 2, fusion="concat", weights=block())
     with pytest.raises(ValueError, match="width=32, num_heads=5"):
         add_fuser(internvl(processor), 2, num_heads=5)
+    for sizes, message in (({"num_heads": 5}, "width=32, num_heads=5"), ({"num_points": 0}, "num_points=0")):
+        with pytest.raises(ValueError, match=message):
+            fused_config(internvl(processor).config, 2, **sizes)  # before weights are read
+    assert fused_config(internvl(processor).config, 2, fusion="concat", num_heads=5).fusion == "concat"  # which has no heads
     with pytest.raises(ValueError, match=r"vision_feature_layer.*\[-2, -1\]"):
         add_fuser(llava(vision_feature_layer=[-2, -1]), 2)
     with pytest.raises(ValueError, match="vision_feature_layer=-1, .*got -2"):

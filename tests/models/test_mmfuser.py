@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mpo.models import mmfuser
 from mpo.models.mmfuser import DeformableAttention, MMFuser
@@ -201,3 +202,15 @@ def test_official_weights_keep_their_dtype():
     fuser = MMFuser.from_official(filled(64, 3, num_points=2).bfloat16().state_dict())
     assert {parameter.dtype for parameter in fuser.parameters()} == {torch.bfloat16}
     assert (fuser.num_levels, fuser.width, fuser.cross_attn.num_points) == (3, 64, 2)
+
+
+def test_counted_without_memory():
+    """On the meta device as on the CPU, where each linear layer is a multiplication forward and two backward."""
+    counted = []
+    for device in ("cpu", "meta"):
+        fuser = filled().to(device)
+        features = [torch.zeros(2, 6, fuser.width, device=device, requires_grad=True) for _ in range(fuser.num_levels + 1)]
+        with FlopCounterMode(display=False) as count:
+            fuser(features, (2, 3)).sum().backward()
+        counted.append(count.get_total_flops())
+    assert counted[0] == counted[1] > 0

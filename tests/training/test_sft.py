@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from itertools import islice
 
 import pytest
@@ -229,6 +230,16 @@ def test_packs_by_tokens(tmp_path):
     assert max(batch.tokens for batch in batches) <= 400
     assert max(len(batch["pixel_values"]) for batch in batches if "pixel_values" in batch) <= 16
     assert 2 <= len(batches) < 10
+
+
+def test_the_summary_counts_conversations(tmp_path):
+    """Two epochs of 6 conversations, then the second of them again; transformers counts batches of a fixed size."""
+    settings = {"records": 6, "num_train_epochs": 2, "save_strategy": "epoch", **TOKENS}
+    for expected in (12, 6):
+        trainer = small_sft(tmp_path, **settings)
+        metrics = trainer.train(resume_from_checkpoint=expected == 6).metrics
+        assert metrics["train_samples_per_second"] == pytest.approx(expected / metrics["train_runtime"], abs=2e-3)
+        shutil.rmtree(tmp_path / f"checkpoint-{trainer.state.global_step}")
 
 
 def test_an_oversized_conversation(tmp_path):

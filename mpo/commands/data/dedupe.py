@@ -1,12 +1,13 @@
 """Remove exact and near duplicates.
 
 PATH holds pairs or conversations. The first record of each group is kept. Exact duplicates have the same question,
-images and completions (of a conversation: all that follows the first question). Near duplicates (unless --exact) have
-texts whose 5-character sequences overlap by --threshold, case and punctuation aside, with the same numbers and signs,
-and the same images: equal files, or pixels that differ only by JPEG or WebP compression or by downscaling (to at least
-three quarters of the size, in proportion). An image with another colour, label or bar is a different image. Duplicates
-of drawings are often not recognised, and are then kept. Images are compared if their 64-bit difference hashes are
-nearly equal. The file of --removed lists every removed record, the one that it repeats, and the reason.
+images and completions (of a conversation: all that follows the first question, with flags of turns, tools and their
+calls). Near duplicates (unless --exact) have texts whose 5-character sequences overlap by --threshold, case and
+punctuation aside, with the same numbers and signs, and the same images: equal files, or pixels that differ only by
+JPEG or WebP compression or by downscaling (to at least three quarters of the size, in proportion). An image with
+another colour, label or bar is a different image. Duplicates of drawings are often not recognised, and are then kept.
+Images are compared if their 64-bit difference hashes are nearly equal. The file of --removed lists every removed
+record, the one that it repeats, and the reason.
 """
 
 from __future__ import annotations

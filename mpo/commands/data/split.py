@@ -1,8 +1,8 @@
 """Split a data set into a training and an evaluation part.
 
-PATH holds pairs or conversations. The parts share no question and no image. Records that share one, directly or through
-other records, are a connected component and stay in one part. A question that many records have (Describe this
-image.) connects all of them; use --eval-by image to compare only images.
+PATH holds pairs or conversations. The parts share no question (of a conversation: its first) and no image. Records
+that share one, directly or through other records, are a connected component and stay in one part. A question that
+many records have (Describe this image.) connects all of them; use --eval-by image to compare only images.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from mpo.batching.attention import use_packed_attention
 from mpo.batching.collator import PairCollator
 from mpo.batching.layout import concatenate, lay_out
 from mpo.batching.logits_to_keep import LogitsToKeep, add_logits_to_keep
+from mpo.models import add_fuser
 from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import SharedTower, find_tower
 from mpo.preflight.structure import titles
@@ -131,6 +132,18 @@ def test_unfreezing_the_last_layers_of_the_tower(small):
     tower.requires_grad_(False)
     tower.encoder.layer[-1].requires_grad_(True)
     assert estimated(model, batch) == pytest.approx(saved_bytes(model, batch), rel=0.01)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("tower", ["trained", "frozen"])
+@pytest.mark.parametrize("fusion", ["mmfuser", "concat"])
+def test_several_layers_of_the_tower_are_read(small, fusion, tower, autocast):
+    """The layers of a frozen tower are kept for the reference too, as in `test_full_fine_tuning`."""
+    model, batch = add_fuser(build(small, vision_layers=6), [1, 3, 6], fusion=fusion, num_heads=4), batch_of(small)
+    if tower == "frozen":
+        find_tower(model).requires_grad_(False)
+    expected = estimated(model, batch, autocast=autocast)
+    assert expected == pytest.approx(saved_bytes(model, batch, autocast=autocast), rel=0.05 if tower == "frozen" else 0.02)
 
 
 def test_the_tower_with_normed_queries(small):

@@ -35,7 +35,7 @@ def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, wher
     if _URL.match(path):
         raise ValueError(f"{name} is a URL, and nothing is downloaded while data is read. Download it into {setting} ({root}).")
     try:
-        folder = _real(os.fspath(root))
+        folder = _real(os.path.join(os.getcwd(), root))  # a relative one means another folder after chdir
         full = _real_file(os.path.join(folder, path))
         if os.path.commonpath((folder, full)) != folder:
             raise ValueError(f"{name} lies outside {folder}. Set {setting} to a folder that contains all {what}s.")
@@ -71,7 +71,7 @@ class Folders:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self._root = root
+        self._root = os.path.join(os.getcwd(), root)  # whatever the current folder is later
         self._real: dict[str, str] = {}
         self._asked: dict[str, int] = {}
         self._names: dict[str, set[str]] = {}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mpo.data.formats import FORMATS, detect
-from mpo.data.paths import Folders
+from mpo.data.paths import Folders, inside
 from mpo.data.records import FEATURES, to_record, to_records
 from mpo.io import BadRecord
 
@@ -408,6 +408,20 @@ def test_links_inside_are_followed(images):
     assert find("sub/a.png") == f"{images}/b.png"
     with pytest.raises(ValueError, match="there is no image 'sub/b.png'"):
         find("sub/b.png")
+
+
+def test_a_relative_root_is_that_of_the_current_folder(tmp_path, monkeypatch):
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+        monkeypatch.chdir(tmp_path / name)
+        found.append(Folders("."))
+        assert inside(".", "a.png") == found[-1]("a.png") == f"{tmp_path}/{name}/a.png"
+    (tmp_path / "two" / "a.png").unlink()
+    assert found[0]("a.png") == f"{tmp_path}/one/a.png"
+    with pytest.raises(ValueError, match="no image"):
+        found[1]("a.png")
 
 
 def test_a_folder_is_listed_after_many_look_ups(images):

@@ -91,17 +91,11 @@ class Seed(Step):
             raise ValueError(f"Expected types among {', '.join(TYPES)}; got {wrong[0]!r}.")
         if rounds < 1 or per < 0:
             raise ValueError(f"Expected rounds of 1 or more and 0 or more seeds; got rounds={rounds}, per={per}.")
-        self.types, self.rounds, self.per, self.domains, self.seed = (
-            [*dict.fromkeys(types)],
-            rounds,
-            per,
-            [str(one) for one in domains],
-            seed,
-        )
+        self.types, self.rounds, self.per, self.seed = [*dict.fromkeys(types)], rounds, per, seed
+        self.domains = [str(one) for one in domains]
         self._known = load_domains(self.domains)
-        self.questions = blake2b(
-            repr(sorted((k, v.model_dump()) for k, v in self._known.items())).encode(), digest_size=8
-        ).hexdigest()
+        known = repr(sorted((name, domain.model_dump()) for name, domain in self._known.items()))
+        self.questions = blake2b(known.encode(), digest_size=8).hexdigest()
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         domain = self._known[check_domain(record.get("domain"), self._known, record["id"])]

@@ -233,12 +233,8 @@ def _question(one: Record) -> dict[str, Any]:
     known = one["type"] in KINDS
     fields = {"answer": one["answer"] if known else None, "choices": one.get("choices"), "kind": KINDS.get(one["type"])}
     named = {"source": one.get("domain"), "metadata": {"type": one["type"], "language": one.get("language", "en")}}
-    return {
-        "id": one["id"],
-        "image": one["images"][0],
-        "question": one["question"],
-        **{k: v for k, v in (fields | named).items() if v},
-    }
+    asked = {"id": one["id"], "image": one["images"][0], "question": one["question"]}
+    return asked | {name: value for name, value in (fields | named).items() if value}
 
 
 def _report(
@@ -296,9 +292,7 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
         images = len({one["images"][0] for one in kept if (one.get("domain") or "none") == name})
         cells = "".join(f"<td>{count}</td>" for count in (*(own[type] for type in TYPES), sum(own.values()), images))
         rows += f"<tr><th>{escape(name)}</th>{cells}</tr>"
-    first: dict[tuple[str, str], Record] = {}
-    for one in kept:
-        first.setdefault((one.get("domain") or "none", one["type"]), one)
+    first = {(one.get("domain") or "none", one["type"]): one for one in reversed(kept)}
     parts = [("Domains and types", f"<table><tr><th></th>{heads}</tr>{rows}</table>")]
     parts += [
         (title, table({key: value for key, value in report[name].items() if key not in ("domains", "spent")}))

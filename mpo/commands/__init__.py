@@ -45,6 +45,13 @@ class Parser(argparse.ArgumentParser):
             )
         return found, unknown
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += f".{did_you_mean(str(value), action.choices or ())}"
+            raise
+
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         super().error(visible(message))

@@ -81,7 +81,7 @@ def page(report: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequen
     total = f"{report['records']:,} records = {report['output']:,} in the output + {report['dropped']:,} dropped"
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(total)}</title><style>{STYLE}</style></head>"
-        f"<body><h1>{escape(total)}</h1>{''.join(_table(row) for row in report['steps'])}<h2>Settings</h2>{_table(settings)}"
+        f"<body><h1>{escape(total)}</h1>{''.join(table(row) for row in report['steps'])}<h2>Settings</h2>{table(settings)}"
         + "".join(
             f"<h2>First lines of {name}</h2>" + "".join(f"<pre>{escape(line.decode(errors='ignore'))}</pre>" for line in lines)
             for name, lines in (("output.jsonl", outputs), ("dropped.jsonl", dropped))
@@ -91,13 +91,20 @@ def page(report: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequen
     )
 
 
-def _table(value: Any) -> str:
+def table(value: Any) -> str:
+    """Write values as HTML: a mapping as a table, with what it holds in its cells."""
     if isinstance(value, Mapping):
-        rows = "".join(f"<tr><th>{escape(str(name))}</th><td>{_table(inner)}</td></tr>" for name, inner in value.items())
+        rows = "".join(f"<tr><th>{escape(str(name))}</th><td>{table(inner)}</td></tr>" for name, inner in value.items())
         return f"<table>{rows}</table>"
     if isinstance(value, list):
-        return "".join(_table(inner) for inner in value)
-    return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+        return "".join(table(inner) for inner in value)
+    return escape(
+        f"{value:,.6g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 class Progress:

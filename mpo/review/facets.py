@@ -87,9 +87,11 @@ class Facets:
         self._stopped = True
 
     def wait(self) -> None:
-        """Wait until every record is read."""
+        """Wait until every record is read. Raises ValueError if the file was opened anew meanwhile."""
         self.begin.set()
         self._done.wait()
+        if self._stopped:
+            raise ValueError("The file was opened anew. Filter again.")
 
     def _counted(self) -> dict[str, list[tuple[str, int]]]:
         """The values of each facet with their numbers of records, the most frequent first; one that tells nothing is left out."""

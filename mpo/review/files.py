@@ -61,6 +61,7 @@ class Records:
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
         self.state = _state(os.fstat(self._file.fileno()))
         self._starts, self._ends = array("Q"), array("Q")
+        self._blank: list[int] = []  # the records before which blank lines stand
         self._items: list[Any] = []
         self._groups: dict[int, list[dict[str, Any]]] = {}
         self._progress, self._hash = threading.Condition(), ""
@@ -102,6 +103,7 @@ class Records:
         starts, ends = edges[:-1], edges[1:] - 1
         if len(starts):
             blank = [at for at in (0, *odd) if self._is_blank(int(starts[at]), int(ends[at]))]
+            self._blank += [len(self._starts) + at - before for before, at in enumerate(blank)]
             starts, ends = (np.delete(one, blank).astype(np.uint64) for one in (starts, ends))
         with self._progress:
             self._starts.frombytes(starts.tobytes())
@@ -226,7 +228,7 @@ class Records:
 
     def where(self, place: int) -> str:
         """The name of a record for messages."""
-        return f"{self.path}:{place + 1}" if self.plain else f"{self.path}#{place + 1}"
+        return f"{self.path}:{place + 1 + bisect_right(self._blank, place)}" if self.plain else f"{self.path}#{place + 1}"
 
     def __iter__(self) -> Iterator[dict[str, Any] | BadRecord]:
         for place in range(len(self)):

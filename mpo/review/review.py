@@ -94,11 +94,12 @@ class Review:
 
     def reload(self) -> None:
         """Open the file as it is now; decisions follow their records."""
+        self._ready.wait()
         with self._write:
             records = Records(*self._given)
             lost = opened(records, self.log)
             self.facets.stop()
-            self.records, self.lost, self.facets = records, lost, Facets(records)
+            self.records, self.lost, self.facets, self._failed = records, lost, Facets(records), ""
             self.document.cache_clear()
 
     # What the page asks for

@@ -10,6 +10,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from errno import EADDRINUSE
 from pathlib import Path
 from typing import Any
 
@@ -279,9 +280,12 @@ class Server:
             self.socket.bind(family[4])
             self.socket.listen(128)  # a link that is printed can be opened
         except OSError as error:
-            raise ValueError(
-                f"--host {host} --port {port} cannot be used ({error.strerror}). Give another --port, or none."
-            ) from None
+            other = (
+                "another --port, or none"
+                if isinstance(error, PermissionError) or error.errno == EADDRINUSE
+                else "an address of this machine"
+            )
+            raise ValueError(f"--host {host} --port {port} cannot be used ({error.strerror}). Give {other}.") from None
         self.review, self.host, self.port = review, host, self.socket.getsockname()[1]
         self.is_local = _is_loopback(host)
         self.server = uvicorn.Server(

@@ -376,5 +376,12 @@ def test_a_command_imports_no_other_command():
     assert [*choices(command_line(["data", "stats", "a.jsonl"]))] == ["data"]
 
 
+@pytest.mark.parametrize(("words", "name"), [(["reveiw"], "review"), (["data", "valdate"], "validate")])
+def test_a_mistyped_command_is_named(capsys, words, name):
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 2 and f"Did you mean '{name}'?" in capsys.readouterr().err
+
+
 def choices(parser):
     return next(action.choices for action in parser._actions if action.nargs == "A...")

@@ -152,3 +152,12 @@ def test_a_pair_that_becomes_unreadable_is_named():
     assert "same completion" in refused(PAIRS["mmpr"], {**PAIRS["mmpr"], "chosen": "r"})
     bad = {**PAIRS["mmpr"], "img": "x.png"}
     assert refused(bad, {**bad, "chosen": "new"}) is None  # it was so before
+
+
+def test_a_line_has_its_number_in_the_file(tmp_path):
+    from mpo.review.files import Records
+
+    path = tmp_path / "a.jsonl"
+    path.write_text('\n \n{"id": "a"}\n\n{"id": "b"}\n{"id": "c"}\n\n')
+    records = Records(path)
+    assert len(records) == 3 and [records.where(place).rpartition(":")[2] for place in range(3)] == ["3", "5", "6"]

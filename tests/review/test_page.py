@@ -69,7 +69,7 @@ def page(tmp_path_factory):
         browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = browser.new_context(viewport={"width": 1100, "height": 900})
         context.set_offline(False)
-        context.set_default_timeout(8000)
+        context.set_default_timeout(60_000)
         own = context.new_page()
         own.server, own.problems, own.requests = server, [], []
         context.on("request", lambda request: own.requests.append(request.url))
@@ -314,6 +314,29 @@ def test_the_last_filter_holds_however_late_others_are_answered(page, tmp_path, 
         late.wait_for_timeout(100)
         assert late.locator("#status").inner_text() == "1 records" and late.locator(".meta").inner_text().count("p7") == 1
         late.close()
+
+
+def test_a_draft_follows_its_record_when_the_file_changes(page, tmp_path):
+    path = pairs(tmp_path)
+    with Reviewing(path) as server:
+        own = page.context.browser.new_page()
+        own.goto(f"{server.links['anna']}")
+        own.wait_for_selector("#facets select")
+        own.locator("#jump").fill("2")
+        own.locator("#jump").press("Enter")
+        own.wait_for_selector("text=How many in 1")
+        own.locator("#record").press("e")
+        own.get_by_label("Prompt, user 1.1").fill("A draft of p1.")
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+        own.get_by_label("Prompt, user 1.1").press("Control+Enter")
+        own.get_by_text("Open the file anew").click()
+        status(own, "5 records")
+        assert "p1" in own.locator(".meta").inner_text() and "A draft of p1." in own.locator("#record").inner_text()
+        own.wait_for_selector("#facets option:has-text('s0 (2)')", state="attached")
+        own.locator("#record").press("n")
+        own.wait_for_selector("text=How many in 2")
+        assert "A draft" not in own.locator("#record").inner_text()
+        own.close()
 
 
 def test_a_server_that_is_gone_loses_no_draft(page):

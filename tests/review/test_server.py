@@ -272,6 +272,18 @@ def test_a_changed_file_is_noticed_and_decisions_follow(tmp_path):
         assert server.ask("/api/records/2")[1]["decision"] is None
 
 
+def test_a_file_that_could_not_be_opened_can_be_opened_anew(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mpo.review.review.opened", full)
+        server = Reviewing(pairs(tmp_path))
+        assert server.ask("/api/queue")[0] == 409
+    with server:
+        assert server.ask("/api/reload", {})[0] == 200 and server.decide(1, "accept")[0] == 200
+
+
 def test_kill_at_any_moment_loses_nothing_that_was_said_to_be_saved(tmp_path):
     """Twice a server is killed while two reviewers decide; all that was answered 200 is in the log, once."""
     path, saved, rng = pairs(tmp_path, 80), {}, random.Random(1)
@@ -408,7 +420,7 @@ def test_logs_of_others_are_added(tmp_path, capsys):
     [
         (["none.jsonl"], "none.jsonl"), (["empty.jsonl"], "empty.jsonl"), (["."], "output.jsonl"), (["pairs.txt"], "pairs.txt"),
         (["pairs.jsonl", "--image-root", "none"], "none"), (["pairs.jsonl", "--from-log", "none"], "none"),
-        (["pairs.jsonl", "--export", "out.jsonl"], "review.jsonl"), (["pairs.jsonl", "--host", "256.0.0.1"], "256.0.0.1"),
+        (["pairs.jsonl", "--export", "out.jsonl"], "review.jsonl"), (["pairs.jsonl", "--host", "256.0.0.1"], "Give an address"),
         (["pairs.jsonl", "--reviewer", "a", "--reviewer", "a"], "--reviewer"), (["pairs.jsonl", "--reviewer", ""], "--reviewer"),
     ],
 )  # fmt: skip

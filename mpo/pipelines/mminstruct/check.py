@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from fractions import Fraction
+from itertools import combinations
 from typing import Any
 
 from mpo.data.degenerate import find_degenerate
@@ -20,6 +22,7 @@ from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_a
 from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language, rule
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
+from mpo.verification.number import HAN, read_han
 from mpo.verification.texts import read_yes_no
 
 YES_NO = {"en": ("Yes", "No"), "zh": ("是", "否")}
@@ -27,8 +30,8 @@ LONGEST_SHORT = {"en": 12, "zh": 24}
 SHORTEST_LONG = {"en": 8, "zh": 12}
 """Limits of answers: words in English, characters in Chinese."""
 _IDEOGRAPHS = CJK.pattern[1:-1]
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
-_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())}
+_WORDS = "none one two three four five six seven eight nine ten eleven twelve"
+_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {"zero": "0"}
 
 
 def find_fault(item: Record) -> str | None:
@@ -45,26 +48,31 @@ def find_fault(item: Record) -> str | None:
         return str(item["fault"])
     language, type = item.get("language", "en"), item["type"]
     question, answer, choices = item["question"], item["answer"], item.get("choices") or []
+    known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
+
+    def found(text: str, name: str) -> str | None:  # the image may say it: a sign, a speech bubble, code
+        said = found_in(text, name)
+        return said if said and said.strip().casefold() not in known.casefold() else None
+
     for name, text in (("question", question), ("answer", answer), *(("option", one) for one in choices)):
         if not text.strip():
             return f"malformed: the {name} is empty"
-        if said := found_in(text, "marks"):
+        if said := found(text, "marks"):
             return f"malformed: the {name} has {said!r:.40}"
         if (name == "question" or type == "long") and (said := found_in(text.strip(), f"cut_{language}")):
             return f"malformed: the {name} is cut off at {said!r:.40}"
-        if not re.search(r"\w" if name != "option" else r"\S", text):
+        if not re.search(r"\S" if choices and name != "question" else r"\w", text):
             return f"malformed: the {name} {text!r:.40} has no word"
         if name == "answer" and (again := _repeats(text)):
             return f"malformed: the answer repeats {again!r:.40}"
-        if said := found_in(text, "caption"):
+        if said := found(text, "caption"):
             return f"caption: the {name} speaks of the caption ({said!r})"
-        if said := found_in(text, "refuses") or (found_in(text, "undetermined") if name == "answer" else None):
+        if said := found(text, "refuses") or (found(text, "undetermined") if name == "answer" else None):
             return f"refusal: the {name} refuses ({said!r})"
     if CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip()):
         return f"malformed: the question {question!r:.40} asks nothing"
     if fault := _FORM[type](item, language):
         return fault
-    known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
     if known and not rule("writing").search(known) and (said := found_in(f"{question}\n{answer}", "of_text")):
         return f"caption: it speaks of a text ({said!r}), and the image has none"
     names = type == "short" and (not known or rule("writing").search(question))  # what is read in the image is in any language
@@ -106,12 +114,15 @@ def _choice(item: Record, language: str) -> str | None:
         return f"options: there are {len(choices)} options, not 2 to 8"
     if answer not in choices:
         return f"wrong letter: the answer {answer!r:.40} is none of the options"
-    if found := next((one for one in choices if rule("all").search(one)), None):
-        return f"options: {found!r:.40} refers to the others"
+    others = [one for one in choices if rule("all").search(one)]
+    if others and len(others) < len(choices):  # but points "A and B", "B and C"
+        return f"options: {others[0]!r:.40} refers to the others"
     plain = [normalised(one) for one in choices]
-    if found := next((one for one in plain if sum(_has(one, other) for other in plain if other and other != one) > 1), None):
+    if found := next((one for one in plain if sum(_has(one, other) for other in {*plain} - {one, ""}) > 1), None):
         return f"options: {found!r:.40} holds two of the others"
-    if choices == [*"ABCDEFGH"][: len(choices)] and "letter" not in item["question"].lower() and "字母" not in item["question"]:
+    if choices == [*"ABCDEFGH"][: len(choices)] and not re.search(
+        rf"(?i:letter)|字母|(?<![^\W{_IDEOGRAPHS}])[B-H](?![^\W{_IDEOGRAPHS}])", f"{item['question']} {item.get('caption', '')}"
+    ):
         return "options: they are letters alone"
     if (found := next(filter(rule("shown").search, choices), None)) is not None:
         return f"leak: the option {found!r:.40} says whether it is right"
@@ -148,17 +159,18 @@ def _leak(item: Record) -> str | None:
     if item["type"] == "long":
         first = normalised(re.split(r"(?<=[.!?。！？])", answer)[0])
         return "leak: the question contains the answer's first sentence" if first and first in asked else None
-    alternatives = re.search(r"\bor\b|\bof\b.*\band\b|还是|或|和.*哪", asked.replace(said, " ")) is not None
+    alternatives = re.search(r"\bor\b|\b(?:of|between)\b.*\band\b|还是|或|[和与跟].*[哪谁]", asked.replace(said, " ")) is not None
     if said and _has(asked, said) and not alternatives and not any(_has(asked, one) for one in others):
         return f"leak: the question contains the answer {answer!r:.60}"
     return None
 
 
 def _has(text: str, part: str) -> bool:
-    """Whether a normalised text has another one in whole words; in Chinese, two characters at least."""
+    """Whether a normalised text has another one in whole words; in Chinese, two characters at least, and whole numbers."""
+    before = r"(?<![\d.])" if part[:1].isdigit() else ""
     if CJK.search(part):
-        return len(part) > 1 and part in text
-    return re.search(rf"(?<![^\W{_IDEOGRAPHS}]){re.escape(part)}(?![^\W{_IDEOGRAPHS}])", text) is not None
+        return len(part) > 1 and re.search(before + re.escape(part), text) is not None
+    return re.search(rf"{before}(?<![^\W{_IDEOGRAPHS}]){re.escape(part)}(?![^\W{_IDEOGRAPHS}]|\.\d)", text) is not None
 
 
 def _foreign(text: str, language: str) -> bool:
@@ -166,16 +178,32 @@ def _foreign(text: str, language: str) -> bool:
     return (CJK.search(text) is None) == (language == "zh") and re.search(r"[^\W\d_]", text) is not None
 
 
+def _figures(text: str) -> str:
+    """A normalised text with its numbers in digits."""
+    text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
+    text = normalised(re.sub(r"(?<=\d)\.(?=\d)", "_", text))
+    return " ".join(_NUMBERS.get(word, word) for word in re.sub(r"(?<=\d)_(?=\d)", ".", text).split())
+
+
+def _derived(answer: str, known: str) -> bool:
+    """Whether a number is none, one (of an article), or the sum, difference or product of numbers that are known."""
+    if not (said := re.match(r"\d+(?:\.\d+)?", answer)):
+        return False
+    values = [Fraction(one) for one in re.findall(r"\d+(?:\.\d+)?", known)][:30]
+    pairs = {found for one, other in combinations(values, 2) for found in (one + other, abs(one - other), one * other)}
+    return Fraction(said[0]) in {0, 1, sum(values), *pairs}
+
+
 def _unsupported(item: Record) -> str | None:
     """A choice whose right option is not in the caption, while another one is; values that are computed need not be there."""
     if rule("computed").search(item["question"]) or max(map(len, item["choices"])) < 2:
         return None
-    known = " ".join(_NUMBERS.get(word, word) for word in normalised(f"{item.get('caption', '')} {item.get('ocr', '')}").split())
+    known = _figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
     if not known:
         return None
-    plain = {one: re.sub(r"^(?:an?|the) (?=\w)", "", normalised(one)) for one in item["choices"]}
-    there = {one: _has(known, " ".join(_NUMBERS.get(word, word) for word in plain[one].split())) for one in item["choices"]}
-    if not there[item["answer"]] and sum(there.values()) == 1:
+    plain = {one: re.sub(r"^(?:an?|the) (?=\w)", "", _figures(one)) for one in item["choices"]}
+    there = {one: _has(known, text) for one, text in plain.items()}
+    if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
         other = next(one for one, found in there.items() if found)
         return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
     return None

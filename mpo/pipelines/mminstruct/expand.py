@@ -100,18 +100,16 @@ class Expansion:
         question, answer = (line[name] for name in ("question", "answer"))
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"its question is {question!r:.60}. Expected a text.")
-        choices = [str(one) for one in line.get("choices") or ()]
         language = line.get("language") or ("zh" if len(CJK.findall(question)) > len(question) / 8 else "en")
         if language not in YES_NO:
             raise ValueError(f"its language is {language!r}. Expected en or zh.")
         if isinstance(answer, bool):
             answer = YES_NO[language][0 if answer else 1]
         answer = str(answer).strip()
-        if choices:
-            choices = [re.sub(r"^\s*[(（]?[A-H][.):：．、）]\s*(?=\S)", "", one) for one in choices]
-            if answer not in choices and re.fullmatch(r"[(（]?[A-H][.)）]?", answer):
-                place = "ABCDEFGH".index(re.sub(r"\W", "", answer))
-                answer = choices[place] if place < len(choices) else answer
+        choices = [re.sub(r"^\s*[(（]?[A-H][.):：．、）]\s*(?=\S)", "", str(one)) for one in line.get("choices") or ()]
+        if choices and answer not in choices and re.fullmatch(r"[(（]?[A-H][.)）]?", answer):
+            place = "ABCDEFGH".index(re.sub(r"\W", "", answer))
+            answer = choices[place] if place < len(choices) else answer
         type = line.get("type") or _type(answer, choices, language)
         if type not in TYPES:
             raise ValueError(f"its type is {type!r}. Expected {', '.join(TYPES)}.")
@@ -241,9 +239,8 @@ def _fields(given: Expansion) -> Lines:
     path = Path(given.path)
     for number, (where, line) in enumerate(_lines(path)):
         with bad_record(where):
-            if lost := [
-                name for ours, name in given.fields.items() if name not in line and ours in ("question", "answer", "image")
-            ]:
+            needed = [given.fields[ours] for ours in ("question", "answer", "image")]
+            if lost := [name for name in needed if name not in line]:
                 raise ValueError(f"it has no {lost[0]!r}; it has {', '.join(line)}.{did_you_mean(lost[0], line)}")
         own = {ours: line[name] for ours, name in given.fields.items() if line.get(name) is not None}
         yield where, {"id": number, "root": path if path.is_dir() else path.parent, **own}

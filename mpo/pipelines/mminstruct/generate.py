@@ -60,6 +60,7 @@ _LETTERED = re.compile(r"\s*(?:[-*•]\s+)?[(（]?([A-HＡ-Ｈ])\s*[.):：．、
 _SPACED = re.compile(r"\s*([A-H])\s+(\S.*?)\s*", re.DOTALL)
 _LEAD = re.compile(r"^(?:the )?(?:(?:correct|right) )?(?:answer|答案)(?: is|是|为)?\s*[:：]?\s*", re.IGNORECASE)
 _CURRENCY = re.compile(r"[$€£¥₩₹]")
+_SIGNS = re.compile(r"(?<=[A-Za-z])[#♯♭+]+")
 
 
 def draw(*parts: Any) -> random.Random:
@@ -90,17 +91,11 @@ class Seed(Step):
             raise ValueError(f"Expected types among {', '.join(TYPES)}; got {wrong[0]!r}.")
         if rounds < 1 or per < 0:
             raise ValueError(f"Expected rounds of 1 or more and 0 or more seeds; got rounds={rounds}, per={per}.")
-        self.types, self.rounds, self.per, self.domains, self.seed = (
-            [*dict.fromkeys(types)],
-            rounds,
-            per,
-            [str(one) for one in domains],
-            seed,
-        )
+        self.types, self.rounds, self.per, self.seed = [*dict.fromkeys(types)], rounds, per, seed
+        self.domains = [str(one) for one in domains]
         self._known = load_domains(self.domains)
-        self.questions = blake2b(
-            repr(sorted((k, v.model_dump()) for k, v in self._known.items())).encode(), digest_size=8
-        ).hexdigest()
+        known = repr(sorted((name, domain.model_dump()) for name, domain in self._known.items()))
+        self.questions = blake2b(known.encode(), digest_size=8).hexdigest()
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         domain = self._known[check_domain(record.get("domain"), self._known, record["id"])]
@@ -340,12 +335,16 @@ def _frames(clause: str) -> bool:
 
 
 def _slip(one: str, other: str) -> bool:
-    """Whether two questions differ by a letter that one of them lacks, or by spaces."""
+    """Whether two questions differ by a letter that one of them lacks, or by spaces, and not by two words, such as he and she."""
+    pairs = list(zip(re.findall(r"\w+", one), re.findall(r"\w+", other), strict=False))
+    differ = [word for pair in pairs if pair[0].casefold() != pair[1].casefold() for word in pair]
+    if all(word.isupper() or word.casefold() in words("english") - {"the"} for word in differ):
+        return False
     short, long = sorted((normalised(text).replace(" ", "") for text in (one, other)), key=len)
     if len(short) < 12 or len(long) - len(short) > 1:
         return False
     at = len(commonprefix((short, long)))
-    return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha())
+    return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha() and not CJK.match(long[at]))
 
 
 def _alike(one: str, other: str) -> bool:
@@ -360,7 +359,11 @@ def same_answer(one: str, other: str) -> bool:
 
     >>> same_answer("two", "2"), same_answer("Red.", "red"), same_answer("12", "21"), same_answer("25 $", "25 €")
     (True, True, False, False)
+    >>> same_answer("C", "C#")
+    False
     """
+    if _SIGNS.findall(one) != _SIGNS.findall(other):
+        return False
     if {*_CURRENCY.findall(one)} != {*_CURRENCY.findall(other)} and _CURRENCY.search(one) and _CURRENCY.search(other):
         return False
     return same_text(one.rstrip("的"), other.rstrip("的"))[0] or (normalised(one) or one) == (normalised(other) or other)

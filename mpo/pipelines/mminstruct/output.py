@@ -24,7 +24,7 @@ from mpo.pipelines.mminstruct.language import length
 from mpo.pipelines.mmpr.config import file_name
 from mpo.pipelines.mmpr.make import Correct, Records
 from mpo.pipelines.part import DROPPED
-from mpo.pipelines.report import STYLE
+from mpo.pipelines.report import STYLE, table
 from mpo.pipelines.step import Dropped, Record
 
 META, REPORT, PAGE, LINES = "meta.json", "report.json", "report.html", "annotations"
@@ -51,6 +51,20 @@ def distinct(instructions: Iterable[Record], lost: list[Record]) -> list[Record]
     return kept
 
 
+def whole(instructions: Iterable[Record], lost: list[Record]) -> list[Record]:
+    """Add the rounds of a dialogue after one that was dropped, of which they may speak, to `lost`."""
+    kept, rounds = [], Counter[tuple[str, str]]()
+    for one in instructions:
+        of = (one["source"], one["dialogue"]) if "dialogue" in one else ("", "")
+        if of[1] and one["id"].rpartition("/")[2] != str(rounds[of]):
+            reason = "dialogue: an earlier round was dropped"
+            lost.append({"id": one["id"], "job": "dialogue", "step": "dialogue", "reason": reason, "record": one})
+        else:
+            kept.append(one)
+            rounds[of] += 1
+    return kept
+
+
 def balance(instructions: Sequence[Record], seed: int = 0) -> tuple[list[Record], list[Record]]:
     """Drop judgements until, in each language, as many answers are yes as are no; those of the most one-sided domains first.
 
@@ -66,7 +80,7 @@ def balance(instructions: Sequence[Record], seed: int = 0) -> tuple[list[Record]
         for one in own:
             left[one.get("domain")][one["answer"]] += 1
         pools: dict[Any, list[Record]] = {}
-        for one in sorted(own, key=lambda one: draw(seed, one["id"]).random()):
+        for one in sorted(own, key=lambda one: ("dialogue" not in one, draw(seed, one["id"]).random())):  # dialogues last
             if one["answer"] == many:
                 pools.setdefault(one.get("domain"), []).append(one)
         few = no if many == yes else yes
@@ -153,8 +167,8 @@ def write(
     output = output.absolute()
     made = [one for job, _ in jobs if not job.names[-1].startswith("caption") for one in Records(job.folder)]
     lost = [{**one, "job": job.folder.name} for job, _ in jobs for one in Records(job.folder, DROPPED)]
-    kept, surplus = balance(distinct(_reviewed(made, correct, lost), lost), config.seed)
-    kept = _reviewed(arrange(kept, config.seed), correct, lost)
+    kept, surplus = balance(whole(distinct(_reviewed(made, correct, lost), lost), lost), config.seed)
+    kept = whole(_reviewed(arrange(kept, config.seed), correct, lost), lost)
     reason = "balance: more judgements have this answer than the other"
     lost += [{"id": one["id"], "job": "balance", "step": "balance", "reason": reason, "record": one} for one in surplus]
     root = os.path.commonpath([os.path.dirname(path) for one in kept for path in one["images"]]) if kept else str(output)
@@ -206,9 +220,8 @@ def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) ->
     info = {"file_name": SHAREGPT, "formatting": "sharegpt", "columns": {"messages": "conversations", "images": "images"}}
     write_json_lines(output / INSTRUCTIONS, kept)
     write_json_lines(output / TRL, trl)
-    later = {
-        one["id"] for group in groups if "dialogue" in group[0] for one in group[1:]
-    }  # alone, they may lack what they speak of
+    # Alone, later rounds may lack what they speak of.
+    later = {one["id"] for group in groups if "dialogue" in group[0] for one in group[1:]}
     write_json_lines(output / QUESTIONS, (_question(one) for one in kept if one["id"] not in later))
     whole = [one for own in lines.values() for one in own]
     for file, value in ((LLAVA, whole), (SHAREGPT, shared), ("dataset_info.json", {"mminstruct": info}), (META, meta)):
@@ -220,12 +233,8 @@ def _question(one: Record) -> dict[str, Any]:
     known = one["type"] in KINDS
     fields = {"answer": one["answer"] if known else None, "choices": one.get("choices"), "kind": KINDS.get(one["type"])}
     named = {"source": one.get("domain"), "metadata": {"type": one["type"], "language": one.get("language", "en")}}
-    return {
-        "id": one["id"],
-        "image": one["images"][0],
-        "question": one["question"],
-        **{k: v for k, v in (fields | named).items() if v},
-    }
+    asked = {"id": one["id"], "image": one["images"][0], "question": one["question"]}
+    return asked | {name: value for name, value in (fields | named).items() if value}
 
 
 def _report(
@@ -237,9 +246,9 @@ def _report(
     spent: Counter[str],
     root: str,
 ) -> dict[str, Any]:
-    table: dict[str, dict[str, int]] = {}
+    domains: dict[str, dict[str, int]] = {}
     for one in kept:
-        table.setdefault(one.get("domain") or "none", dict.fromkeys(TYPES, 0))[one["type"]] += 1
+        domains.setdefault(one.get("domain") or "none", dict.fromkeys(TYPES, 0))[one["type"]] += 1
     drops = Counter(f"{one['step']}: {one['reason'].partition(':')[0].partition(' (')[0][:80]}" for one in lost)
     means: dict[str, dict[str, float]] = {}
     for type in TYPES:
@@ -259,7 +268,7 @@ def _report(
         "instructions": len(kept),
         "dropped": len(lost),
         "images": len({one["images"][0] for one in kept}),
-        "domains": dict(sorted(table.items())),
+        "domains": dict(sorted(domains.items())),
         "types": {**Counter(one["type"] for one in kept)},
         "languages": {**Counter(one.get("language", "en") for one in kept)},
         "judgements": {**Counter(one["answer"] for one in kept if one["type"] == "judgement")},
@@ -283,12 +292,10 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
         images = len({one["images"][0] for one in kept if (one.get("domain") or "none") == name})
         cells = "".join(f"<td>{count}</td>" for count in (*(own[type] for type in TYPES), sum(own.values()), images))
         rows += f"<tr><th>{escape(name)}</th>{cells}</tr>"
-    first: dict[tuple[str, str], Record] = {}
-    for one in kept:
-        first.setdefault((one.get("domain") or "none", one["type"]), one)
+    first = {(one.get("domain") or "none", one["type"]): one for one in reversed(kept)}
     parts = [("Domains and types", f"<table><tr><th></th>{heads}</tr>{rows}</table>")]
     parts += [
-        (title, _table({key: value for key, value in report[name].items() if key not in ("domains", "spent")}))
+        (title, table({key: value for key, value in report[name].items() if key not in ("domains", "spent")}))
         for title, name in (
             ("Cost of a kept instruction", "per instruction"),
             ("Spent", "spent"),
@@ -311,13 +318,6 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
         + "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in parts)
         + f"</div><h2>Examples</h2>{shown}</body></html>\n"
     )
-
-
-def _table(value: Any) -> str:
-    if isinstance(value, Mapping):
-        rows = "".join(f"<tr><th>{escape(str(name))}</th><td>{_table(inner)}</td></tr>" for name, inner in value.items())
-        return f"<table>{rows}</table>"
-    return escape(f"{value:,.6g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
 
 
 def _example(one: Record) -> str:

@@ -21,7 +21,7 @@ const token = (() => { // it is in the part of the link that is sent to nobody, 
 const state = { queue: null, at: 0, view: null, info: {}, editing: false, diff: false, raw: false, hidden: false, since: 0, busy: false };
 const records = new Map(); // place -> promise of its view
 const images = new Map(); // id -> promise of its address in this tab
-const drafts = new Map(); // place -> paths of a text as JSON -> what was written
+const drafts = new Map(); // key of a content, as places change with the file -> paths of a text as JSON -> what was written
 let asked = 0;
 let filterTimer = 0;
 let filtered = 0;
@@ -194,7 +194,9 @@ async function reload() {
   await attempt(async () => {
     records.clear();
     images.clear();
+    $("facets").replaceChildren();
     tell(await json("/api/reload", {}));
+    poll();
     problem(null);
     await filter();
   });
@@ -205,7 +207,7 @@ async function reload() {
 const keyOf = (part) => JSON.stringify(part.paths);
 
 function written(part) { // what an edit made of a text, here or saved
-  const draft = drafts.get(state.view.place)?.get(keyOf(part));
+  const draft = drafts.get(state.view.key)?.get(keyOf(part));
   if (draft !== undefined) return draft;
   const saved = state.view.decision?.edits?.find((one) => JSON.stringify(one.paths) === keyOf(part));
   const own = saved ? saved.value : part.text ?? part.value;
@@ -219,9 +221,9 @@ function field(part, name) {
   const value = written(part);
   const lines = Array.isArray(value);
   const keep = (given) => {
-    const own = drafts.get(state.view.place) ?? new Map();
+    const own = drafts.get(state.view.key) ?? new Map();
     own.set(keyOf(part), lines ? given.split("\n").filter((line) => line.trim()) : given);
-    drafts.set(state.view.place, own);
+    drafts.set(state.view.key, own);
     say("Not saved yet", true);
   };
   if (part.of) {
@@ -370,7 +372,7 @@ function decide(action, more = {}) {
       throw error;
     }
     pending = null;
-    drafts.delete(view.place);
+    drafts.delete(view.key);
     records.delete(view.place);
     tell(info);
     problem(null);

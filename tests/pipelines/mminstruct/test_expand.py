@@ -128,16 +128,17 @@ def test_a_dialogue_stays_one(sets):
 
     path = sets / "mminstruct" / "qa_en.jsonl"
     first = [("What lies on the table?", "a cup"), ("What colour is it?", "blue"), ("And the thing beside it?", "green")]
-    for id, rounds in (("d", first), ("e", [("What stands outside?", "a tree")])):
+    lost = [("What lies on the chair?", "unknown"), ("What colour is it?", "red")]  # the first is dropped, so are those after it
+    for id, rounds in (("d", first), ("e", [("What stands outside?", "a tree")]), ("f", lost), ("g", [first[0], *lost])):
         turns = [{"from": who, "value": text} for pair in rounds for who, text in zip(("human", "gpt"), pair, strict=True)]
         write(path.with_name(f"{id}.jsonl"), {"id": id, "image": "0.png", "conversations": turns})
-    path.write_text("\n".join(path.with_name(f"{id}.jsonl").read_text().strip() for id in "de"))
+    path.write_text("\n".join(path.with_name(f"{id}.jsonl").read_text().strip() for id in "defg"))
     assert main(["mminstruct", "expand", "mminstruct", str(path), "--output", str(sets / "out")]) == 0
     out = sets / "out" / "mminstruct"
     loaded = [len(one["messages"]) for one in load_conversations(out / "meta.json")]
-    assert sorted(loaded) == [2, 6]
+    assert sorted(loaded) == [2, 2, 6]
     asked = load_questions(out / "questions.jsonl", image_root=sets / "mminstruct")
-    assert [one.id for one in asked] == ["mminstruct/d/0", "mminstruct/e/0"]
+    assert [one.id for one in asked] == ["mminstruct/d/0", "mminstruct/e/0", "mminstruct/g/0"]
 
 
 def test_a_set_becomes_training_data(sets, capsys):

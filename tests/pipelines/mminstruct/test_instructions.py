@@ -336,3 +336,50 @@ def test_what_asks_the_same(type, earlier, later, kind):
     items = [{"type": type, "question": question, "answer": answer} for question, answer in (earlier, later)]
     mark_repeats(items)
     assert "fault" not in items[0] and (items[1].get("fault") or "").partition(":")[0] == (kind or "")
+
+
+@pytest.mark.parametrize(
+    ("type", "question", "answer", "choices", "caption"),
+    [
+        ("choice", "Which organ is labelled (B)?", "Heart", ["Heart", "Lung"], "A drawing of organs."),
+        ("choice", "Which two points lie on the base?", "A and B", ["A and B", "A and C", "B and C"], "A triangle ABC."),
+        ("choice", "Which vitamin is named?", "C", ["A", "B", "C", "D"], "A bottle of vitamin C."),
+        ("choice", "Which language is it?", "C++", ["C", "C++", "C#"], "Code in C++."),
+        ("choice", "Which sign is shown?", "≤", ["<", "≤"], "A sign with ≤."),
+        ("choice", "Who holds it?", "The woman (right)", ["The man (left)", "The woman (right)"], "A man and a woman."),
+        ("choice", "How many women are there?", "One", ["One", "Two"], "A woman walks with two dogs."),
+        ("choice", "How many cats are there?", "None", ["None", "Two"], "A woman walks with two dogs."),
+        ("choice", "How many people sit there?", "5", ["3", "5", "6"], "Three men and two women."),
+        ("choice", "By how much is A longer?", "1.58 cm", ["1.58 cm", "5.01 cm"], "A has 6.59 cm, B has 5.01 cm."),
+        ("choice", "Which animal is not there?", "Horse", ["Dog", "Horse"], "A dog and a cat."),
+        ("choice", "图中有几个人？", "五个", ["三个", "五个", "六个"], "三个男人和两个女人。"),
+        ("choice", "每行有几枚钱币？", "6枚", ["4枚", "6枚"], "24枚钱币，每行六枚。"),
+        ("choice", "柱子有多高？", "约6厘米", ["94厘米", "约6厘米"], "柱子为5.94厘米。"),
+        ("judgement", "When seen from above, is the roof round?", "Yes", None, "A round roof."),
+        ("judgement", "What we see is a lighthouse. True or false?", "True", None, "A lighthouse."),
+        ("short", "What does the man say?", "I'm sorry", None, 'A comic: the man says "I\'m sorry".'),
+        ("short", "门上的牌子写着什么？", "抱歉，今日休息", None, '牌子写着"抱歉，今日休息"。'),
+        ("short", "What does the caption say?", "Monday", None, 'A tired dog. The caption says "Monday".'),
+        ("short", "Which tag is around the title?", "<title>", None, "A screenshot of code: <title>Home</title>"),
+        ("short", "Between the cat and the dog, which is larger?", "The dog", None, "A large dog and a small cat."),
+        ("short", "小猫与大狗相比，谁更大？", "大狗", None, "一只大狗和一只小猫。"),
+    ],
+)
+def test_keeps_right_ones_that_look_like_faults(type, question, answer, choices, caption):
+    language = "en" if question.isascii() else "zh"
+    item = {"type": type, "question": question, "answer": answer, "choices": choices, "caption": caption, "language": language}
+    assert find_fault(item) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Is he wearing glasses?", "Is she wearing glasses?"),
+        ("Is the segment A longer than 5 cm?", "Is the segment AB longer than 5 cm?"),
+        ("图中左边的男人是否戴着墨镜？", "图中左边的男人是否戴着黑墨镜？"),
+    ],
+)
+def test_a_letter_may_be_another_word(one, other):
+    items = [{"type": "judgement", "question": question, "answer": "No"} for question in (one, other)]
+    mark_repeats(items)
+    assert "fault" not in items[1]

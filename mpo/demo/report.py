@@ -96,7 +96,7 @@ Wilson intervals, a change of {100 * (share_after - share_before):+.1f} points. 
 {paired["lost"]} lost (exact McNemar test, p = {paired["p_value"]:.2g}).</p>
 <p>The control is plain fine-tuning (SFT) on the chosen completions alone, from the same model, with the same pairs, steps and rate:
 {percent(control["correct"], control["total"])}. {escape(verdict(numbers))} MPO's preference terms have a quarter
-of their published weight (<code>loss=mpo_light</code>): over three seeds that was as good as SFT, and the published weights were not.
+of their published weight (<code>loss=mpo_light</code>): over three seeds that was as good as SFT; the published weights were not.
 When preference terms help, and when they do not: docs/when-mpo-helps.md.</p>
 <p>The model first saw {settings.worked_examples:,} worked examples made of {settings.worked_sources} handwritten digits. It then
 sampled {settings.responses_per_question} responses to each of {settings.questions:,} further questions. Only the ground truth of

@@ -29,8 +29,9 @@ SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
 SHOWN_LINES, SHOWN_BYTES = 5, 4000
-OF_ANSWER = ("ground_truths", "tolerance", "unit")
-"""What is known of the answer to a question: where it is corrected, what models said to the question stays."""
+OF_ANSWER = ("ground_truths", "tolerance", "unit", "kind")
+"""What is known of the answer to a question: where it is corrected, what models said to the question stays, and they are asked
+again only where its prompt has changed with it."""
 
 
 class Job:

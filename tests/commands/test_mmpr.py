@@ -202,7 +202,8 @@ def test_a_corrected_answer_is_judged_again_and_nothing_is_asked(make, folder, m
     with StubServer() as stub:
         assert make(stub.url, text)[0] == 0
         asked = stub.asked
-        write(folder, [{**line, "answer": "17"} if line["id"] == "q3" else line for line in lines])
+        corrections = {"answer": "17", "kind": "number", "tolerance": 0.5}
+        write(folder, [line | corrections if line["id"] == "q3" else line for line in lines])
         judged.clear()
         assert make(stub.url, text)[0] == 0
         assert stub.asked == asked and [one.ground_truths for one in judged] == [["17"]] * 8

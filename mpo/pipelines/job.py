@@ -32,6 +32,8 @@ SHOWN_LINES, SHOWN_BYTES = 5, 4000
 OF_ANSWER = ("ground_truths", "tolerance", "unit", "kind")
 """What is known of the answer to a question: where it is corrected, what models said to the question stays, and they are asked
 again only where its prompt has changed with it."""
+_EARLIER = ((), OF_ANSWER[:3])
+"""What earlier versions left out of a record's hash, so that their folders go on."""
 
 
 class Job:
@@ -224,11 +226,17 @@ class Job:
                 look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in shown]}")
                 content = int(known[place, 0]) if place < len(known) and int(known[place, 1]) == look else 0
                 if not content:
-                    rest = {name: value for name, value in record.items() if name not in OF_ANSWER}
-                    if any(name in record for name in FILES) or shown:  # their contents, wherever they are
-                        rest = {name: value for name, value in rest.items() if name not in FILES}
-                        rest[""] = [content_hash(file) for file in shown]
-                    content = id_hash(json_line(rest, _content).decode()) or 1
+                    has_files = any(name in record for name in FILES) or bool(shown)  # their contents, wherever they are
+                    files = {"": [content_hash(file) for file in shown]} if has_files else {}
+
+                    def hashed(without: Sequence[str], record: Record = record, files: Record = files) -> int:
+                        left_out = {*without, *(FILES if files else ())}
+                        rest = {name: value for name, value in record.items() if name not in left_out}
+                        return id_hash(json_line({**rest, **files}, _content).decode()) or 1
+
+                    content = hashed(OF_ANSWER)
+                    if place < len(known) and known[place, 0] in {hashed(names) for names in _EARLIER}:
+                        known[place, 0] = content
             except BadStep:
                 raise
             except ValueError as error:

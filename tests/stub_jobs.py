@@ -35,14 +35,14 @@ def stub_job(url, folder, count=40, *, n=2, temperature=1.0, **settings):
     return Job([Sample(generator, n=n, temperature=temperature), Judge()], questions(count), folder, **settings)
 
 
-def run_stub_job(url, folder, count, workers=1, file_bytes=None, err=None):
+def run_stub_job(url, folder, count, workers=1, file_bytes=None, err=None, **settings):
     """Run it in a process of its own; `file_bytes` is the size at which its disk is full."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have had ignored
     if err:
         sys.stderr = open(err, "a", buffering=1)  # noqa: SIM115
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    stub_job(url, folder, count).run(workers=workers)
+    stub_job(url, folder, count, **settings).run(workers=workers)
 
 
 def contents(folder):

@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> Report:
             )
     if not models or not benchmarks:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
-        raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.")
+        hint = next(filter(None, (did_you_mean(one, FORMS) for one in named if not Path(one).exists())), "")
+        raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.{hint}")
     if (args.n or 1) == 1:
         _refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
     if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):

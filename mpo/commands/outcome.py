@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 from mpo.visible import visible
 
+IN_WORKER = re.compile(r"\ACaught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback .*\n(?:[\w.]+\.)?\1: ", re.DOTALL)
+"""What torch puts before the message of an error in a worker of a data loader: its traceback."""
 _NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -100,7 +103,7 @@ def user_errors(work: Callable[[], int], who: str = "") -> int:
             raise
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1
-        message = str(error)
+        message = IN_WORKER.sub("", str(error)).rstrip()
         if isinstance(error, OSError) and error.strerror is not None:
             message = f"{error.strerror}." if error.filename is None else f"{error.filename}: {error.strerror}."
             if isinstance(error, FileNotFoundError):

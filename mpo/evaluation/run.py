@@ -49,6 +49,8 @@ CHAIN = {
 MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.items()}}
 """How questions are asked: for the answer alone, or for a chain of thought that ends with it (the structure of InternVL 2.5's
 evaluation, arXiv 2412.05271, section 4; in other words)."""
+NOT_ASKED = {*OF_ANSWER} - {"kind"}
+"""What no prompt says of the answer."""
 GREEDY, SAMPLED = "greedy", "sampled"
 RESULTS, PAGE, JOBS, ANSWERS = "results.json", "report.html", "jobs", "answers.jsonl"
 
@@ -184,11 +186,12 @@ def evaluate(
         for benchmark, records in data.items():
             for mode in modes:
                 if progress:
-                    print(f"{model}, {benchmark}, {mode}", file=sys.stderr)
+                    number = len(records) * (1 + (k if sampling else 0))
+                    print(f"{model}, {benchmark}, {mode}: {number:,} responses", file=sys.stderr)
                 place = folders[model, benchmark, mode]
                 steps = [Respond(generator, mode=mode, field=GREEDY, temperature=0.0, **common)]
                 steps += [Respond(generator, mode=mode, field=SAMPLED, **sampling)] if sampling else []
-                asked = [{name: value for name, value in record.items() if name not in OF_ANSWER} for record in records]
+                asked = [{name: value for name, value in record.items() if name not in NOT_ASKED} for record in records]
                 Job(steps, asked, place).run(**runs)
                 answered = read(place / "output.jsonl")
                 ranks = _ranks(rankings, records, answered, place, retry_dropped=retry_dropped, progress=progress)
@@ -361,7 +364,7 @@ def units(rows: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
                 **{field: members[0][field] for field in ("subject", "cluster")},
                 "figures": {key: min(one[key] for one in each) for key in sorted(each[0])},
                 "unranked": {f"best by {name}" for row in members for name, ranks in row["ranks"].items() if not ranks},
-                "unparsable": any(not row[GREEDY] or row[GREEDY][0]["none"] for row in members),
+                "unparsable": {name: any(all(one["none"] for one in row[name]) for row in members) for name in (GREEDY, SAMPLED)},
                 "dropped": any(row["dropped"] for row in members),
             }
         )
@@ -378,7 +381,7 @@ def summarize(found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]], k:
             row = {"model": model, "benchmark": benchmark, "mode": mode, "figure": figure, "k": size}
             row |= {"correct": round(sum(scores), 6), "total": len(scores), "score": sum(scores) / len(scores)}
             row["interval"] = list(clustered_interval(scores, [unit["cluster"] for unit in each]))
-            row["unparsable"] = sum(unit["unparsable"] for unit in each)
+            row["unparsable"] = sum(unit["unparsable"][GREEDY if figure == "greedy" else SAMPLED] for unit in each)
             row["dropped"] = sum(unit["dropped"] or figure in unit["unranked"] for unit in each)
             if figure == "greedy":
                 row["subjects"] = by_subject(each)

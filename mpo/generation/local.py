@@ -39,6 +39,7 @@ from mpo.generation.generator import (
     whole_number,
 )
 from mpo.generation.steps import Sampler, StopTexts, TextStream, text_after
+from mpo.io import StoreError
 from mpo.models.family import known_family
 
 TILE_BUDGETS = ("prompt", "image")
@@ -177,6 +178,8 @@ class LocalGenerator:
         try:
             records = [_record(request, number) for number, request, _ in asked]
             sampled = self._sample(records, [samples for *_, samples in asked], decoding)
+        except StoreError:
+            raise
         except ValueError as error:
             if len(asked) > 1:
                 return [found for one in asked for found in self._answer([one], decoding)]

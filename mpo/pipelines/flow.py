@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpo.generation.generator import GenerationError, Request, Response, checked_requests, first_error, whole_number
+from mpo.io import StoreError
 from mpo.pipelines.ledger import NO_KEY, Ledger, key_of, request_hash
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ CONCURRENCY = 32
 """Requests at the same time to a generator that does not say how many it takes (`concurrency`)."""
 RECORDS_PER_REQUEST = 2
 """Records in hand at the same time, for each request at the same time: the next ones are ready when a response comes."""
+SAMPLES_PER_ITEM = 64
+"""Samples of a request that are asked for together: of more, those that have come are kept, and Ctrl-C waits for no others."""
 MAX_HELD = 4096
 """Maximum number of finished records that wait for an earlier one, so that memory does not grow with the data set."""
 
@@ -220,7 +223,7 @@ class Flow:
             if isinstance(found, Exception):
                 raise found
             return found
-        except BadStep:
+        except (BadStep, StoreError):
             raise
         except (Dropped, GenerationError, ValueError) as error:
             return error
@@ -264,7 +267,8 @@ class Flow:
 
     async def _ask_all(self, step: Step, queue: asyncio.Queue[_Asked | None]) -> None:
         """Send the requests of a queue to the step's generator until the queue ends, and keep every response as it comes."""
-        pending: dict[int, _Asked] = {}
+        pending: dict[int, tuple[_Asked, set[int]]] = {}  # what an item of the stream asks, and the samples that have not come
+        begun: set[_Asked] = set()
         first = await queue.get()
         if first is None:  # nothing is asked, for which no server is needed
             return
@@ -273,17 +277,23 @@ class Flow:
             number = 0
             asked: _Asked | None = first
             while asked is not None:
-                pending[number] = asked
-                if self._stopping:
-                    return
-                yield asked.request, asked.missing
-                number += 1
+                begun.add(asked)
+                for start in range(0, len(asked.missing), SAMPLES_PER_ITEM):
+                    if self._stopping:
+                        return
+                    samples = asked.missing[start : start + SAMPLES_PER_ITEM]
+                    pending[number] = asked, {*samples}
+                    yield asked.request, samples
+                    number += 1
                 asked = await queue.get()
 
         assert step.generator is not None
         settings = {"concurrency": self._concurrency, **step.sampling}
         async for number, sample, answer in step.generator.stream(items(), **settings):
-            asked = pending[number]
+            asked, samples = pending[number]
+            samples.remove(sample)
+            if not samples:
+                del pending[number]
             if isinstance(answer, Response):
                 # before anything else: what is paid for is on disk when the next one is asked
                 self._keep(answer, asked.keys[sample] if asked.keys else NO_KEY, {**asked.about, "sample": sample})
@@ -292,10 +302,10 @@ class Flow:
                 asked.errors[sample] = answer
             asked.left -= 1
             if not asked.left:
-                del pending[number]
+                begun.remove(asked)
                 if not asked.done.done():  # nobody waits after an error elsewhere
                     asked.done.set_result(None)
-        for asked in pending.values():
+        for asked in begun:
             asked.done.cancel()
         while not queue.empty():
             if (left := queue.get_nowait()) is not None:

@@ -29,8 +29,11 @@ SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
 SHOWN_LINES, SHOWN_BYTES = 5, 4000
-OF_ANSWER = ("ground_truths", "tolerance", "unit")
-"""What is known of the answer to a question: where it is corrected, what models said to the question stays."""
+OF_ANSWER = ("ground_truths", "tolerance", "unit", "kind")
+"""What is known of the answer to a question: where it is corrected, what models said to the question stays, and they are asked
+again only where its prompt has changed with it."""
+_EARLIER = ((), OF_ANSWER[:3])
+"""What earlier versions left out of a record's hash, so that their folders go on."""
 
 
 class Job:
@@ -44,7 +47,8 @@ class Job:
 
     A job is its steps, their classes and sampling, the records, and the contents of the images that the first step that asks shows,
     wherever these files lie. New records may come after the old ones. What records say of an answer (`OF_ANSWER`) may be corrected:
-    the output is then made again from the ledger, and so is output that was edited.
+    the output is then made again from the ledger, and so is output that was edited. Of `cheap` steps alone the records
+    themselves may change.
 
     Args:
         steps: the steps, in order.
@@ -222,11 +226,17 @@ class Job:
                 look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in shown]}")
                 content = int(known[place, 0]) if place < len(known) and int(known[place, 1]) == look else 0
                 if not content:
-                    rest = {name: value for name, value in record.items() if name not in OF_ANSWER}
-                    if any(name in record for name in FILES) or shown:  # their contents, wherever they are
-                        rest = {name: value for name, value in rest.items() if name not in FILES}
-                        rest[""] = [content_hash(file) for file in shown]
-                    content = id_hash(json_line(rest, _content).decode()) or 1
+                    has_files = any(name in record for name in FILES) or bool(shown)  # their contents, wherever they are
+                    files = {"": [content_hash(file) for file in shown]} if has_files else {}
+
+                    def hashed(without: Sequence[str], record: Record = record, files: Record = files) -> int:
+                        left_out = {*without, *(FILES if files else ())}
+                        rest = {name: value for name, value in record.items() if name not in left_out}
+                        return id_hash(json_line({**rest, **files}, _content).decode()) or 1
+
+                    content = hashed(OF_ANSWER)
+                    if place < len(known) and known[place, 0] in {hashed(names) for names in _EARLIER}:
+                        known[place, 0] = content
             except BadStep:
                 raise
             except ValueError as error:
@@ -245,7 +255,7 @@ class Job:
         if len(found) >= len(known) > 0:
             old, new = known[:, 0], found[: len(known), 0]
             changed = np.flatnonzero((old != new) & (old != 0) & (new != 0))
-            if changed.size:
+            if changed.size and not all(step.cheap for step in self.steps):
                 name = next(islice(self._read(), int(changed[0]), None))["id"]
                 raise ValueError(
                     f"{self.folder} is that of another job: records.digest: {changed.size} records, or their images, have changed; "

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -179,7 +178,6 @@ class _Writing:
         self._lock, self._ending = threading.Lock(), threading.Event()
         self._error: OSError | None = None
         self._written: str | None = None
-        self._shown = 0.0
         self._thread = threading.Thread(target=self._sync_always, daemon=True)
 
     def __enter__(self) -> _Writing:
@@ -210,9 +208,6 @@ class _Writing:
             self._failures.append(result)
             if len(self._failures) >= self._max_failures:
                 self.end()
-        if (now := time.monotonic()) - self._shown > SYNC_SECONDS:
-            self._shown = now
-            self._show(self._progress())
 
     def end(self) -> None:
         """Write the failures that wait, or refuse a part in which everything fails."""
@@ -252,6 +247,7 @@ class _Writing:
             except OSError as error:
                 self._error = error
                 return
+            self._show(self._progress())
 
     def _sync(self) -> None:
         """Flush everything to disk, and only then note how far it is."""

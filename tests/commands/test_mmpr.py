@@ -202,7 +202,8 @@ def test_a_corrected_answer_is_judged_again_and_nothing_is_asked(make, folder, m
     with StubServer() as stub:
         assert make(stub.url, text)[0] == 0
         asked = stub.asked
-        write(folder, [{**line, "answer": "17"} if line["id"] == "q3" else line for line in lines])
+        corrections = {"answer": "17", "kind": "number", "tolerance": 0.5}
+        write(folder, [line | corrections if line["id"] == "q3" else line for line in lines])
         judged.clear()
         assert make(stub.url, text)[0] == 0
         assert stub.asked == asked and [one.ground_truths for one in judged] == [["17"]] * 8
@@ -265,7 +266,15 @@ def test_step_by_step(folder, capsys):
         asked = stub.asked
         run("verify", "sampled", "--output", "strict")
         run("pair", "verified", "--output", "pairs", "--accuracy", "0.1", "0.9", "--max-pairs", "2")
-        assert stub.asked == asked
+        first, *rest = [json.loads(line) for line in (folder / "q.jsonl").read_text().splitlines()]
+        before, said = (folder / "pairs" / "output.jsonl").read_text(), read_json_lines("verified/output.jsonl")[0]["responses"][0]
+        write(folder, [{**first, "answer": said["answer"]}, *rest])  # a corrected answer goes through all steps
+        run("sample", stub.url, "q.jsonl", "--output", "sampled", "--limit", "10")
+        run("verify", "sampled", "--output", "verified", "--answer-format", "any")
+        for name in ("pairs", "anew"):
+            run("pair", "verified", "--output", name, "--accuracy", "0.1", "0.9", "--max-pairs", "2")
+        corrected, anew = ((folder / name / "output.jsonl").read_text() for name in ("pairs", "anew"))
+        assert before != corrected == anew and stub.asked == asked
         run("sample", stub.url, "q.jsonl", "--output", "told", "--n", "1", "--prompt", "plain")
         run("continue", stub.url, "told", "--output", "gone_on", "--ratio", "0.25")
         assert main(["mmpr", "pair", "strict", "--output", "none"]) == 2 and "in the format" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from mpo.evaluation.run import evaluate as evaluate_call
 from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer
 from mpo.generation.generator import Response
 from mpo.generation.local import LocalGenerator
+from mpo.models import add_fuser
 from mpo.schema import Question
 
 
@@ -52,6 +53,8 @@ def test_every_figure_is_from_the_same_responses(questions, tmp_path, capsys):
         questions.write_text("\n".join([json.dumps({**json.loads(first), "answer": said}), *rest]) + "\n")
         _, corrected = evaluate(capsys, *words)  # a corrected answer is no other question
         assert len(one.bodies) == asked and corrected["results"][0]["correct"] == results["results"][0]["correct"] + 1
+        questions.write_text("\n".join([json.dumps({**json.loads(first), "kind": "list"}), *rest]) + "\n")
+        assert evaluate(capsys, *words)[0] == 0 and len(one.bodies) == asked  # nor one of another kind, if it is asked alike
         questions.write_text("\n".join([first, *rest]) + "\n")
         assert evaluate(capsys, *words) == (0, results)
         _, refused = evaluate(capsys, *words[:-4], "--mode", "both")
@@ -161,6 +164,7 @@ def test_what_cannot_be_measured_is_refused(questions, tmp_path, capsys, change,
         (["mmvet", "m"], "judging"),
         (["http://127.0.0.1:1/v1", "other=./gone", "q.jsonl"], "./gone is not a folder"),  # before the first one is asked
         (["mathvistaa", "q.jsonl"], "'mathvista'"),
+        (["http://127.0.0.1:1/v1", "chart-qa"], "'chartqa'"),
     ],
 )
 def test_models_and_benchmarks_are_told_apart(tmp_path, capsys, words, named):
@@ -312,6 +316,18 @@ def test_choices_are_shown_with_their_letters(questions, tmp_path, capsys, asked
     assert (f"{asked}\nA. {choices[0]}\nB. {choices[1]}" in stub.bodies[0]["messages"][-1]["content"]) == listed
 
 
+def test_unparsable_is_of_the_responses_of_the_figure(questions):
+    """Of two questions the greedy responses have no answer; the samples of one have none either."""
+    about = {"subject": "", "ground_truths": ["1"], "dropped": False, "ranks": {}, "classes": [None, 1]}
+    one = {"text": "", "reason": "", "score": 0.0, "none": True}
+    rows = [
+        {**about, "id": name, "group": name, "cluster": name, "greedy": [one], "sampled": [one, {**one, "none": none}]}
+        for name, none in (("a", True), ("b", False))
+    ]
+    found = {row["figure"]: row["unparsable"] for row in summarize({("m", "b", "cot"): rows}, 2)["results"]}
+    assert found == {"greedy": 2, "majority": 1, "pass": 1}
+
+
 @pytest.mark.parametrize("score", [1.0, 0.8])
 def test_questions_of_one_image_are_no_evidence(questions, score):
     """A model that is right, or nearly so, about all 40 questions: of 40 images better, of one image not shown."""
@@ -381,6 +397,13 @@ def test_an_adapter_against_its_base(questions, tmp_path, capsys, internvl, proc
     assert {row["model"] for row in results["results"] if row["figure"] == "best by reward"} == {"tuned"}
     status, error = evaluate(capsys, models[0], *words, "--base", tmp_path / "base")
     assert status == 2 and "--base" in error and str(models[0]) in error
+    config = tmp_path / "tuned" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(tmp_path / "base")}))
+    fused = tmp_path / "fused"
+    for part in (add_fuser(copy.deepcopy(internvl), layers=1), processor):
+        part.save_pretrained(fused)
+    status, error = evaluate(capsys, *models, *words, "--base", fused)  # whose shapes fit
+    assert status == 2 and all(name in error for name in (str(fused), "internvl_mmfuser", str(tmp_path / "base")))
 
 
 def test_videos(tmp_path, capsys, internvl, processor):

@@ -121,6 +121,22 @@ def test_ctrl_c_waits_for_what_is_on_its_way(whole, tmp_path):
     assert contents(folder) == contents(whole[0])
 
 
+def test_many_samples_of_one_question_are_kept_as_they_come(tmp_path):
+    """Ctrl-C does not wait for the last of them, and the next run asks for the others only."""
+    with StubServer(delay=0.02) as stub:
+        process = started(stub.url, tmp_path / "job", 1, n=1280)
+        when_asked(stub, 6, lambda: os.kill(process.pid, signal.SIGINT))
+        process.join()
+        kept = len(read_json_lines(tmp_path / "job" / "ledger.jsonl"))
+        assert process.exitcode == 1 and 0 < kept < 1280
+        stub.poison, stub.delay = None, 0
+        stub_job(stub.url, tmp_path / "job", 1, n=1280).run()
+        both, stub.asked = stub.asked, 0
+        stub_job(stub.url, tmp_path / "whole", 1, n=1280).run()
+        assert stub.asked == both
+    assert contents(tmp_path / "job") == contents(tmp_path / "whole")
+
+
 def test_a_full_disk(whole, tmp_path):
     folder, err = tmp_path / "job", tmp_path / "err"
     with StubServer() as stub:

@@ -1,6 +1,7 @@
 """What belongs to a job, and what is refused: other settings, contents, edited files, steps that are not written as one."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -211,6 +212,24 @@ def test_images_that_are_replaced(shown, server):
     (shown / "job" / ".job.records").write_bytes(b"edited")
     look(shown, server).run()
     assert {*opened} == {str(shown / f"{number}.png") for number in range(3)} and server.asked == asked
+
+
+@pytest.mark.parametrize("earlier", [(), ("ground_truths", "tolerance", "unit")])
+def test_a_folder_of_an_earlier_version_goes_on(shown, server, monkeypatch, earlier):
+    """Also where its images are read again; and from then on answers may be corrected in it."""
+    lines = [{**json.loads(line), "answer": "3", "kind": "number"} for line in (shown / "q.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (shown / "q.jsonl").write_text(text)
+    with monkeypatch.context() as before:
+        before.setattr("mpo.pipelines.job.OF_ANSWER", earlier)
+        look(shown, server).run()
+    asked = server.asked
+    for number in range(3):
+        os.utime(shown / f"{number}.png", (1, 1))
+    look(shown, server).run()
+    (shown / "q.jsonl").write_text(text.replace('"3"', '"4"', 1).replace('"number"', '"list"', 1))
+    look(shown, server).run()
+    assert server.asked == asked and read(shown / "job")[0]["ground_truths"] == ["4"]
 
 
 def test_a_ledger_of_other_settings_has_no_response(server, tmp_path):

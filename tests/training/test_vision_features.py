@@ -12,10 +12,12 @@ from ranks import run_on_ranks
 from small_runs import LORA, KillAt, difference, in_fork, record, small_run
 from small_sft import small_sft
 from support import TEXTS, image_pairs, make_image, perturbed
+from torch.utils.data import DataLoader
 
 import mpo.training.features.use as use
 from mpo import MPOTrainer
 from mpo.commands import main
+from mpo.commands.outcome import user_errors
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.images import _OncePerImage
 from mpo.encoding.keys import image_key
@@ -25,7 +27,7 @@ from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import find_tower
 from mpo.preflight.dry_run import feature_lines
 from mpo.training.checkpoint import latest_checkpoint
-from mpo.training.features.cache import FeatureCache, feature_files
+from mpo.training.features.cache import FeatureCache, checked_features, feature_files, open_features
 from mpo.training.reference.fingerprint import Fingerprint
 
 
@@ -551,6 +553,25 @@ def test_damage_stops_a_run_that_skips_bad_records(tmp_path):
         path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match="not a file of vision features"):
         small_run(tmp_path, **settings).train()
+
+
+def test_damage_is_no_fault_of_a_question_or_a_worker(tmp_path, capsys):
+    """No question is dropped for it, which would count as wrong; of a worker's error only the message is shown."""
+    trainer = small_run(tmp_path)
+    for part in (trainer.model, trainer.processing_class):
+        part.save_pretrained(tmp_path / "start")
+    words = ("--vision-feature-cache", str(tmp_path / "features"))
+    _evaluated(tmp_path, capsys, tmp_path / "start", "whole", *words)
+    path = min(feature_files(next((tmp_path / "features").iterdir())))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(AssertionError, match=f"mpo: error: {path} is not a file of vision features"):
+        _evaluated(tmp_path, capsys, tmp_path / "start", "damaged", *words)
+
+    def in_worker():
+        return len([*DataLoader([0], num_workers=1, collate_fn=lambda _: checked_features(open_features(path, HERE)))])
+
+    assert user_errors(in_worker) == 2
+    assert capsys.readouterr().err.startswith(f"mpo: error: {path} is not a file of vision features")
 
 
 def test_a_file_of_another_model_is_refused_by_name(tmp_path):

@@ -1,7 +1,7 @@
 """Remove temporary files and damaged shards, merge small shards.
 
 Temporary files of killed runs, damaged shards and invalid log-probs (verify lists them) are removed, and small shards
-merged. Shards with other settings and files not written by mpo are never touched. Removed entries are computed again
+of log-probs merged. Shards with other settings and files not written by mpo are never touched. Removed entries are computed again
 by the next run that needs them. Training runs may continue at the same time.
 """
 

@@ -162,6 +162,8 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
     tensors = _read_adapter(folder, config)
     named = base or config.base_model_name_or_path
     _check_base(None if named == "None" else named, folder, given=base is not None)
+    if base is not None and config.base_model_name_or_path not in (None, "None", base):
+        _check_kind(base, config.base_model_name_or_path, folder)
     return Trained(folder, named, named, config, tensors)
 
 
@@ -261,6 +263,25 @@ def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
             f"reachable name on the Hub.{fix}"
         ) from error
     _refuse_quantised(read_json(path), name)
+
+
+def _check_kind(base: str, own: str, folder: Path) -> None:
+    """Refuse a base of another kind than the adapter's own, where that can still be found."""
+    try:
+        cached_file(own, "config.json", local_files_only=True)
+        there, here = (_kinds(model_config(name)) for name in (own, base))
+    except (OSError, TypeError, ValueError):
+        return
+    if there != here:
+        raise ValueError(
+            f"The adapter in {folder} was trained on {own}, a model of {' with '.join(there)}, and the base {base} is one of "
+            f"{' with '.join(here)}. Give a copy of its own base with --base."
+        )
+
+
+def _kinds(config: Any) -> list[str]:
+    parts = (config, getattr(config, "vision_config", None), getattr(config, "text_config", None))
+    return [part.model_type for part in parts if part is not None]
 
 
 def _refuse_quantised(config: Mapping[str, Any], name: str) -> None:

@@ -109,8 +109,8 @@ generator = ServerGenerator(ADDRESS, concurrency=2)
 # ## Three questions, step by step
 #
 # `Sample` asks, `Verify` judges. Each is a function from records to records, so that you can look before you pay
-# for thousands. Green responses are right, red ones wrong. `mpo.pipelines.mmpr.pair.Pair` would now pair each
-# green one with each red one.
+# for thousands. Green responses are right, red ones wrong, and grey ones have no last line with an answer.
+# `mpo.pipelines.mmpr.pair.Pair` would now pair each green one with each red one.
 
 # %%
 questions = list(load_questions(folder / "questions.jsonl", limit=3))

@@ -2,7 +2,7 @@
 
     python examples/train_mpo.py MODEL PAIRS.jsonl RUN_DIR
 
-MODEL is a folder or a name on the Hub (OpenGVLab/InternVL3-1B-hf). A line of PAIRS.jsonl:
+MODEL is a folder or a name on the Hub (OpenGVLab/InternVL3-1B-Instruct). A line of PAIRS.jsonl:
 {"image": "a.png", "question": "...", "chosen": "...", "rejected": "..."}
 """
 

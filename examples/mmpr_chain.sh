@@ -6,6 +6,7 @@
 # MODEL is a folder. A line of QUESTIONS.jsonl: {"image": "a.png", "question": "...", "answer": "..."}
 # The same command goes on after any interruption. On a GPU, vllm serve MODEL is the faster server. PORT, N, TOKENS: see below.
 set -eu
+[ $# -ge 3 ] || { sed -n 's/^#  *//p' "$0" >&2 && exit 2; }
 model=$(realpath "$1") questions=$(realpath "$2") folder=$3 port=${PORT:-8123}
 shift 3
 mkdir -p "$folder"

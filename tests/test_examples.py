@@ -87,6 +87,19 @@ def test_a_script_is_short_and_is_run_here(script):
     assert f'"{script.name}"' in Path(__file__).read_text()
 
 
+@pytest.mark.parametrize("name", [script.name for script in SCRIPTS if script.name != "custom_matcher.py"])
+def test_a_script_without_words_says_how_it_is_called(name, python):
+    """The one that is left out hands its words to mpo mmpr."""
+    if name.endswith(".sh"):
+        done = subprocess.run(["sh", EXAMPLES / name], capture_output=True, text=True)
+        said, status = done.stderr, done.returncode
+    else:
+        with pytest.raises(SystemExit) as stop:
+            python(name)
+        said, status = stop.value.code, 1
+    assert f"examples/{name} " in said and status and "set -eu" not in said
+
+
 @pytest.mark.slow
 def test_mpo(python, files):
     python("train_mpo.py", "model", "pairs.jsonl", "run")

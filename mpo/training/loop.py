@@ -206,7 +206,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
-    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> torch.optim.lr_scheduler.LRScheduler:
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Make the schedule of the learning rate, as transformers' `Trainer` does, and warn when its only step has the rate 0."""
         if (reason := self.args.learns_nothing(num_training_steps)) is not None and self.lr_scheduler is None:
             logger.warning(reason)

@@ -187,7 +187,7 @@ closing.close()  # ends the server
 # ## Next
 #
 # * Train on them:
-#   `mpo train data=mmpr data.meta=pairs-notebook/mmpr/meta.json model.name_or_path=pairs-notebook/model`, or
-#   [2_train.ipynb](2_train.ipynb).
+# `mpo train data=mmpr data.meta=pairs-notebook/mmpr/meta.json model.name_or_path=pairs-notebook/model trainer.global_batch_size=8`
+#   or [2_train.ipynb](2_train.ipynb).
 # * Questions without a known answer have a route of their own (`mpo mmpr continue`), and reading pairs before
 #   training is [3_data.ipynb](3_data.ipynb).

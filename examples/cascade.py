@@ -30,7 +30,7 @@ def reward(completions, known, **_):  # 1 for a right answer in the format that 
     return [float(one.verdict == "correct") for one in judged]
 
 
-run, path, output, *words = sys.argv[1:]
+run, path, output, *words = sys.argv[1:] if len(sys.argv) >= 4 else sys.exit(__doc__)
 settings = {name: json.loads(value) for name, _, value in (word.partition("=") for word in words)}
 args, loaded = GRPOConfig(output, importance_sampling_level="sequence", report_to="none", **settings), load_model(run)
 data = Dataset.from_list([row(question) for question in load_questions(path)]).cast_column("images", List(Image()))

@@ -32,7 +32,7 @@ class SimPO(PairLoss):
 
 
 LOSSES["simpo"] = (SimPO, lambda settings: SimPO(settings.beta))
-model, pairs, run_dir = sys.argv[1:]
+model, pairs, run_dir = sys.argv[1:] if len(sys.argv) == 4 else sys.exit(__doc__)
 args = MPOConfig(run_dir, loss_type=["simpo", "sft"], loss_weights=[1.0, 0.1], beta=2.0, report_to="none")
 trainer = MPOTrainer(model=model, args=args, train_dataset=load_preferences(pairs))
 trainer.train()

@@ -9,6 +9,7 @@
 #     NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 examples/many_nodes.sh experiment=internvl3_38b ... run_dir=/shared/first
 #     NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 examples/many_nodes.sh experiment=internvl3_38b ... run_dir=/shared/first
 set -eu
+[ $# -ge 1 ] || { sed -n 's/^#  *//p' "$0" >&2 && exit 2; }
 if [ -n "${SLURM_JOB_ID:-}" ]; then # ranks and addresses come from the job
     exec srun --kill-on-bad-exit=1 mpo train "$@"
 fi

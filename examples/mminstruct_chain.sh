@@ -7,6 +7,7 @@
 # images and writes the instructions, such as http://localhost:8000/v1. MODEL is the folder or name of the model to train.
 # The same command goes on after any interruption. N: samples of a question.
 set -eu
+[ $# -ge 4 ] || { sed -n 's/^#  *//p' "$0" >&2 && exit 2; }
 images=$(realpath "$1") server=$2 model=$3 folder=$4
 shift 4
 mkdir -p "$folder"

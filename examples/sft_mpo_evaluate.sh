@@ -7,6 +7,7 @@
 # rejected, one of QUESTIONS.jsonl image, question and answer. The same command goes on after any interruption. METHOD and LR: the stage of
 # SFT and the learning rate of MPO. The evaluation looks for its questions in the training data; FOLDER/results/report.html shows it.
 set -eu
+[ $# -ge 5 ] || { sed -n 's/^#  *//p' "$0" >&2 && exit 2; }
 model=$1 chats=$2 pairs=$3 questions=$4 folder=$5
 shift 5
 mpo sft method="${METHOD:-internvl2_5_stage2}" model.name_or_path="$model" data.path="$chats" run_dir="$folder/sft" "$@"

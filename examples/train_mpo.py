@@ -2,7 +2,7 @@
 
     python examples/train_mpo.py MODEL PAIRS.jsonl RUN_DIR
 
-MODEL is a folder or a name on the Hub (OpenGVLab/InternVL3-1B-hf). A line of PAIRS.jsonl:
+MODEL is a folder or a name on the Hub (OpenGVLab/InternVL3-1B-Instruct). A line of PAIRS.jsonl:
 {"image": "a.png", "question": "...", "chosen": "...", "rejected": "..."}
 """
 
@@ -11,7 +11,7 @@ import sys
 from mpo import MPOConfig, MPOTrainer
 from mpo.data import load_preferences
 
-model, pairs, run_dir = sys.argv[1:]
+model, pairs, run_dir = sys.argv[1:] if len(sys.argv) == 4 else sys.exit(__doc__)
 trainer = MPOTrainer(
     model=model,
     args=MPOConfig(run_dir, per_device_train_batch_size=2, report_to="none"),

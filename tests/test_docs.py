@@ -79,6 +79,16 @@ def test_every_option_of_the_tables_composes(page):
     assert len(chosen) > 10 < len(keys)
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_models_of_the_hub_are_those_that_recipes_start_from(page):
+    """InternVL3-1B has been through MPO: as the start of a comparison with a run from InternVL3-1B-Instruct it would mislead."""
+    starts = {
+        line for path in (ROOT / "recipes" / "model").glob("*.yaml") for line in re.findall(r"OpenGVLab/\S+", path.read_text())
+    }
+    code = [*re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL), *map(" ".join, commands(page))]
+    assert {name for text in code for name in re.findall(r"OpenGVLab/[\w.-]+", text)} <= starts
+
+
 def options(row):
     """The inline code of a row that is nothing but `key=value`, and the fields of MPOConfig in Python."""
     codes = [code.split() for code in re.findall(r"`([^`]*)`", row)]
@@ -88,9 +98,9 @@ def options(row):
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name in RUN], ids=lambda page: page.stem)
 def test_the_python_runs(page, tmp_path, monkeypatch, request):
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)):
-        if "OpenGVLab/InternVL3-1B-hf" in block:
+        if "OpenGVLab/InternVL3-1B-Instruct" in block:
             files = request.getfixturevalue("files")
-            block = block.replace("OpenGVLab/InternVL3-1B-hf", str(files / "model"))
+            block = block.replace("OpenGVLab/InternVL3-1B-Instruct", str(files / "model"))
             monkeypatch.chdir(files)
         script = tmp_path / f"{number}.py"
         script.write_text(block)
@@ -107,19 +117,43 @@ def test_other_python_compiles_and_its_imports_are_there(page):
             exec(ast.unparse(node), {})
 
 
+def texts(tree):
+    """The texts of a module that are no docstrings; what is put into an f-string is `…`."""
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
 def test_every_message_is_in_the_code():
-    """Each part between two `…` is in one text of the code."""
-    texts = {
-        " ".join(node.value.split())
-        for path in (*(ROOT / "mpo").rglob("*.py"), *(ROOT / "losses").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+    """A quoted message is in one text of the code, its `…` where that puts something in."""
+    files = [*(ROOT / "mpo").rglob("*.py"), *(ROOT / "losses").rglob("*.py")]
+    known = "\n".join(" ".join(text.split()) for path in files for text in texts(ast.parse(path.read_text())))
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     messages = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
-    parts = [part for message in messages for part in message.split("…") if part.strip()]
     assert len(messages) > 20
-    assert not [part for part in parts if not any(part.strip() in text for text in texts)]
+    patterns = [".*…".join(re.escape(part) for part in message.split("…")) for message in messages]
+    missing = [pattern for pattern in patterns if not re.search(pattern, known)]
+    assert not missing
+
+
+SECTIONS = ("trainer", "model", "data", "peft", "launch", "train_parts", "samples")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_setting_named_in_the_text_is_one(page):
+    """Inline `section.key` and `section.key=value` of a recipe of pairs or of conversations; whether a value fits is not asked."""
+    found = re.findall(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_0-9.]+)(?:=[^`\s]+)?`", page.read_text())
+    for key in sorted(set(found)):
+        said = [""] * 2
+        for place, task in enumerate(("train", "sft")):
+            try:
+                check_job(task, "model.name_or_path=model", f"{key}=null")
+            except ValueError as error:
+                said[place] = str(error)
+        assert not all("Unknown key" in one for one in said), said
 
 
 @pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="needs zensical")

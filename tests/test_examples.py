@@ -15,9 +15,14 @@ from support import make_image
 from told import tell
 from torch.distributed.elastic.utils.distributed import get_free_port
 
+from mpo.data import load_questions
+from mpo.demo.stages import train_on_examples
 from mpo.io import read_json_lines
 from mpo.losses import PairLogps
 from mpo.losses.mixture import LOSSES
+from mpo.models.small import small_internvl, small_processor
+from mpo.pipelines.mmpr.sample import Sample, asked_of
+from mpo.pipelines.step import to_record
 from mpo.verification import MATCHERS, match
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -26,6 +31,7 @@ ON_CPU = ["trainer.use_cpu=true", "trainer.bf16=false", "trainer.max_steps=1", "
 MODULES = {
     "mpo": "mpo",
     "torchrun": "torch.distributed.run",
+    "transformers": "transformers.cli.transformers",
 }
 SRUN = """#!/bin/sh
 # Slurm's variables for two nodes of one task, which are processes here.
@@ -39,10 +45,11 @@ pytestmark = pytest.mark.skipif(not SCRIPTS, reason="the examples are not here")
 
 
 @pytest.fixture
-def here(files, monkeypatch):
+def here(files, monkeypatch, interpreter):
     """The folder of a small model, `pairs.jsonl` and commands that run in this environment's Python; also the current one."""
+    monkeypatch.setenv("PYTHON_EXEC", interpreter)  # of the ranks
     (files / "bin").mkdir()
-    programs = {name: f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n' for name, module in MODULES.items()}
+    programs = {name: f'#!/bin/sh\nexec {shlex.quote(interpreter)} -m {module} "$@"\n' for name, module in MODULES.items()}
     programs |= {"srun": SRUN, "scontrol": "#!/bin/sh\nprintf 'localhost\\nlocalhost\\n'\n"}
     for name, text in programs.items():
         (files / "bin" / name).write_text(text)
@@ -77,7 +84,20 @@ def write_lines(path, lines):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_a_script_is_short_and_is_run_here(script):
     assert len(script.read_text().splitlines()) < 40
-    assert f'"{script.name}"' in Path(__file__).read_text() or script.name == "mmpr_chain.sh"  # not yet run by a test
+    assert f'"{script.name}"' in Path(__file__).read_text()
+
+
+@pytest.mark.parametrize("name", [script.name for script in SCRIPTS if script.name != "custom_matcher.py"])
+def test_a_script_without_words_says_how_it_is_called(name, python):
+    """The one that is left out hands its words to mpo mmpr."""
+    if name.endswith(".sh"):
+        done = subprocess.run(["sh", EXAMPLES / name], capture_output=True, text=True)
+        said, status = done.stderr, done.returncode
+    else:
+        with pytest.raises(SystemExit) as stop:
+            python(name)
+        said, status = stop.value.code, 1
+    assert f"examples/{name} " in said and status and "set -eu" not in said
 
 
 @pytest.mark.slow
@@ -140,6 +160,42 @@ def test_a_job(python, tmp_path, capsys):
     with StubServer() as stub:
         python("sample_questions.py", stub.url, questions, tmp_path / "job")
     assert "3 in the output" in capsys.readouterr().out
+
+
+@pytest.fixture
+def undecided(here):
+    """Questions about an image, and a model that answers each with 5 or 9, as likely, in the form of MMPR's prompt."""
+    lines = [{"image": "a.png", "question": f"What is the sum? ({one})", "answer": 5} for one in range(4)]
+    questions = load_questions(write_lines(here / "questions.jsonl", lines))
+    asked = [asked_of(Sample(None).requests(to_record(question))[0])["question"] for question in questions]
+    texts = [f"2 plus 3.\nI add.\nFinal answer: {answer}" for answer in (5, 9)]
+    processor = small_processor([*asked, *texts], image_size=32, patch_size=16, max_patches=1)
+    model = small_internvl(processor, hidden_size=32, layers=1, vision_hidden_size=32, vision_layers=1)
+    examples = [{"image": "a.png", "question": one.replace("<image>\n", ""), "text": text} for one in asked for text in texts]
+    settings = {"max_steps": 80, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "disable_tqdm": True}
+    train_on_examples(model, processor, examples, here / "undecided", **settings)
+    return here
+
+
+@pytest.mark.slow
+def test_from_questions_to_mpo_with_a_server(undecided):
+    """`transformers serve` answers; the pairs are of its right and wrong answers; it has ended before the model is trained."""
+    pytest.importorskip("fastapi")
+    words = ["mmpr_chain.sh", "undecided", "questions.jsonl", "chain", *ON_CPU]
+    own = {"PORT": str(get_free_port()), "N": "8", "TOKENS": "24", "LIMIT": "8"}
+    shell(*words, **own)
+    (path,) = (undecided / "chain/mmpr/annotations").glob("*correctness_rules.jsonl")  # others are about the format
+    assert {(pair["chosen"][-1], pair["rejected"][-1]) for pair in read_json_lines(path)} == {("5", "9")}
+    assert (undecided / "chain/run/model.safetensors").is_file()
+    assert "Application shutdown complete" in (undecided / "chain/server.log").read_text()
+
+
+def test_no_other_server_is_asked(here):
+    with StubServer() as stub:
+        words = ["sh", EXAMPLES / "mmpr_chain.sh", "model", "pairs.jsonl", "chain"]
+        port = stub.url.rpartition(":")[2].partition("/")[0]
+        done = subprocess.run(words, env=os.environ | {"PORT": port}, capture_output=True, text=True)
+        assert done.returncode == 1 and f"Port {port} has a server already" in done.stderr
 
 
 @pytest.mark.slow

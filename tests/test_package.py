@@ -39,12 +39,12 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_the_readmes_python_runs(files, monkeypatch):
     """Both blocks, with the model's name replaced by a small model's folder."""
     training, losses = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert "OpenGVLab/InternVL3-1B-hf" in training
+    assert "OpenGVLab/InternVL3-1B-Instruct" in training
     script = files / "readme.py"
-    script.write_text(training.replace("OpenGVLab/InternVL3-1B-hf", str(files / "model")))
+    script.write_text(training.replace("OpenGVLab/InternVL3-1B-Instruct", str(files / "model")))
     monkeypatch.chdir(files)
     runpy.run_path(str(script), run_name="__main__")
-    assert (files / "runs" / "first").is_dir()
+    assert (files / "runs" / "python" / "model.safetensors").is_file()
 
     names = {"chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens"}
     scope = {name: torch.ones(1) for name in names}

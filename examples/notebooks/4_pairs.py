@@ -109,8 +109,8 @@ generator = ServerGenerator(ADDRESS, concurrency=2)
 # ## Three questions, step by step
 #
 # `Sample` asks, `Verify` judges. Each is a function from records to records, so that you can look before you pay
-# for thousands. Green responses are right, red ones wrong. `mpo.pipelines.mmpr.pair.Pair` would now pair each
-# green one with each red one.
+# for thousands. Green responses are right, red ones wrong, and grey ones have no last line with an answer.
+# `mpo.pipelines.mmpr.pair.Pair` would now pair each green one with each red one.
 
 # %%
 questions = list(load_questions(folder / "questions.jsonl", limit=3))
@@ -187,7 +187,7 @@ closing.close()  # ends the server
 # ## Next
 #
 # * Train on them:
-#   `mpo train data=mmpr data.meta=pairs-notebook/mmpr/meta.json model.name_or_path=pairs-notebook/model`, or
-#   [2_train.ipynb](2_train.ipynb).
+# `mpo train data=mmpr data.meta=pairs-notebook/mmpr/meta.json model.name_or_path=pairs-notebook/model trainer.global_batch_size=8`
+#   or [2_train.ipynb](2_train.ipynb).
 # * Questions without a known answer have a route of their own (`mpo mmpr continue`), and reading pairs before
 #   training is [3_data.ipynb](3_data.ipynb).

@@ -96,7 +96,13 @@ def run(args: argparse.Namespace) -> Report:
     if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
         _refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
     for model in filter(None, [*named, args.reference]):
-        if not re.match("https?://", model, re.IGNORECASE) and not is_adapter(model):
+        if re.match("https?://", model, re.IGNORECASE):
+            continue
+        if is_adapter(model):
+            from mpo.models.export.trained import open_trained
+
+            open_trained(Path(model), base=args.base)  # now, not once all questions were asked of the models before it
+        else:
             try:
                 with opening(model):
                     cached_file(model, "config.json")

@@ -180,6 +180,8 @@ def work_lines(work: Workload, args: Any, ranks: int) -> list[str]:
         f"{'about ' * (measured < work.total)}{tokens:,} tokens and {tiles:,} tiles in all epochs{once}",
         f"rows: {work.layout}" + (f", because {work.padded_because}" if work.padded_because else ""),
     ]
+    if (reason := args.learns_nothing(work.steps)) is not None:
+        lines.append(f"WARNING: {reason}")
     if measured < work.total:
         lines.append(
             f"measured on {measured:,} records, evenly spaced (dry_run_records); the longest record may not be one of them"

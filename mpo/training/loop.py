@@ -1,6 +1,7 @@
 """The training loop that trainers of pairs and of conversations share: what is logged, and how a run starts and stops."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,8 @@ from mpo.training.resuming import PLAN, Resumes
 from mpo.training.same_run import check_same_run, description
 from mpo.training.samples.callback import UsesTrainer
 from mpo.training.start import adds_router_loss
+
+logger = logging.getLogger(__name__)
 
 
 class Loop(LoadsBatches, Evaluates, Resumes):
@@ -206,6 +209,12 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         with self._attention():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Make the schedule of the learning rate, as transformers' `Trainer` does, and warn when its only step has the rate 0."""
+        if (reason := self.args.learns_nothing(num_training_steps)) is not None and self.lr_scheduler is None:
+            logger.warning(reason)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._guard.check()

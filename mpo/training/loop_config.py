@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from transformers.optimization import get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available
 
 from mpo.batching.sampler import BALANCE_SLOTS
@@ -257,3 +258,17 @@ class LoopConfig(_Base):  # type: ignore[misc]
         """Learning rates of the parts that have their own (`mpo.models.parts`), by name."""
         given = {part: getattr(self, f"{part}_learning_rate") for part in PARTS}
         return {part: float(rate) for part, rate in given.items() if rate is not None}
+
+    def learns_nothing(self, steps: int) -> str | None:
+        """Return why a run of so many optimizer steps leaves the model as it is, or None: a warm-up's first step has the rate 0."""
+        if steps != 1:
+            return None
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        warmup = self.get_warmup_steps(steps)
+        if any(get_scheduler(self.lr_scheduler_type, optimizer, warmup, steps, self.lr_scheduler_kwargs).get_last_lr()):
+            return None
+        return (
+            f"The run is one step, whose learning rate is 0, as the warm-up begins with it (warmup_steps={self.warmup_steps:g}): "
+            "the model stays as it is. Take fewer records in a step (global_batch_size in a recipe, gradient_accumulation_steps in "
+            "Python), more epochs, or warmup_steps=0."
+        )

@@ -406,6 +406,14 @@ def test_an_adapter_against_its_base(questions, tmp_path, capsys, internvl, proc
     assert status == 2 and all(name in error for name in (str(fused), "internvl_mmfuser", str(tmp_path / "base")))
 
 
+def test_a_run_that_cannot_be_opened_is_named_before_anything_is_asked(questions, tmp_path, capsys):
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-3" / "config.json").write_text("{}")
+    with StubServer() as stub:
+        status, said = evaluate(capsys, f"start={stub.url}", f"mpo={tmp_path / 'run'}", questions, "--output", tmp_path / "out")
+        assert status == 2 and "Give one of its folders: checkpoint-3" in said and not stub.bodies
+
+
 def test_videos(tmp_path, capsys, internvl, processor):
     """A video is shown, scored by its log-probs, and a frame of it is on the page."""
     av = pytest.importorskip("av")

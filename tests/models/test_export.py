@@ -442,6 +442,8 @@ def test_bases_that_are_refused(processor, base, lora, tmp_path):
         export(lora, tmp_path / "out", base=str(other), progress=False)
     with pytest.raises(ValueError, match=f"base {lora}"):
         export(lora, tmp_path / "out", base=str(lora), progress=False)
+    with pytest.raises(ValueError, match="no folder .*nowhere. Give that of a run"):
+        export(tmp_path / "nowhere", tmp_path / "out", progress=False)
     with pytest.raises(ValueError, match="nowhere"):
         export(lora, tmp_path / "out", base=str(tmp_path / "nowhere"), progress=False)
     quantised = shutil.copytree(base, tmp_path / "quantised")

@@ -46,6 +46,16 @@ def weights(trainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.parametrize(("schedule", "warmup", "moves"), [("linear", 0.05, False), ("linear", 0, True), ("constant", 0.05, True)])
+def test_a_run_of_one_step_says_when_it_learns_nothing(processor, internvl, tmp_path, caplog, schedule, warmup, moves):
+    model = copy.deepcopy(internvl)
+    trainer = build(tmp_path, model, processor, image_pairs(4), lr_scheduler_type=schedule, warmup_steps=warmup)
+    before = weights(trainer)
+    trainer.train()
+    assert any(not torch.equal(before[name], value) for name, value in weights(trainer).items()) == moves
+    assert ("whose learning rate is 0" in caplog.text) != moves
+
+
 def test_logs(processor, internvl, tmp_path):
     trainer = build(tmp_path, internvl, processor, image_pairs(8), eval_dataset=image_pairs(3), eval_strategy="epoch")
     trainer.train()

@@ -143,6 +143,8 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
             json.loads((folder / "trainer_state.json").read_text())
         except (OSError, ValueError):
             raise ValueError(f"{folder} is incomplete (trainer_state.json is missing or cut off). {EARLIER}") from None
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}. Give that of a run, a checkpoint of one, or an adapter.")
     if not (folder / CONFIG_NAME).exists():
         if not (folder / "config.json").exists():
             inside = sorted({path.parent.name for name in (CONFIG_NAME, "config.json") for path in folder.glob(f"*/{name}")})

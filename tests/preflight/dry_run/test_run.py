@@ -55,6 +55,13 @@ def test_the_page(page, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.log"]  # Hydra's, empty
 
 
+def test_a_run_that_is_one_step_of_the_warm_up(page):
+    """Six pairs in one step, whose rate is 0; without a warm-up, or with a second epoch, there is a rate."""
+    assert "steps: 1 of 6 pairs" in (text := page("trainer.global_batch_size=256")) and "whose learning rate is 0" in text
+    for other in ("trainer.warmup_steps=0", "trainer.num_train_epochs=2"):
+        assert "learning rate is 0" not in page("trainer.global_batch_size=256", other)
+
+
 def test_one_record_as_the_model_sees_it(page):
     """One tile is four image tokens. The completion's end of turn is labelled; the template's newline after it is left out."""
     record = page().split("As the model sees it")[1]

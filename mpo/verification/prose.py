@@ -40,7 +40,7 @@ _ABOUT = (
     r"|the number|the year|year|with|大约|约)\W{1,3}){0,3}$"
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means)"
+    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means|in total)"
     r"|=|≈|:|：|是|为|有|等于|得|需要?|共)\W{0,4}" + _ABOUT,
     re.IGNORECASE,
 )
@@ -48,13 +48,13 @@ _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, 
 _NO_ANSWER = re.compile(
     r"(?i)(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
     r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
-    r"|at most|up to|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
+    r"|at most|up to|out of|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
     r"|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
     r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out|After"
     r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
 )
 _REJECTED = re.compile(
-    r"(?i)\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b"
+    r"(?i)\W{0,3}(?:\s?\w{1,12}){0,2}(?:\s(?:is|was)|(?<=that)['’]s)(?:n['’]t| not| wrong| incorrect| too)\b"
     r"|\s(?:decimal|significant)\b|\s?\((?:wrong|incorrect)\b"
 )
 _REASON = re.compile(

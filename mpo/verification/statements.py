@@ -56,7 +56,7 @@ STATEMENT = re.compile(
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
     r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-J]\b))"
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
-    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-JＡ-Ｊ])"
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-JＡ-Ｊ])|(?:错误|不?正确|不?符合)[^，。\n]{0,8}的是(?=\s?[A-JＡ-Ｊ](?:[。\n]|$))"
 )
 _A = re.compile(r"(?m)^[ \t*]{0,4}A(?:ns|nswer)?\.?[*]{0,2}[:：][*]{0,2}[ \t]*(?=\S)([^\n]{1,80})$")
 """The line of an answer in a text of questions (`Q:`) and answers; of a choice it would be the first one."""
@@ -66,8 +66,8 @@ _IS_CORRECT = re.compile(
     r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
     r"[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
-    r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))"
-    r"|(?:是|为)?正确)"
+    r"(?:correct\b|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)|most[ \t](?:appropriate|likely|accurate|suitable))"
+    r"|(?:fits|matches)[ \t](?:better|best)\b|(?:是|为)?正确)"
 )
 _IS_LETTER = re.compile(
     r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-JＡ-Ｊ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
@@ -179,7 +179,7 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
 
 def trimmed(sentence: str) -> str:
     """An answer without a reason in brackets, decoration and the full stop."""
-    kept = re.sub(r"\s*\((?:because|since|as|i\.e\.)[^()]{0,400}\)\s*$", "", sentence.strip())
+    kept = re.sub(r"\s*\((?:because|since|as|i\.e\.|approx\w*|about|rounded|see)(?![\w(])[^()]{0,400}\)\s*$", "", sentence.strip())
     return undress(kept).strip(" \t。.;,*_") or sentence.strip()
 
 

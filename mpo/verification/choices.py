@@ -21,11 +21,11 @@ _LEAD = (
     r"|(?:it|this)(?:\s{1,3}(?:is|must be|should be|would be)|['’]s)\s{1,3}){0,4}"
 )
 _ALONE = re.compile(
-    rf"{_LEAD}[(\[（【<_]?\s*({_LETTER})\s*[)\]）】>_]?(?:选项)?\s*[.:：、,，。;!)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
+    rf"{_LEAD}[(\[（【<_]?\s*({_LETTER})\s*[)\]）】>_]?(?:选项)?\s*[.．:：、,，。;!)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))(?:[\s.:：、,，。*]|-(?!\d))*(?=\S)(?!(?-i:[A-J])(?:[,，、]|\s(?:and|or)\b))"
+    rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).．:：、,，。\]]|\s[-–—]\s))(?:[\s.．:：、,，。*]|-(?!\d))*(?=\S)(?!(?-i:[A-J])(?:[,，、]|\s(?:and|or)\b))"
 )
 _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(

@@ -210,7 +210,10 @@ def _lists_choices(text: str) -> bool:
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
-    if re.search(r"(?<!\w)\(?[A-J]\)?\s(?:or|and)\s(?:option\s)?\(?[A-J]\)?(?!\w)", kept[-1]):
+    ending = re.split(r",\s(?:(?:even )?though|although|while)\b", kept[-1], maxsplit=1)[0]
+    decided = ending.rpartition(", ")[2]
+    part = decided if _ENDS_IN_LETTER.search(decided) else ending  # "It could be A or B, but I say B."
+    if re.search(r"(?<!\w)\(?[A-J]\)?\s(?:or|and)\s(?:option\s)?\(?[A-J]\)?(?!\w)", part):
         return no_answer("it names several choices")
     listed = _lists_choices(whole)
     copied = [
@@ -235,10 +238,10 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     if said is not None and [read_yes_no(choice) for choice in choices or ()] in ([said, not said], [not said, said]):
         return Extraction("AB"[[read_yes_no(choice) for choice in choices or ()].index(said)], "opening")
     if (
-        (found := _ENDS_IN_LETTER.search(kept[-1]))
-        and not REFUSAL.search(kept[-1])
-        and not NEGATED.search(kept[-1][max(0, found.start() - 12) : found.start(1)].replace("，", ",").rpartition(",")[2])
-        and not re.search(DOUBT, kept[-1][: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
+        (found := _ENDS_IN_LETTER.search(ending))
+        and not REFUSAL.search(ending)
+        and not NEGATED.search(ending[max(0, found.start() - 12) : found.start(1)].replace("，", ",").rpartition(",")[2])
+        and not re.search(DOUBT, ending[: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
         and (chosen := named_choice(found[1], choices, "conclusion"))
     ):
         return chosen

@@ -67,6 +67,9 @@ _SETTING = re.compile(
 )
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
 ASKS_YEAR = re.compile(r"\byear\b|\bwhen\b|哪一?年", re.IGNORECASE)
+_MONTH_AND_DAY = re.compile(
+    r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.? \d{1,2}(?:st|nd|rd|th)?,? (?=[12]\d{3}\b)"
+)
 _BRACKET = re.compile(r"(?<=\s)\((?!or\b)[^()]*\)(?!\s*[=*/+^-])")
 _SO = re.compile(
     r"(?is).*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
@@ -130,6 +133,8 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
     plain = plain_sentence(sentence)
     if not numbers_in(plain) or (_HYPOTHETICAL.search(plain) and not numbers_in(_SETTING.sub("", plain))):
         return None
+    if year:
+        plain = _MONTH_AND_DAY.sub("", plain)
     if re.search(r"\d(?::| : )\d", plain):  # a ratio or a time
         return ""
     for aside in (_SO, _SETTING, _BRACKET, _REASON):
@@ -153,7 +158,7 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
         pool = [number for number in fresh if verb is _COPULA or number not in paired]
         after = [number for number in pool if verb.search(plain[max(0, number[0] - 40) : number[0]])]
         chosen = chosen or (after[-1] if after else None)
-    total = re.compile(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b")
+    total = re.compile(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b(?!\W{1,3}\d)")
     chosen = next((number for number in fresh if total.match(plain, number[1])), chosen)
     chosen = chosen or next((number for number in fresh if number not in paired), fresh[0])
     if chosen in paired:

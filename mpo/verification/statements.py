@@ -89,7 +89,7 @@ _OF_OTHERS = re.compile(
 )
 CORRECTED = re.compile(
     r"(?m)\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
-    r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose))?"
+    r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose)|[^\n]{0,200}?\b(?:so|hence|thus|therefore))?"
     r"[ \t]\(?([A-J])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
@@ -233,7 +233,7 @@ def letters_of(indices: frozenset[int]) -> str:
 
 def _number(sentence: str, kind: str) -> str | None:
     """The number that a statement states; empty where it hedges between two; None where there is none."""
-    for text in (sentence.strip("*_ .。"), trimmed(sentence.replace("**", "").strip())):
+    for text in (trimmed(sentence.replace("**", "").strip()), sentence.strip("*_ .。")):
         prose = re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)
         if read_number(text) is not None or (is_expression(text) and not prose):
             return text

@@ -46,7 +46,7 @@ def _items(text: str) -> tuple[list[str], bool]:
     if (inline := re.findall(r"(?:^|\s)[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
         text = re.sub(r"(?:^|\s)[(（]\d{1,2}[)）]\s", "\n", text)
     text = re.sub(rf"(?m)^{MARKER}", "\n", text)
-    if re.search("[;；]", text) and not re.search(r"(?<!\d),|,(?!\d)", text):  # 1,5; 2,5
+    if re.search("[;；]", text) and not re.search(r"[(\[{]|(?<!\d),|,(?!\d)", text):  # 1,5; 2,5
         text = re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", text)
     parts, depth, start = [], 0, 0
     for found in re.finditer(r"[\[({]|[\])}]|[;,，、；\n]|\s(?:and|or|&)\s|[和与或]", text):

@@ -61,12 +61,12 @@ STATEMENT = re.compile(
 _A = re.compile(r"(?m)^[ \t*]{0,4}A(?:ns|nswer)?\.?[*]{0,2}[:：][*]{0,2}[ \t]*(?=\S)([^\n]{1,80})$")
 """The line of an answer in a text of questions (`Q:`) and answers; of a choice it would be the first one."""
 _IS_CORRECT = re.compile(
-    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|think|believe|所以|因此)[,，]?[ \t])"
+    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|think|believe|but|所以|因此)[,，]?[ \t])"
     r"[*_\"]{0,3}(?:the[ \t])?(?:(?:options?|choices?|answers?|选项)[ \t]?)?"
     r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
     r"[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
-    r"(?:correct\b|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)|most[ \t](?:appropriate|likely|accurate|suitable))"
+    r"(?:(?:correct|answer)\b|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)|most[ \t](?:appropriate|likely|accurate|suitable))"
     r"|(?:fits|matches)[ \t](?:better|best)\b|(?:是|为)?正确)"
 )
 _IS_LETTER = re.compile(
@@ -88,9 +88,9 @@ _OF_OTHERS = re.compile(
     rf"|\b(?:if|not|isn't|cannot)\b[^\n.,]{{0,20}}$|{DOUBT}"
 )
 CORRECTED = re.compile(
-    r"(?m)\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
-    r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose)|[^\n]{0,200}?\b(?:so|hence|thus|therefore))?"
-    r"[ \t]\(?([A-J])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
+    r"(?m)(?:\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
+    r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose)|[^\n]{0,200}?\b(?:so|hence|thus|therefore))?[ \t]"
+    r"|(?:不对|等等|更正|其实)[^\n]{0,30}?[是为选][ \t]?)\(?([A-J])\)?(?=\W{0,3}$|[.,;，。；]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 _OPENING_MATH = re.compile(r"\$([^$]{1,400})\$(?=[.,;]?(?:\s+[A-Z]|\s*$))")
@@ -198,7 +198,7 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
     if (named := read_choice(tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
         return Extraction(letters_of(named.indices), method)
     for part in (
-        undress(text),
+        undress(text.rstrip(" .。")),
         _ENDS.split(text, maxsplit=1)[0],
         re.split(r"[.,;，。；]\s|\bbecause\b|\bsince\b|[。，；]", text, maxsplit=1)[0],
     ):

@@ -36,7 +36,7 @@ _TOKEN = re.compile(r"</?s>|<eo[a-z]>|<\|[\w ]{1,30}\|>|<(?:bos|eos|pad|(?:start
 """A special token of a model that stands in its text: `</s>`, `<|im_end|>`."""
 _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q)[ \t]?\d{0,3}[*]{0,2}[:：]")
 """Where a response asks the next question by itself."""
-_ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*"\w{1,40}"\s*:\s*"?([^"{}\[\],:]{1,400})"?\s*\}(?:\s*```)?')
+_ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*+"\w{1,40}"\s*+:\s*+"?+([^"{}\[\],:]{1,400}+)"?+\s*+\}(?:\s*+```)?')
 """A JSON object of one plain value, whatever its name."""
 _AGAIN = re.compile(
     r"(?i)(?:[.!?…,;:。，；\n—–-]|\bbut)\s*(?:不对|等等|更正|其实|不(?=[,，])|no,? wait|wait|oops|actually|correction|scratch that|no(?=[,:])|I now (?:think|believe))\W{1,4}"

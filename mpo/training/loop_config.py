@@ -208,8 +208,8 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 raise ValueError(f"{name} must be finite and at least 0; got {rate}.")
         if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
             raise ValueError(
-                f"max_steps={self.max_steps} with num_train_epochs={self.num_train_epochs} trains nothing. Set max_steps to 1 or more, or "
-                "num_train_epochs above 0 with max_steps=-1."
+                f"max_steps={self.max_steps} with num_train_epochs={self.num_train_epochs} trains nothing. Set max_steps to 1 or "
+                "more, or num_train_epochs above 0 with max_steps=-1."
             )
         if not 0.0 <= self.max_bad_fraction < 1.0:
             raise ValueError(f"max_bad_fraction must be at least 0 and below 1; got {self.max_bad_fraction}.")

@@ -149,7 +149,9 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     for place, choice in enumerate(choices):
         words = normalize(choice)
         for start in _places(plain, words) if len(words) > 1 or not words.isalpha() else ():
-            rejected = re.match(r" (?:(?:is|are|was|were) (?:wrong|incorrect|not)|(?:is|are|was|were)nt)\b", plain[start + len(words) :])
+            rejected = re.match(
+                r" (?:(?:is|are|was|were) (?:wrong|incorrect|not)|(?:is|are|was|were)nt)\b", plain[start + len(words) :]
+            )
             if rejected or _NOT.search(plain[max(0, start - 30) : start]):
                 negated = True
             else:

@@ -30,7 +30,8 @@ from mpo.verification.texts import read_yes_no
 _DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
 _UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
-    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so|thus|hence|therefore|with|leaves|leaving|clearly|obviously|definitely|probably)[ \t]{0,2}"
+    r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|(?:go(?:ing)?|continues?|left|agree) with|leaves|leaving)|['’]s|[:：，,]|是|选)"
+    r"[ \t]{0,2}"
     r"[*\"']{0,3}([(（]?[A-JＡ-Ｊ][)）]?)[*\"']{0,3}[.!。．]?$"
 )
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
@@ -116,7 +117,9 @@ _SEQUENCE = re.compile(
     r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
 )
 _SAYS = re.compile(
-    r"(?:\b(?:is|are|was|were|reads|says|shows|(?:I|I['’]d) (?:would )?(?:say|think|guess|believe)(?! that| .*\b(?:is|are)\b)(?: it['’]s)?)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|(?:(?<!不)是|为)(?:一[只个条张辆件位座台棵朵头匹])?)((?:[^\s是为]++\s?){1,8}+)$"
+    r"(?:\b(?:is|are|was|were|reads|says|shows|(?:I|I['’]d) (?:would )?(?:say|think|guess|believe)(?! that| .*\b(?:is|are)\b)"
+    r"(?: it['’]s)?)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|(?:(?<!不)是|为)(?:一[只个条张辆件位座台棵朵头匹])?)"
+    r"((?:[^\s是为]++\s?){1,8}+)$"
 )
 
 
@@ -133,7 +136,11 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         ends = f"{sentences[0]}\n{sentences[-1]}"
         if REFUSAL.search(ends):
             return no_answer("refusal")
-        none = re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b|没有(?!足够|提供|给出|办法|显示|明确|答案|正确|信息)", ends, re.IGNORECASE)
+        none = re.search(
+            r"\bthere (?:are|is|were|was) (?:no|not any)\b|没有(?!足够|提供|给出|办法|显示|明确|答案|正确|信息)",
+            ends,
+            re.IGNORECASE,
+        )
         return Extraction("0", "opening") if none else no_answer("no number")
 
     def value(shown: str | None) -> Fraction | None:

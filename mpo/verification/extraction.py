@@ -39,8 +39,10 @@ _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q
 _ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*+"\w{1,40}"\s*+:\s*+"?+([^"{}\[\],:]{1,400}+)"?+\s*+\}(?:\s*+```)?')
 """A JSON object of one plain value, whatever its name."""
 _AGAIN = re.compile(
-    r"(?i)(?:[.!?…,;:。，；\n—–-]|\bbut)\s*(?:不对|等等|更正|其实|不(?=[,，])|no,? wait|wait|oops|actually|correction|scratch that|no(?=[,:])|I now (?:think|believe))\W{1,4}"
-    r"(?:(?:it|that|this|the (?:correct )?answer)(?:['’]s| is| should be| must be)|there are|make (?:it|that)|应?该?[是为有])?\s?(\S.{0,40}?)[\s.!*。]*$"
+    r"(?i)(?:[.!?…,;:。，；\n—–-]|\bbut)\s*(?:不对|等等|更正|其实|不(?=[,，])|no,? wait|wait|oops|actually|correction"
+    r"|scratch that|no(?=[,:])|I now (?:think|believe))\W{1,4}"
+    r"(?:(?:it|that|this|the (?:correct )?answer)(?:['’]s| is| should be| must be)|there are|make (?:it|that)"
+    r"|应?该?[是为有])?\s?(\S.{0,40}?)[\s.!*。]*$"
 )
 """A response that ends by correcting itself with a number."""
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")

@@ -66,7 +66,8 @@ _IS_CORRECT = re.compile(
     r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
     r"[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
-    r"(?:(?:correct|answer)\b|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)|most[ \t](?:appropriate|likely|accurate|suitable))"
+    r"(?:(?:correct|answer)\b|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)"
+    r"|most[ \t](?:appropriate|likely|accurate|suitable))"
     r"|(?:fits|matches)[ \t](?:better|best)\b|(?:是|为)?正确)"
 )
 _IS_LETTER = re.compile(
@@ -90,7 +91,8 @@ _OF_OTHERS = re.compile(
 CORRECTED = re.compile(
     r"(?m)(?:\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
     r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose)|[^\n]{0,200}?\b(?:so|hence|thus|therefore))?[ \t]"
-    r"|(?:不对|等等|更正|其实)[^\n]{0,30}?[是为选][ \t]?)\(?([A-J])\)?(?=\W{0,3}$|[.,;，。；]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
+    r"|(?:不对|等等|更正|其实)[^\n]{0,30}?[是为选][ \t]?)"
+    r"\(?([A-J])\)?(?=\W{0,3}$|[.,;，。；]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 _OPENING_MATH = re.compile(r"\$([^$]{1,400})\$(?=[.,;]?(?:\s+[A-Z]|\s*$))")

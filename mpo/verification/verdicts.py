@@ -119,7 +119,12 @@ def restated(response: str, asked: str) -> bool | None:
     sentences = sentences_of(response[:20_000])
     for sentence in (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1]):
         following = iter(content_words(sentence))
-        if not _UNDECIDED.search(sentence) and wanted and all(word in following for word in wanted) and not REFUSAL.search(sentence):
+        if (
+            not _UNDECIDED.search(sentence)
+            and wanted
+            and all(word in following for word in wanted)
+            and not REFUSAL.search(sentence)
+        ):
             return not _NEGATION.search(sentence)
     return None
 

@@ -285,7 +285,13 @@ def test_long_texts_take_no_time(kind):
         match(text, "12", kind)
 
 
-SHORT = ["是" + "字" * 340, "It is " + "word, " * 60 + "\x01", "答案是" + "是的 " * 90, '{"a":' + " " * 380 + '"', "no, " * 95 + "7 8"]
+SHORT = [
+    "是" + "字" * 340,
+    "It is " + "word, " * 60 + "\x01",
+    "答案是" + "是的 " * 90,
+    '{"a":' + " " * 380 + '"',
+    "no, " * 95 + "7 8",
+]
 
 
 def test_short_texts_end():

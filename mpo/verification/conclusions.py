@@ -30,8 +30,8 @@ from mpo.verification.texts import read_yes_no
 _DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
 _UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
-    r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|(?:go(?:ing)?|continues?|left|agree) with|leaves|leaving)|['’]s|[:：，,]|是|选)"
-    r"[ \t]{0,2}"
+    r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|(?:go(?:ing)?|continues?|left|agree) with|leaves|leaving)"
+    r"|['’]s|[:：，,]|是|选)[ \t]{0,2}"
     r"[*\"']{0,3}([(（]?[A-JＡ-Ｊ][)）]?)[*\"']{0,3}[.!。．]?$"
 )
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")

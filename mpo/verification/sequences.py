@@ -218,8 +218,7 @@ def read_boxes(text: str) -> list[Box] | None:
         groups = [bare]
     if not groups or len(groups) > MOST_BOXES or any(len(group) != 4 for group in groups):
         return None
-    boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in groups]
-    return boxes
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in groups]
 
 
 def overlap(one: Box, other: Box) -> float:

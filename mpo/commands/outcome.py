@@ -108,6 +108,8 @@ def user_errors(work: Callable[[], int], who: str = "") -> int:
             message = f"{error.strerror}." if error.filename is None else f"{error.filename}: {error.strerror}."
             if isinstance(error, FileNotFoundError):
                 message += " Check that the file exists and that its path is correct."
+            elif isinstance(error, FileExistsError):
+                message += " Give another path, or move what has this name."
             elif error.filename is None:
                 message += " MPO_TRACEBACK=1 shows where it happens."
         print(visible(f"mpo: error: {who}{message}"), file=sys.stderr)

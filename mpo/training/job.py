@@ -196,14 +196,17 @@ class TrainJob(TrainedModel):
         check_sampling(given.get("every", 100), given.get("max_new_tokens", 256), given.get("temperature", 0.0))
         if given.get("image_root") and not (given.get("path") or given.get("questions")):
             raise ValueError("samples.image_root needs samples.path, which is not set. Set it or remove samples.image_root.")
-        idle = self.trainer.get("eval_strategy", "no") == "no" and (not given.get("count", 4 if given else 0) or given.get("path"))
+        strategy = self.trainer.get("eval_strategy", "no")
+        if strategy != "no" and self.eval_data() is None:
+            raise ValueError(f"trainer.eval_strategy={strategy} needs data to evaluate on. Set data.eval_path, or leave it out.")
+        idle = strategy == "no" and (not given.get("count", 4 if given else 0) or given.get("path"))
         if idle and self.data.get("eval_path"):
             raise ValueError(
                 "data.eval_path is set, but nothing reads it: trainer.eval_strategy=no, and no samples of it are taken. Set "
                 "trainer.eval_strategy=steps (or samples.count), or leave data.eval_path out."
             )
         named = "every=evaluation" if given.get("every") == WITH_EVALUATIONS else given.get("questions") and "questions"
-        if named and self.trainer.get("eval_strategy", "no") == "no":
+        if named and strategy == "no":
             raise ValueError(f"samples.{named} needs evaluations. Set trainer.eval_strategy=steps, and data.eval_path.")
 
     def check_packages(self, args: LoopConfig) -> None:

@@ -204,6 +204,14 @@ class LoopConfig(_Base):  # type: ignore[misc]
             )
 
     def _check_fractions(self) -> None:
+        for name in ("learning_rate", *(name for name in self.__dataclass_fields__ if name.endswith("_learning_rate"))):
+            if (rate := getattr(self, name)) is not None and not 0.0 <= rate < float("inf"):
+                raise ValueError(f"{name} must be finite and at least 0; got {rate}.")
+        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
+            raise ValueError(
+                f"max_steps={self.max_steps} with num_train_epochs={self.num_train_epochs} trains nothing. Set max_steps to 1 or "
+                "more, or num_train_epochs above 0 with max_steps=-1."
+            )
         if not 0.0 <= self.max_bad_fraction < 1.0:
             raise ValueError(f"max_bad_fraction must be at least 0 and below 1; got {self.max_bad_fraction}.")
         if self.max_bad_fraction != MAX_BAD_FRACTION and self.on_bad_record == "raise":

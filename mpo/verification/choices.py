@@ -21,11 +21,11 @@ _LEAD = (
     r"|(?:it|this)(?:\s{1,3}(?:is|must be|should be|would be)|['’]s)\s{1,3}){0,4}"
 )
 _ALONE = re.compile(
-    rf"{_LEAD}[(\[（【<_]?\s*({_LETTER})\s*[)\]）】>_]?(?:选项)?\s*[.:：、,，。;!)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
+    rf"{_LEAD}[(\[（【<_]?\s*({_LETTER})\s*[)\]）】>_]?(?:选项)?\s*[.．:：、,，。;!)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).:：、,，。\]]|\s[-–—]\s))(?:[\s.:：、,，。*]|-(?!\d))*(?=\S)"
+    rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).．:：、,，。\]]|\s[-–—]\s))(?:[\s.．:：、,，。*]|-(?!\d))*(?=\S)(?!(?-i:[A-J])(?:[,，、]|\s(?:and|or)\b))"
 )
 _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(
@@ -110,7 +110,7 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
                 and (same_choice(number, texts[letter]) or same_choice(number.rstrip(" %"), texts[letter]))
             )
             if texts and letter < len(texts) and len(rest) < 120 and not others and not agrees:
-                named = named_inside(re.split(r"(?<=[a-z])[.;]\s", rest)[0], texts)
+                named = named_inside(re.split(r"(?<=[a-z])[.;]\s|,\s(?:if|unlike|whereas)\b", rest)[0], texts)
                 told_otherwise = named.method == "text" and not any(REFUSAL.search(texts[place]) for place in named.indices)
                 if told_otherwise and letter not in named.indices and normalize(texts[letter]) not in normalize(rest):
                     return Named(frozenset(), clash)
@@ -149,7 +149,9 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     for place, choice in enumerate(choices):
         words = normalize(choice)
         for start in _places(plain, words) if len(words) > 1 or not words.isalpha() else ():
-            rejected = re.match(r" is (?:wrong|incorrect|not\b)", plain[start + len(words) :])
+            rejected = re.match(
+                r" (?:(?:is|are|was|were) (?:wrong|incorrect|not)|(?:is|are|was|were)nt)\b", plain[start + len(words) :]
+            )
             if rejected or _NOT.search(plain[max(0, start - 30) : start]):
                 negated = True
             else:

@@ -30,8 +30,9 @@ from mpo.verification.texts import read_yes_no
 _DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
 _UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
-    r"(?:\b(?:is|be|say|guess|choose|pick|think)|['’]s|[:：，,]|是|选|so)[ \t]{0,2}"
-    r"[*\"']{0,3}([(（]?[A-JＡ-Ｊ][)）]?)[*\"']{0,3}[.!。]?$"
+    r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|(?:go(?:ing)?|continues?|left|agree) with|leaves|leaving)"
+    r"|['’]s|[:：，,]|是|选)[ \t]{0,2}"
+    r"[*\"']{0,3}([(（]?[A-JＡ-Ｊ][)）]?)[*\"']{0,3}[.!。．]?$"
 )
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
 _NOT_AMONG = re.compile(
@@ -41,9 +42,15 @@ _NOT_AMONG = re.compile(
 _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
 
 
+_CUT = re.compile(r"(?:\b(?:is|are|was|were|equals?|the|of|to|and|or|by|so|with|for|from|that|which|because)|[=+×])$")
+"""The end of a sentence that goes no further: `so the area equals`."""
+
+
 def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """The answer of a response that states none in a known form."""
     whole = _DESPITE.sub(lambda found: "" if REFUSAL.search(found[0]) or _UNSURE.search(found[0]) else found[0], whole) or whole
+    if _CUT.search(whole) and len(whole.split()) > 5:
+        return no_answer("unfinished reasoning")
     if kind == "choice":
         return _unstated_choice(whole, choices, asked)
     kept = sentences_of(whole)
@@ -64,7 +71,7 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
     if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
         return Extraction(parts[0].strip(" $"), "conclusion")
     if kind in {"number", "chart", "math"}:
-        if read_number(whole) is not None:
+        if read_number(whole) is not None or re.fullmatch(r"\$\d+!\$\.?", whole):
             return Extraction(whole, "whole")
         first, _, later = whole.partition("\n")
         if later and read_number(first) is not None and len(first.split()) < 4 and "=" not in first:
@@ -110,7 +117,9 @@ _SEQUENCE = re.compile(
     r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
 )
 _SAYS = re.compile(
-    r"(?:\b(?:is|are|was|were|reads|says|shows)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|[是为])((?:[^\s是为]{1,40}\s?){1,8})$"
+    r"(?:\b(?:is|are|was|were|reads|says|shows|(?:I|I['’]d) (?:would )?(?:say|think|guess|believe)(?! that| .*\b(?:is|are)\b)"
+    r"(?: it['’]s)?)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|(?:(?<!不)是|为)(?:一[只个条张辆件位座台棵朵头匹])?)"
+    r"((?:[^\s是为]++\s?){1,8}+)$"
 )
 
 
@@ -127,7 +136,11 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         ends = f"{sentences[0]}\n{sentences[-1]}"
         if REFUSAL.search(ends):
             return no_answer("refusal")
-        none = re.search(r"\bthere (?:are|is|were|was) (?:no|not any)\b", ends, re.IGNORECASE)
+        none = re.search(
+            r"\bthere (?:are|is|were|was) (?:no|not any)\b|没有(?!足够|提供|给出|办法|显示|明确|答案|正确|信息)",
+            ends,
+            re.IGNORECASE,
+        )
         return Extraction("0", "opening") if none else no_answer("no number")
 
     def value(shown: str | None) -> Fraction | None:
@@ -174,7 +187,7 @@ def _result(sentence: str) -> Fraction | None:
 
 
 _LETTER = re.compile(
-    r"(?<![\w'’])(?:([B-HJ])|(A)(?=\s(?:is|was|has)\b|[)\"'.,;:]|\W*$))(?![\w'’])|(?<=[a-z]\s)(?<!\b[Ii]s\s)(A)(?=\s[a-z])"
+    r"(?<![\w'’])(?:([B-HJ])|(A)(?=\s(?:is|was|has)\b|[)\"'.,;:]|\W*$))(?![\w'’+#])|(?<=[a-z]\s)(?<!\b[Ii]s\s)(A)(?=\s[a-z])"
 )
 
 
@@ -204,7 +217,10 @@ def _lists_choices(text: str) -> bool:
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
-    if re.search(r"(?<!\w)\(?[A-J]\)?\s(?:or|and)\s(?:option\s)?\(?[A-J]\)?(?!\w)", kept[-1]):
+    ending = re.split(r",\s(?:(?:even )?though|although|while)\b", kept[-1], maxsplit=1)[0]
+    decided = ending.rpartition(", ")[2]
+    part = decided if _ENDS_IN_LETTER.search(decided) else ending  # "It could be A or B, but I say B."
+    if re.search(r"(?<!\w)\(?[A-J]\)?\s(?:or|and)\s(?:option\s)?\(?[A-J]\)?(?!\w)", part):
         return no_answer("it names several choices")
     listed = _lists_choices(whole)
     copied = [
@@ -229,10 +245,10 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     if said is not None and [read_yes_no(choice) for choice in choices or ()] in ([said, not said], [not said, said]):
         return Extraction("AB"[[read_yes_no(choice) for choice in choices or ()].index(said)], "opening")
     if (
-        (found := _ENDS_IN_LETTER.search(kept[-1]))
-        and not REFUSAL.search(kept[-1])
-        and not NEGATED.search(kept[-1][max(0, found.start() - 12) : found.start(1)].replace("，", ",").rpartition(",")[2])
-        and not re.search(DOUBT, kept[-1][: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
+        (found := _ENDS_IN_LETTER.search(ending))
+        and not REFUSAL.search(ending)
+        and not NEGATED.search(ending[max(0, found.start() - 12) : found.start(1)].replace("，", ",").rpartition(",")[2])
+        and not re.search(DOUBT, ending[: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
         and (chosen := named_choice(found[1], choices, "conclusion"))
     ):
         return chosen

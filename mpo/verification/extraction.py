@@ -13,6 +13,7 @@ from dataclasses import replace
 from mpo.verification.choices import read_choice
 from mpo.verification.conclusions import unstated_answer
 from mpo.verification.matching import check_rules
+from mpo.verification.number import read_number
 from mpo.verification.prose import REFUSAL, sentences_of
 from mpo.verification.statements import (
     CORRECTED,
@@ -35,6 +36,15 @@ _TOKEN = re.compile(r"</?s>|<eo[a-z]>|<\|[\w ]{1,30}\|>|<(?:bos|eos|pad|(?:start
 """A special token of a model that stands in its text: `</s>`, `<|im_end|>`."""
 _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q)[ \t]?\d{0,3}[*]{0,2}[:：]")
 """Where a response asks the next question by itself."""
+_ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*+"\w{1,40}"\s*+:\s*+"?+([^"{}\[\],:]{1,400}+)"?+\s*+\}(?:\s*+```)?')
+"""A JSON object of one plain value, whatever its name."""
+_AGAIN = re.compile(
+    r"(?i)(?:[.!?…,;:。，；\n—–-]|\bbut)\s*(?:不对|等等|更正|其实|不(?=[,，])|no,? wait|wait|oops|actually|correction"
+    r"|scratch that|no(?=[,:])|I now (?:think|believe))\W{1,4}"
+    r"(?:(?:it|that|this|the (?:correct )?answer)(?:['’]s| is| should be| must be)|there are|make (?:it|that)"
+    r"|应?该?[是为有])?\s?(\S.{0,40}?)[\s.!*。]*$"
+)
+"""A response that ends by correcting itself with a number."""
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
@@ -75,7 +85,11 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
         if "/" not in marks[-1][0]:
             return no_answer("unfinished reasoning")
         text = text[marks[-1].end() :]
+    if only := _ONLY_VALUE.fullmatch(text.strip()):
+        text = only[1]
     kind = kind or ("choice" if choices is not None else None)
+    if kind in {"number", "chart", "math"} and (again := _AGAIN.search(text[-200:])) and read_number(again[1]) is not None:
+        return Extraction(again[1], "conclusion")
     if (following := _NEXT.search(text)) and re.search(r"\w", text[: following.start()]):  # the model goes on with another one
         first = find_answer(text[: following.start()], kind, choices, asked)
         if first.answer is not None or first.reason == "refusal":

@@ -166,7 +166,7 @@ def _detect(ground_truth: str) -> str:
         return "choice"
     if len(truth) < (12 if truth.isascii() else 4) and read_yes_no(truth) is not None and " " not in truth:
         return "yes_no"
-    if read_number(truth) is not None:
+    if (number := read_number(truth)) is not None and not (number.unit and read_date(truth)):
         return "expression" if "=" in truth else "number"
     if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and (boxes := read_boxes(truth)) and all(a < c and b < d for a, b, c, d in boxes):
         return "box"

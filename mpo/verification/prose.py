@@ -40,7 +40,7 @@ _ABOUT = (
     r"|the number|the year|year|with|大约|约)\W{1,3}){0,3}$"
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means)"
+    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means|in total)"
     r"|=|≈|:|：|是|为|有|等于|得|需要?|共)\W{0,4}" + _ABOUT,
     re.IGNORECASE,
 )
@@ -48,14 +48,14 @@ _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, 
 _NO_ANSWER = re.compile(
     r"(?i)(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
     r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
-    r"|at most|up to|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
-    r"|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
+    r"|at most|up to|out of|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
+    r"|舍去?(?:[a-z]\s?=)?|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
     r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out|After"
     r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
 )
 _REJECTED = re.compile(
-    r"(?i)\W{0,3}(?:\s?\w{1,12})?\s(?:is|was)(?:n['’]t| not| wrong| incorrect| too)\b"
-    r"|\s(?:decimal|significant)\b|\s?\((?:wrong|incorrect)\b"
+    r"(?i)\W{0,3}(?:\s?\w{1,12}){0,2}(?:\s(?:is|was)|(?<=that)['’]s)(?:n['’]t| not| wrong| incorrect| too)\b"
+    r"|\s(?:decimal|significant)\b|\s?[(（](?:wrong|incorrect|rejected|extraneous|invalid|舍)|\+(?=[\s.,;]|$)"
 )
 _REASON = re.compile(
     r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown)\s.*|:\s(?=.*\d\D+\d).*"
@@ -67,6 +67,10 @@ _SETTING = re.compile(
 )
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
 ASKS_YEAR = re.compile(r"\byear\b|\bwhen\b|哪一?年", re.IGNORECASE)
+_MONTH_AND_DAY = re.compile(
+    r"(?i)\b(?:\d{1,2}(?:st|nd|rd|th)? (?:of )?)?(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
+    r"(?: \d{1,2}(?:st|nd|rd|th)?)?,? (?=[12]\d{3}\b)"
+)
 _BRACKET = re.compile(r"(?<=\s)\((?!or\b)[^()]*\)(?!\s*[=*/+^-])")
 _SO = re.compile(
     r"(?is).*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
@@ -130,6 +134,8 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
     plain = plain_sentence(sentence)
     if not numbers_in(plain) or (_HYPOTHETICAL.search(plain) and not numbers_in(_SETTING.sub("", plain))):
         return None
+    if year:
+        plain = _MONTH_AND_DAY.sub("", plain)
     if re.search(r"\d(?::| : )\d", plain):  # a ratio or a time
         return ""
     for aside in (_SO, _SETTING, _BRACKET, _REASON):
@@ -153,7 +159,7 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
         pool = [number for number in fresh if verb is _COPULA or number not in paired]
         after = [number for number in pool if verb.search(plain[max(0, number[0] - 40) : number[0]])]
         chosen = chosen or (after[-1] if after else None)
-    total = re.compile(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b")
+    total = re.compile(r"\W{0,12}(?:\w{1,12} )?(?:in total|in all|altogether)\b(?!\W{1,3}\d)")
     chosen = next((number for number in fresh if total.match(plain, number[1])), chosen)
     chosen = chosen or next((number for number in fresh if number not in paired), fresh[0])
     if chosen in paired:

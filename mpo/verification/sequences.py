@@ -46,6 +46,8 @@ def _items(text: str) -> tuple[list[str], bool]:
     if (inline := re.findall(r"(?:^|\s)[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
         text = re.sub(r"(?:^|\s)[(（]\d{1,2}[)）]\s", "\n", text)
     text = re.sub(rf"(?m)^{MARKER}", "\n", text)
+    if re.search("[;；]", text) and not re.search(r"[(\[{]|(?<!\d),|,(?!\d)", text):  # 1,5; 2,5
+        text = re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", text)
     parts, depth, start = [], 0, 0
     for found in re.finditer(r"[\[({]|[\])}]|[;,，、；\n]|\s(?:and|or|&)\s|[和与或]", text):
         mark = found[0].strip() or "\n"
@@ -216,8 +218,7 @@ def read_boxes(text: str) -> list[Box] | None:
         groups = [bare]
     if not groups or len(groups) > MOST_BOXES or any(len(group) != 4 for group in groups):
         return None
-    boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in groups]
-    return boxes
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in groups]
 
 
 def overlap(one: Box, other: Box) -> float:

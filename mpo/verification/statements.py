@@ -56,18 +56,19 @@ STATEMENT = re.compile(
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
     r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-J]\b))"
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
-    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-JＡ-Ｊ])"
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-JＡ-Ｊ])|(?:错误|不?正确|不?符合)[^，。\n]{0,8}的是(?=\s?[A-JＡ-Ｊ](?:[。\n]|$))"
 )
 _A = re.compile(r"(?m)^[ \t*]{0,4}A(?:ns|nswer)?\.?[*]{0,2}[:：][*]{0,2}[ \t]*(?=\S)([^\n]{1,80})$")
 """The line of an answer in a text of questions (`Q:`) and answers; of a choice it would be the first one."""
 _IS_CORRECT = re.compile(
-    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|think|believe|所以|因此)[,，]?[ \t])"
+    r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|think|believe|but|所以|因此)[,，]?[ \t])"
     r"[*_\"]{0,3}(?:the[ \t])?(?:(?:options?|choices?|answers?|选项)[ \t]?)?"
     r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
     r"[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
-    r"(?:correct\b|(?:right|best)[ \t](?:answer|option|choice|one)|most[ \t](?:appropriate|likely|accurate|suitable))"
-    r"|(?:是|为)?正确)"
+    r"(?:(?:correct|answer)\b|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)"
+    r"|most[ \t](?:appropriate|likely|accurate|suitable))"
+    r"|(?:fits|matches)[ \t](?:better|best)\b|(?:是|为)?正确)"
 )
 _IS_LETTER = re.compile(
     r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-JＡ-Ｊ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
@@ -88,9 +89,10 @@ _OF_OTHERS = re.compile(
     rf"|\b(?:if|not|isn't|cannot)\b[^\n.,]{{0,20}}$|{DOUBT}"
 )
 CORRECTED = re.compile(
-    r"(?m)\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
-    r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose))?"
-    r"[ \t]\(?([A-J])\)?(?=\W{0,3}$|[.,;]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
+    r"(?m)(?:\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
+    r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose)|[^\n]{0,200}?\b(?:so|hence|thus|therefore))?[ \t]"
+    r"|(?:不对|等等|更正|其实)[^\n]{0,30}?[是为选][ \t]?)"
+    r"\(?([A-J])\)?(?=\W{0,3}$|[.,;，。；]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 _OPENING_MATH = re.compile(r"\$([^$]{1,400})\$(?=[.,;]?(?:\s+[A-Z]|\s*$))")
@@ -179,7 +181,7 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
 
 def trimmed(sentence: str) -> str:
     """An answer without a reason in brackets, decoration and the full stop."""
-    kept = re.sub(r"\s*\((?:because|since|as|i\.e\.)[^()]{0,400}\)\s*$", "", sentence.strip())
+    kept = re.sub(r"\s*\((?:because|since|as|i\.e\.|approx\w*|about|rounded|see)(?![\w(])[^()]{0,400}\)\s*$", "", sentence.strip())
     return undress(kept).strip(" \t。.;,*_") or sentence.strip()
 
 
@@ -198,7 +200,7 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
     if (named := read_choice(tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
         return Extraction(letters_of(named.indices), method)
     for part in (
-        undress(text),
+        undress(text.rstrip(" .。")),
         _ENDS.split(text, maxsplit=1)[0],
         re.split(r"[.,;，。；]\s|\bbecause\b|\bsince\b|[。，；]", text, maxsplit=1)[0],
     ):
@@ -233,7 +235,7 @@ def letters_of(indices: frozenset[int]) -> str:
 
 def _number(sentence: str, kind: str) -> str | None:
     """The number that a statement states; empty where it hedges between two; None where there is none."""
-    for text in (sentence.strip("*_ .。"), trimmed(sentence.replace("**", "").strip())):
+    for text in (trimmed(sentence.replace("**", "").strip()), sentence.strip("*_ .。")):
         prose = re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)
         if read_number(text) is not None or (is_expression(text) and not prose):
             return text

@@ -84,11 +84,10 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
         tolerance = 0.0
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
     # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
-    percent = (
-        question.unit is None and kind in {"number", "chart", "math"} and ("%" in answer + asked or "percent" in asked.lower())
-    )
-    if not verdict.correct and percent and (known := read_number(truth)) and not known.unit:
-        if abs(known.value) >= 1 or re.search(r"percent|%|百分", asked, re.IGNORECASE):
+    percent = re.compile(r"percent|%|百分", re.IGNORECASE)
+    told = question.unit is None and kind in {"number", "chart", "math"} and percent.search(answer + asked)
+    if not verdict.correct and told and (known := read_number(truth)) and not known.unit:
+        if abs(known.value) >= 1 or percent.search(asked):
             return match(answer, truth, kind, unit="%", tolerance=tolerance)
     return verdict
 
@@ -101,6 +100,7 @@ _WHERE = re.compile(
     r"\b(?:according to|based on|in|from|on) (?:the|this|that|these) (?:\w+ )?(?:image|picture|figure|graph|photo|chart|plot)s?\b",
     re.IGNORECASE,
 )
+_UNDECIDED = re.compile(r"\?|\b(?:whether|if|unsure|uncertain)\b|\bnot (?:sure|certain|clear)\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE)
 
 
@@ -119,7 +119,12 @@ def restated(response: str, asked: str) -> bool | None:
     sentences = sentences_of(response[:20_000])
     for sentence in (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1]):
         following = iter(content_words(sentence))
-        if "?" not in sentence and wanted and all(word in following for word in wanted) and not REFUSAL.search(sentence):
+        if (
+            not _UNDECIDED.search(sentence)
+            and wanted
+            and all(word in following for word in wanted)
+            and not REFUSAL.search(sentence)
+        ):
             return not _NEGATION.search(sentence)
     return None
 

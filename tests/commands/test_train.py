@@ -173,6 +173,7 @@ def test_refusals_before_anything_loads(arguments, override, message, monkeypatc
         ("samples.coun=1", "Did you mean 'count'"),
         ("samples.mode=both", "samples.mode .*direct.*'both'"),
         ("samples.questions=q.jsonl", "samples.questions .*eval_strategy"),
+        ("trainer.eval_strategy=steps", "trainer.eval_strategy=steps .*data.eval_path"),
         ("dry_run_gpu_gb=big", "dry_run_gpu_gb .*number.* 'big'"),
         ("model=3", "model .*group of keys.* 3"),
     ],

@@ -285,6 +285,23 @@ def test_long_texts_take_no_time(kind):
         match(text, "12", kind)
 
 
+SHORT = [
+    "是" + "字" * 340,
+    "It is " + "word, " * 60 + "\x01",
+    "答案是" + "是的 " * 90,
+    '{"a":' + " " * 380 + '"',
+    "no, " * 95 + "7 8",
+]
+
+
+def test_short_texts_end():
+    """In a process of 60 seconds' CPU time: a search that can cut a line in any way would take hours."""
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
+    code += "from mpo.verification import MATCHERS, extract\n"
+    code += f"for text in {SHORT!r}:\n    for kind in MATCHERS:\n        extract(text, kind=kind)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_words_after_a_point_take_no_time():
     """An expression that can cut words in any way would take longer than the universe has existed."""
     assert read_number("point " + "nine" * 40 + "!") is None

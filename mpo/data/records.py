@@ -5,6 +5,7 @@ A record is a row of a data set with the columns of `mpo.schema`.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from datasets import Features, Image, List, Value
 from mpo.data.conversations import CONVERSATIONS, PAIRS
 from mpo.data.formats import FORMATS, Format, Found, detect, images, is_nothing, refuse, settings_of, system_of, videos_of
 from mpo.data.messages import (
+    NEEDED,
     TURNS_NEEDED,
     as_json,
     checked_text,
@@ -213,7 +215,10 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata
 
 
 def _pair(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
-    asked, better, worse = there(pair.prompt, "the prompt"), there(pair.chosen, "'chosen'"), there(pair.rejected, "'rejected'")
+    asked, better, worse = (
+        there(value, name, _misspelt(name.strip("'"), metadata) + NEEDED)
+        for name, value in (("the prompt", pair.prompt), ("'chosen'", pair.chosen), ("'rejected'", pair.rejected))
+    )
     chosen, rejected = completion_messages(better, "'chosen'"), completion_messages(worse, "'rejected'")
     if chosen == rejected:
         equal = "'chosen' and 'rejected' are the same completion, so neither can be preferred. Leave the record out."
@@ -225,6 +230,11 @@ def _pair(pair: Found, metadata: dict[str, Any], where: str, find: Find, source:
     shared["prompt_id"] = shared["prompt_id"] or _prompt_id(prompt, pair)
     truth, margin = _ground_truth(pair.ground_truth), _number(pair.margin, "'margin'")
     return {**shared, "prompt": prompt, "chosen": chosen, "rejected": rejected, "ground_truth": truth, "margin": margin}
+
+
+def _misspelt(name: str, others: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
+    return f"If {near[0]!r} is meant, call it {name!r}. " if near else ""
 
 
 def _conversation(found: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:

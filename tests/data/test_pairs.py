@@ -91,6 +91,7 @@ SILENT = [
         ('{"question": ', r"pairs.jsonl:2: not JSON"),
         ("[1, 2]", "JSON list instead"),
         ({"question": "?", "chosen": "a"}, "'rejected' is missing"),
+        ({"question": "?", "choosen": "a", "rejected": "b"}, "'chosen' is missing.* If 'choosen' is meant, call it 'chosen'"),
         ({**GOOD, "chosen": ""}, "'chosen' is empty"),
         ({**GOOD, "chosen": SILENT}, "'chosen' is empty"),
         ({**GOOD, "rejected": GOOD["chosen"]}, "the same completion"),

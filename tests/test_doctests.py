@@ -17,7 +17,8 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_doctests(name):
+def test_doctests(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an example may save a file
     module = importlib.import_module(name)
     failures, _ = doctest.testmod(module)
     assert failures == 0

@@ -275,13 +275,15 @@ def test_a_run_folder_without_a_model(folder, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process(folder, tmp_path, interpreter):
-    """A step has two packed rows in both. `mpo sft` starts the ranks. A step of AdamW moves a weight by up to 1e-2."""
-    assert main(["sft", *words(folder, tmp_path / "1", "trainer.max_steps=3")]) == 0
-    launch = [interpreter, "-m", "mpo", "sft", *words(folder, tmp_path / "2", "trainer.max_steps=3", "launch.nproc_per_node=2")]
+    """A step has two packed rows in both. `mpo sft` starts the ranks. SGD, as AdamW's first steps magnify what sums round."""
+    same = ["trainer.max_steps=3", "trainer.optim=sgd", "trainer.learning_rate=0.1"]
+    assert main(["sft", *words(folder, tmp_path / "1", *same)]) == 0
+    launch = [interpreter, "-m", "mpo", "sft", *words(folder, tmp_path / "2", *same, "launch.nproc_per_node=2")]
     done = subprocess.run(launch, env={**os.environ, "PYTHON_EXEC": interpreter}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (load_file(tmp_path / ranks / "model.safetensors") for ranks in "12")
-    assert difference(one, two) < 1e-4
+    assert difference(one, load_file(folder / "joined" / "model.safetensors")) > 1e-3
+    assert difference(one, two) < 1e-5
 
 
 @pytest.mark.parametrize(

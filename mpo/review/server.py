@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -33,6 +34,8 @@ TYPES = {"index.html": "text/html", "app.js": "text/javascript", "text.js": "tex
 MAX_BODY = 4 * 2**20
 """Maximum bytes of a request."""
 BODY_SECONDS = 30
+UNREAD_SECONDS = 5
+"""Maximum seconds that a response waits for the rest of a request that is refused before it was read."""
 HEAD_SECONDS = 10
 """Maximum seconds from the first byte of a request, or from the connection, to the end of its head."""
 CONNECTIONS = 48
@@ -177,8 +180,24 @@ class Guard:
                 await self.app(scope, receive, send)
             return
 
+        unread = True
+
+        async def reading() -> Any:
+            nonlocal unread
+            message = await receive()
+            unread = message.get("more_body", False)
+            return message
+
+        async def rest() -> None:
+            size = 0
+            while unread and size <= MAX_BODY:
+                size += len((await reading()).get("body", b""))
+
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
+                # A connection that is closed with unread bytes is reset, and its client never sees why it was refused.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(rest(), UNREAD_SECONDS)
                 own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                 message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
@@ -198,7 +217,7 @@ class Guard:
             await with_headers({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await with_headers({"type": "http.response.body", "body": b"This request does not come from the page of mpo review."})
             return
-        await self.app(scope, receive, with_headers)
+        await self.app(scope, reading, with_headers)
 
     def _is_here(self, given: str) -> bool:
         name, colon, port = given.rpartition(":") if not given.endswith("]") else (given, "", "")

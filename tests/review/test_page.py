@@ -274,6 +274,33 @@ def test_every_control_has_a_name(page):
         page.keyboard.press("Escape")
 
 
+def test_a_field_that_was_entered_keeps_the_keys(page):
+    """Neither a record that comes late nor the late end of a dialog takes the focus, and what was typed, away."""
+    at(page, 0)
+    page.keyboard.press("r")
+    page.keyboard.press("Escape")
+    page.keyboard.press("g")
+    page.evaluate("document.getElementById('rejecting').dispatchEvent(new Event('close'))")
+    assert page.evaluate("document.activeElement.id") == "jump"
+    page.keyboard.press("Escape")
+    fresh, held = page.context.new_page(), []
+    fresh.goto(page.server.links["anna"])
+    fresh.wait_for_selector(".meta strong")
+    fresh.route("**/api/records/9", lambda route: held.append(route))
+    fresh.keyboard.press("g")
+    fresh.keyboard.type("10")
+    with fresh.expect_request("**/api/records/9"):
+        fresh.keyboard.press("Enter")
+    fresh.keyboard.press("Escape")
+    fresh.keyboard.press("g")
+    fresh.keyboard.type("12")
+    held[0].continue_()
+    fresh.wait_for_function("document.querySelector('.meta strong')?.textContent.endsWith(':10')")
+    fresh.keyboard.press("Enter")
+    fresh.wait_for_function("document.querySelector('.meta strong')?.textContent.endsWith(':12')")
+    fresh.close()
+
+
 def test_a_phone_and_the_dark(page):
     at(page, 0)
     page.set_viewport_size({"width": 375, "height": 700})

@@ -110,6 +110,24 @@ def test_images_are_those_of_records_inside_the_root(served):
 
 
 @pytest.mark.parametrize(
+    ("headers", "status"), [({"Origin": "null"}, 403), ({"Authorization": ""}, 401), ({"Content-Type": "text/plain"}, 415)]
+)
+def test_a_refusal_reaches_a_client_that_is_still_sending(served, headers, status):
+    address, token = served.links["anna"].split("/#")
+    host = address.removeprefix("http://")
+    own = {"Host": host, "Connection": "close", "Content-Length": 2**21, "Origin": address}
+    own |= {"Authorization": f"Bearer {token}", "Content-Type": "application/json", **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in own.items())
+    name, port = host.split(":")
+    with socket.create_connection((name, int(port)), 30) as client:
+        client.sendall(f"POST /api/decide HTTP/1.1\r\n{head}\r\n".encode())
+        time.sleep(0.1)  # an answer that did not wait would be sent, and the connection closed, here
+        for _ in range(32):
+            client.sendall(b" " * 2**16)
+        assert client.recv(100).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
     ("body", "status"),
     [
         (b"{", 400), (b"[]", 400), (b'{"a": 1, "a": 2}', 400), (b"\xff", 400), ({}, 400), ({"place": "0", "action": "accept"}, 400),

@@ -112,8 +112,10 @@ async function show(at, { focus = true } = {}) {
     return;
   }
   at = Math.max(0, Math.min(at, length() - 1));
+  const before = document.activeElement;
   const view = await record(placeAt(at));
   if (mine !== asked) return; // another one was asked for in the meantime
+  focus &&= document.activeElement === before; // a field that was entered in the meantime keeps the keys
   Object.assign(state, { at, view, editing: false, since: performance.now() });
   draw();
   window.scrollTo(0, 0);
@@ -319,7 +321,7 @@ function draw() {
   }
   actions();
   progress();
-  $("jump").value = view.place + 1;
+  if (document.activeElement !== $("jump")) $("jump").value = view.place + 1;
 }
 
 function decisionText(one, by) {
@@ -584,7 +586,6 @@ function start() {
   $("rejecting").addEventListener("close", () => {
     if ($("rejecting").returnValue === "reject") decide("reject", { reason: $("reason").value });
     $("rejecting").returnValue = "";
-    $("record").focus();
   });
   $("zoom-in").addEventListener("click", () => scale(1.25));
   $("zoom-out").addEventListener("click", () => scale(0.8));

@@ -295,9 +295,9 @@ def test_a_field_that_was_entered_keeps_the_keys(page):
     fresh.keyboard.press("g")
     fresh.keyboard.type("12")
     held[0].continue_()
-    fresh.wait_for_function("document.querySelector('.meta strong')?.textContent.endsWith(':10')")
+    fresh.wait_for_function("() => document.querySelector('.meta strong')?.textContent.endsWith(':10')")
     fresh.keyboard.press("Enter")
-    fresh.wait_for_function("document.querySelector('.meta strong')?.textContent.endsWith(':12')")
+    fresh.wait_for_function("() => document.querySelector('.meta strong')?.textContent.endsWith(':12')")
     fresh.close()
 
 

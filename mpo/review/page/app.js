@@ -103,7 +103,7 @@ async function attempt(work) {
 const length = () => state.queue?.length ?? state.info.records ?? 0;
 const placeAt = (at) => (state.queue ? state.queue[at] : at);
 
-async function show(at, { focus = true } = {}) {
+async function show(at) {
   const mine = ++asked;
   if (!length()) {
     state.view = null;
@@ -112,14 +112,13 @@ async function show(at, { focus = true } = {}) {
     return;
   }
   at = Math.max(0, Math.min(at, length() - 1));
-  const before = document.activeElement;
   const view = await record(placeAt(at));
   if (mine !== asked) return; // another one was asked for in the meantime
-  focus &&= document.activeElement === before; // a field that was entered in the meantime keeps the keys
   Object.assign(state, { at, view, editing: false, since: performance.now() });
   draw();
   window.scrollTo(0, 0);
-  if (focus) $("record").focus({ preventScroll: true });
+  // A field that was entered in the meantime keeps the keys.
+  if (!document.activeElement.matches("input, textarea, select")) $("record").focus({ preventScroll: true });
   for (let next = at + 1; next <= at + AHEAD && next < length(); next++) {
     record(placeAt(next)).then((found) => found.images.forEach((one) => one.id && image(one.id).catch(() => {})), () => {});
   }
@@ -137,6 +136,7 @@ async function jumpTo(place) {
     problem(new Error(`Record ${place + 1} is not among these records. Show all to reach it.`));
     return;
   }
+  $("record").focus();
   await show(at);
 }
 
@@ -152,7 +152,7 @@ async function filter() {
   state.queue = all ? null : found;
   state.info.records = all ? found.length : state.info.records;
   problem(null);
-  await show(0, { focus: false });
+  await show(0);
   $("record").removeAttribute("aria-busy");
   say(`${found.length.toLocaleString("en")} records`);
 }

@@ -284,7 +284,7 @@ def test_a_rate_limit_is_waited_for():
 
 def test_time_limits():
     with StubServer(faults=["slow"]) as stub:
-        assert ServerGenerator(stub.url, timeout=0.5).generate([ASKED])
+        assert ServerGenerator(stub.url, timeout=2).generate([ASKED])
         assert stub.asked == 2
     with StubServer(poison=lambda body: "slow") as stub, pytest.raises(ConnectionError, match="no response"):
         ServerGenerator(stub.url, timeout=0.2, total_timeout=0.6).generate([ASKED])
@@ -407,7 +407,7 @@ def test_several_servers_share_the_work_and_stand_in_for_each_other():
 def test_a_server_that_fails_is_asked_after_the_others_until_it_answers(fault):
     """Single questions do not pay for it one by one."""
     with StubServer(poison=lambda body: fault) as failing, StubServer() as right:
-        generator = ServerGenerator([failing.url, right.url], timeout=0.5)
+        generator = ServerGenerator([failing.url, right.url], timeout=2)
         for number in range(4):
             assert generator.generate([Request.ask(f"{number}?")]) and generator.ask(ASKED).text
         assert (failing.asked, right.asked) == (1, 8)
@@ -500,7 +500,7 @@ def test_what_is_paid_for_without_a_response_is_counted():
     """Two requests find out about the prefix and one about the second that is refused; two attempts are lost."""
     faults = [None, None, "half", None, "slow"]
     with StubServer(faults=faults, poison=lambda body: 400 if "bad" in str(body["messages"]) else None) as stub:
-        generator = ServerGenerator(stub.url, timeout=0.5, concurrency=1, prices=(1.0, 1.0))
+        generator = ServerGenerator(stub.url, timeout=2, concurrency=1, prices=(1.0, 1.0))
         found = streamed(generator, [PREFIXED, ASKED, *[Request.ask("bad")] * 2])
     usage = generator.usage
     assert [isinstance(response, GenerationError) for *_, response in found] == [False, False, True, True]
@@ -640,7 +640,13 @@ def test_an_interrupt_in_a_running_event_loop_ends_what_runs_behind_it(cancels):
             interrupt = task.cancel if cancels else lambda: signal.pthread_kill(thread, signal.SIGINT)
             if not cancels:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            threading.Timer(0.5, interrupt).start()
+
+            def interrupt_when_asked():
+                while not stub.asked:
+                    time.sleep(0.01)
+                interrupt()
+
+            threading.Thread(target=interrupt_when_asked, daemon=True).start()
             ServerGenerator(stub.url, concurrency=2).generate([ASKED] * 5000)
 
         with pytest.raises(asyncio.CancelledError if cancels else KeyboardInterrupt):

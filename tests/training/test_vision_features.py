@@ -13,6 +13,11 @@ from small_runs import LORA, KillAt, difference, in_fork, record, small_run
 from small_sft import small_sft
 from support import TEXTS, image_pairs, make_image, perturbed
 from torch.utils.data import DataLoader
+from transformers import CONFIG_MAPPING, LlavaConfig, LlavaForConditionalGeneration, LlavaImageProcessor, LlavaProcessor
+from transformers.image_utils import SizeDict
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
+from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
+from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 import mpo.training.features.use as use
 from mpo import MPOTrainer
@@ -21,6 +26,9 @@ from mpo.commands.outcome import user_errors
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.images import _OncePerImage
 from mpo.encoding.keys import image_key
+from mpo.generation.generator import Request
+from mpo.generation.local import LocalGenerator
+from mpo.models.features import tile_shape
 from mpo.models.loading import load_model
 from mpo.models.parts import base_model
 from mpo.models.small import small_internvl, small_processor
@@ -38,15 +46,14 @@ def cached(folder, **settings):
 @pytest.fixture
 def encoded(monkeypatch):
     """Number of tiles of each call of a vision tower, of any model."""
-    from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
+    calls = []
+    for embeddings in (InternVLVisionEmbeddings, CLIPVisionEmbeddings, SiglipVisionEmbeddings):
 
-    calls, forward = [], InternVLVisionEmbeddings.forward
+        def counting(self, pixel_values, *args, forward=embeddings.forward, **kwargs):
+            calls.append(len(pixel_values))
+            return forward(self, pixel_values, *args, **kwargs)
 
-    def counting(self, pixel_values, *args, **kwargs):
-        calls.append(len(pixel_values))
-        return forward(self, pixel_values, *args, **kwargs)
-
-    monkeypatch.setattr(InternVLVisionEmbeddings, "forward", counting)
+        monkeypatch.setattr(embeddings, "forward", counting)
     return calls
 
 
@@ -147,6 +154,84 @@ def test_a_fuser_reads_the_same_layers(tmp_path):
         fused = add_fuser(model, layers=[1, 2, 3], num_heads=2, num_points=2)
         ends.append(ended(small_run(tmp_path, model=fused, pairs=2, num_train_epochs=2, **more), tmp_path))
     assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
+
+
+LLAVAS = {  # tower, layers that the projector reads, with the class token or without
+    "clip": ("clip_vision_model", -2, "default"),
+    "clip, all tokens": ("clip_vision_model", -1, "full"),
+    "several layers": ("clip_vision_model", [1, -1], "default"),
+    "siglip": ("siglip_vision_model", -1, "full"),
+}
+
+
+def llava(tower, layer, strategy):
+    """A tiny LLaVA and its processor, of which images of two shapes become squares of 32 pixels."""
+    tokenizer, sizes = small_processor(TEXTS).tokenizer, {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    has_class, square = tower == "clip_vision_model", {"height": 32, "width": 32}
+    vision = {"model_type": tower, **sizes, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8}
+    text = {"model_type": "llama", **sizes, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
+    token, reads = "<IMG_CONTEXT>", {"vision_feature_select_strategy": strategy}
+    ids = {"image_token_index": tokenizer.convert_tokens_to_ids(token), "image_seq_length": 16, "vision_feature_layer": layer}
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, **ids, **reads)).eval()
+    images = LlavaImageProcessor(size=square, crop_size=square, do_center_crop=has_class)
+    template, parts = tokenizer.chat_template, {"image_token": token, "num_additional_image_tokens": int(has_class)}
+    return model, LlavaProcessor(images, tokenizer, patch_size=8, chat_template=template, **reads, **parts)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("name", LLAVAS)
+def test_a_llava_encodes_each_image_once_too(tmp_path, name, kind, encoded, processed, opened):
+    """Features before the projector, which full training trains; after it with LoRA. Responses are those of live features."""
+    settings = {"pairs": 4, "kind": kind, "num_train_epochs": 2, "eval_pairs": 2, "eval_strategy": "epoch"}
+
+    def run(**more):
+        model, processor = llava(*LLAVAS[name])
+        trainer = small_run(tmp_path, model=model, processor=processor, **more, **settings)
+        return trainer, ended(trainer, tmp_path)
+
+    _, live = run(frozen_tower=True)
+    encoded.clear(), opened.clear()
+    first, ends = run(**cached(tmp_path))
+    assert len(encoded) == len(opened) == 4
+    assert difference(live["weights"], ends["weights"]) < 1e-6 and difference(live["logs"], ends["logs"]) < 2e-4
+    cache, projected = first._cached_tower.cache, kind == "lora"
+    assert cache.read(_all(cache)).shape[1:] == tile_shape(base_model(first.model).config, projected=projected)
+    encoded.clear(), processed.clear(), opened.clear()
+    second, again = run(**cached(tmp_path))
+    assert not encoded and not opened and not any(processed) and difference(ends, again) == 0
+
+    asked = [Request.ask("What is it?", images=[make_image(number)]) for number in (0, 0, 2)]
+    model, processor = llava(*LLAVAS[name])
+    usual = [LocalGenerator(model, processor).generate(asked, max_new_tokens=6, seed=1, temperature=1.0, n=2)]
+    encoded.clear()
+    tower = use.cached_tower(model, processor, tmp_path / "asked")
+    assert LocalGenerator(model, processor, tower=tower).generate(asked, max_new_tokens=6, seed=1, temperature=1.0, n=2) == usual[0]
+    assert len(encoded) == 2
+
+
+@pytest.mark.parametrize("model_type", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
+def test_a_tower_with_images_of_any_size_is_refused(model_type):
+    """Their images have any number of patches (and Qwen3-VL's language model reads several layers of the tower)."""
+    model, processor = llava(*LLAVAS["clip"])
+    model.requires_grad_(False)
+    assert use.why_not_cached(model, processor) is None
+    model.config = CONFIG_MAPPING[model_type]()
+    assert "one size in pixels" in use.why_not_cached(model, processor)
+
+
+def test_a_fuser_of_a_llava_and_a_crop_of_no_fixed_size(tmp_path):
+    from mpo.models.fused import add_fuser
+
+    ends = []
+    for more in ({"frozen_tower": True}, cached(tmp_path)):
+        model, processor = llava(*LLAVAS["clip"])
+        fused = add_fuser(model, layers=[1, 2], num_heads=2, num_points=2)
+        torch.nn.init.constant_(fused.model.fuser.gamma1, 0.5)
+        ends.append(ended(small_run(tmp_path, model=fused, processor=processor, pairs=2, num_train_epochs=2, **more), tmp_path))
+    assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
+    processor.image_processor.do_center_crop, processor.image_processor.size = False, SizeDict(shortest_edge=32)
+    assert "one size in pixels" in use.why_not_cached(fused, processor)
 
 
 def test_workers_find_what_the_run_has_added(tmp_path, processed):
@@ -298,7 +383,7 @@ def _eight_bits(model):
         ({"vision_drop_path": 0.1, "frozen_tower": False}, "vision_drop_path=0.1"),
         ({"vision_learning_rate": 1e-5}, "vision_learning_rate"),
         ({"augment": True}, "augment"),
-        ({"kind": "tokenizer"}, "is not an InternVL"),
+        ({"kind": "tokenizer"}, "one size in pixels"),
         ({"change": _batch_norm}, "over the batch"),
         ({"change": _dropout, "disable_dropout": False}, "has dropout"),
         ({"change": _eight_bits}, "int8"),

@@ -20,7 +20,7 @@ from transformers import Trainer
 from mpo.batching.batch import Batch
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage
-from mpo.encoding.tiles import AUGMENTED_FEATURES, splits_into_tiles
+from mpo.encoding.tiles import AUGMENTED_FEATURES, tile_size
 from mpo.models.family import known_family
 from mpo.models.features import encode_tiles, take_features, vision_modules, why_not_frozen
 from mpo.models.parts import base_model
@@ -77,8 +77,9 @@ def why_not_cached(model: nn.Module, processing_class: Any) -> str | None:
     base = base_model(model)
     if any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
         return "ZeRO-3 shards the weights while they are loaded (use launch=zero2 or fsdp2)"
-    if not known_family(base.config).tiled or not splits_into_tiles(processing_class):
-        return f"a {base.config.model_type!r} with a {type(processing_class).__name__} is not an InternVL with its processor"
+    if not known_family(base.config).one_size or tile_size(processing_class) is None:
+        kind = f"a {base.config.model_type!r} with a {type(processing_class).__name__}"
+        return f"{kind} is not an InternVL or a LLaVA-1.5, whose images or tiles all have one size in pixels"
     return _why_changing(base.base_model, projected=False)
 
 

@@ -304,13 +304,18 @@ def test_a_copy_of_the_model_has_a_tower_and_projector_of_its_own(tmp_path, kind
         assert difference(before[0], after[0]) == 0 and difference(before[1], after[1]) > 1e-3
 
 
-def _evaluated(tmp_path, capsys, model, output, *words):
-    """Results and responses of `mpo evaluate` on questions about the images of `image_pairs`, of which each is asked twice."""
+def _asked(tmp_path):
+    """Write questions about the images of `image_pairs`, two about each."""
     lines = []
     for place, row in enumerate(with_encoded_images(image_pairs(4))):
         (tmp_path / f"{place}.png").write_bytes(row["images"][0]["bytes"])
         lines += [{"id": f"{place}{q}", "question": f"{q}?", "image": f"{place}.png", "answer": "1"} for q in ("How many", "Where")]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _evaluated(tmp_path, capsys, model, output, *words):
+    """Results and responses of `mpo evaluate` on the questions of `_asked`."""
+    _asked(tmp_path)
     usual = ("--max-new-tokens", "6", "--n", "2", "--scorer", "logprob", "--dtype", "float32", "--json")
     capsys.readouterr()
     status = main(["evaluate", f"m={model}", str(tmp_path / "asked.jsonl"), "--output", str(tmp_path / output), *usual, *words])
@@ -344,6 +349,30 @@ def test_an_evaluation_shares_the_features_of_training(tmp_path, capsys, encoded
     assert not encoded and shared == live
     own = _evaluated(tmp_path, capsys, model, "own", "--vision-feature-cache", str(tmp_path / "others"))
     assert len(encoded) == 4 and own == live  # each image once, by greedy responses, samples and scores
+
+
+def test_commands_that_sample_share_it(tmp_path, capsys, encoded):
+    """Of a file of questions, two about each image, `mpo generate` encodes each image once, and `mpo mmpr sample` then none."""
+    trainer = small_run(tmp_path)
+    for part in (trainer.model, trainer.processing_class):
+        part.save_pretrained(tmp_path / "start")
+    _asked(tmp_path)
+    asked, output, cache = str(tmp_path / "asked.jsonl"), tmp_path / "out", ("--vision-feature-cache", str(tmp_path / "features"))
+    sample, generate = (
+        ("mmpr", "sample", str(tmp_path / "start"), asked),
+        ("generate", str(tmp_path / "start"), "--questions", asked),
+    )
+    texts, calls = [], []
+    for words in ((*generate, *cache), (*sample, *cache), generate, sample):
+        encoded.clear(), shutil.rmtree(output, ignore_errors=True)
+        assert main([*words, "--output", str(output), "--n", "2", "--max-new-tokens", "6", "--temperature", "1"]) == 0
+        texts.append((output / "output.jsonl").read_text())
+        calls.append(len(encoded))
+    assert texts[:2] == texts[2:] and calls[:2] == [4, 0] and all(calls[2:])
+    capsys.readouterr()
+    server = "http://localhost:1/v1"
+    for words in (["generate", server, "?"], ["mmpr", "sample", server, asked, "--output", str(output)]):
+        assert main([*words, *cache]) and "--vision-feature-cache" in capsys.readouterr().err
 
 
 def test_an_evaluation_without_a_fixed_tower_is_refused(tmp_path, capsys):

@@ -21,6 +21,7 @@ from mpo.batching.batch import Batch
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage
 from mpo.encoding.tiles import AUGMENTED_FEATURES, tile_size
+from mpo.generation.local import LocalGenerator
 from mpo.models.family import known_family
 from mpo.models.features import encode_tiles, take_features, vision_modules, why_not_frozen
 from mpo.models.parts import base_model
@@ -158,6 +159,12 @@ def cached_tower(model: nn.Module, processing_class: Any, folder: str | Path) ->
             fingerprint, projected = after, True
     take_features(base.base_model, projected=projected)
     return CachedTower(FeatureCache(folder, fingerprint), base.base_model, projected=projected)
+
+
+def with_cached_features(generator: LocalGenerator, folder: str | Path | None) -> LocalGenerator:
+    """Return a generator of the same model with the features of `cached_tower`, or, without a folder, the same generator."""
+    model, processor = generator.model, generator.processor
+    return generator if folder is None else LocalGenerator(model, processor, tower=cached_tower(model, processor, folder))
 
 
 class UsesFeatures(Trainer):  # type: ignore[misc]

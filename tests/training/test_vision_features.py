@@ -35,7 +35,7 @@ from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import find_tower
 from mpo.preflight.dry_run import feature_lines
 from mpo.training.checkpoint import latest_checkpoint
-from mpo.training.features.cache import FeatureCache, checked_features, feature_files, open_features
+from mpo.training.features.cache import FeatureCache, feature_files, open_features
 from mpo.training.reference.fingerprint import Fingerprint
 
 
@@ -507,9 +507,9 @@ def test_cached_references_of_live_features_are_found(tmp_path, monkeypatch):
     references = {"reference": "cached", "reference_cache": str(tmp_path / "references")}
     small_run(tmp_path, frozen_tower=True, pairs=2, **references)
     small_run(tmp_path, **cached(tmp_path), pairs=2).train()  # every image is known now, and none is decoded
-    before = sorted(path.name for path in (tmp_path / "references").rglob("*.parquet"))
+    before = sorted(path.name for path in (tmp_path / "references").rglob("*.safetensors"))
     small_run(tmp_path, **cached(tmp_path), pairs=2, **references).train()
-    assert sorted(path.name for path in (tmp_path / "references").rglob("*.parquet")) == before
+    assert sorted(path.name for path in (tmp_path / "references").rglob("*.safetensors")) == before
 
 
 # The files
@@ -682,7 +682,7 @@ def test_damage_is_no_fault_of_a_question_or_a_worker(tmp_path, capsys):
         _evaluated(tmp_path, capsys, tmp_path / "start", "damaged", *words)
 
     def in_worker():
-        return len([*DataLoader([0], num_workers=1, collate_fn=lambda _: checked_features(open_features(path, HERE)))])
+        return len([*DataLoader([0], num_workers=1, collate_fn=lambda _: open_features(path, HERE))])
 
     assert user_errors(in_worker) == 2
     assert capsys.readouterr().err.startswith(f"mpo: error: {path} is not a file of vision features")
@@ -701,7 +701,7 @@ def test_a_full_disk_stops_writing_not_training(tmp_path, monkeypatch, caplog):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mpo.training.features.cache.write_file", full)
+    monkeypatch.setattr("mpo.training.features.cache.write_tensors", full)
     small_run(tmp_path, **cached(tmp_path), pairs=4).train()
     assert caplog.text.count("No space left") == 1
 

@@ -251,10 +251,14 @@ def test_two_ranks_share_it(tmp_path):
     settings = {**cached(tmp_path), "pairs": 4, "per_device_train_batch_size": 1, "num_train_epochs": 2, "max_steps": 4}
     kinds = {"ddp": {}, "fsdp2": {"kind": "lora", "lora_dropout": 0.0}}
     fsdp2 = {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}
-    run_on_ranks(tmp_path, {"ddp": dict(settings), "fsdp2": {**settings, **kinds["fsdp2"], **fsdp2}})
+    live, cast = {"vision_features": "live", "vision_feature_cache": None}, {**settings, **fsdp2, "bf16": True}
+    scenarios = {"ddp": dict(settings), "fsdp2": {**settings, **kinds["fsdp2"], **fsdp2}}
+    run_on_ranks(tmp_path, {**scenarios, "cast": dict(cast), "cast, live": {**cast, **live}})
+    # FSDP casts float32 weights to bfloat16, which autocast does not.
+    ends = [torch.load(tmp_path / f"{name}.pt")["weights"] for name in ("cast", "cast, live")]
+    assert difference(*ends) < 1e-6
     for name, kind in kinds.items():
-        live = {"vision_features": "live", "vision_feature_cache": None, "per_device_train_batch_size": 2}
-        trainer = small_run(tmp_path, **{**settings, **kind, **live})
+        trainer = small_run(tmp_path, **{**settings, **kind, **live, "per_device_train_batch_size": 2})
         one, ranks = ended(trainer, tmp_path)["weights"], torch.load(tmp_path / f"{name}.pt")["weights"]
         assert difference({key: one[key] for key in ranks}, ranks) < 1e-6 and ranks.keys() >= _trained(trainer)
     for folder in (tmp_path / "features").iterdir():

@@ -44,6 +44,7 @@ def small_run(
     bad=(),
     augment=False,
     model=None,
+    processor=None,
     peft_config=None,
     **settings,
 ) -> MPOTrainer:
@@ -52,10 +53,10 @@ def small_run(
 
     The images at the indices `bad` do not decode, in training and in evaluation; `augment` applies to all records.
     With `continued`, the model comes with an adapter that is trained further.
-    A `model` takes the place of the tiny InternVL, and `peft_config` that of the usual adapter.
+    A `model` takes the place of the tiny InternVL, with its `processor`, and `peft_config` that of the usual adapter.
     A `checkpoint` is loaded after the configuration, as a job does it: ZeRO-3 then holds it sharded from the start.
     """
-    processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
+    processor = processor or small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
     processor.tokenizer.chat_template = processor.chat_template
     model = model or small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=2)
     if kind == "fuser":

@@ -221,19 +221,14 @@ def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:
         from mpo.generation.server import ServerGenerator
 
         return ServerGenerator(model, max_tiles=tiles)
-    from mpo.generation.local import LocalGenerator
     from mpo.generation.open import is_adapter, open_local
+    from mpo.training.features.use import with_cached_features
 
     if (args.workers or 1) > 1:
         raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {model}. Leave it out.")
     base = args.base if is_adapter(model) else None
     found = open_local(model, base=base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
-    if args.vision_feature_cache is None:
-        return found
-    from mpo.training.features.use import cached_tower
-
-    tower = cached_tower(found.model, found.processor, args.vision_feature_cache)
-    return LocalGenerator(found.model, found.processor, tower=tower)
+    return with_cached_features(found, args.vision_feature_cache)
 
 
 def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any]) -> Callable[[Any], Any]:

@@ -30,7 +30,7 @@ mpo generate http://localhost:8000/v1 "What is in the image?" --image a.png --js
 cat question.txt | mpo generate runs/first -
 mpo generate http://localhost:8000/v1 --questions questions.jsonl --output sampled --n 8 --temperature 1
 """
-LOCAL = ("base", "device", "dtype")
+LOCAL = ("base", "device", "dtype", "vision_feature_cache")
 """Flags for a model in this process, which a server does not take."""
 
 
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(parser, "--temperature", default=0.0)
     add(parser, "--top-p", otherwise="1")
     add(parser, "--seed", default=0)
-    add(parser, "--max-tiles", "--base", "--device", "--model-name")
+    add(parser, "--max-tiles", "--base", "--device", "--model-name", "--vision-feature-cache")
     add(parser, "--dtype", otherwise="auto")
     configure_job(parser)
 
@@ -84,6 +84,7 @@ def _local(args: argparse.Namespace, question: Any) -> Any:
     from mpo.encoding.templates import is_processor
     from mpo.generation.open import open_local
     from mpo.models.export.trained import is_qlora
+    from mpo.training.features.use import with_cached_features
 
     if args.model_name is not None:
         raise ValueError(f"--model-name={args.model_name} needs the address of a server, and MODEL is {args.model}. Leave it out.")
@@ -93,7 +94,7 @@ def _local(args: argparse.Namespace, question: Any) -> Any:
         raise ValueError(f"{args.model} is a text model and takes no images. Leave {given} out.")
     if is_qlora(Path(args.model)):
         print(f"mpo generate: {args.model} was trained on 4-bit weights; it is loaded on the original ones.", file=sys.stderr)
-    return opened
+    return with_cached_features(opened, args.vision_feature_cache)
 
 
 def _stdin() -> str:

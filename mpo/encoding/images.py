@@ -18,7 +18,7 @@ from mpo.data.augment import compress_tiles
 from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage, stored
 from mpo.encoding.keys import image_key, same_image
 from mpo.encoding.movable import Movable
-from mpo.encoding.tiles import splits_into_tiles
+from mpo.encoding.tiles import splits_into_tiles, tile_size
 from mpo.models.family import known_family
 from mpo.schema import first_alike
 
@@ -55,10 +55,11 @@ def process(
         shape (tiles of all prompts,). None for processors that do not split images into tiles: their output is unchanged. With a
         `cache`, `ImageFeatures` take the place of tiles and index.
     """
-    if not splits_into_tiles(processing_class):
+    is_split = splits_into_tiles(processing_class)
+    if cache is None and not is_split:
         return processing_class(images=images, text=text, **kwargs), None
     each = [limit for limit, own in zip(limits, images, strict=True) for _ in own]
-    once = _OncePerImage(processing_class.image_processor, each, cache)
+    once = _OncePerImage(processing_class.image_processor, each, cache, None if is_split else tile_size(processing_class))
     processor = copy.copy(processing_class)
     processor.image_processor = once
     features = processor(images=images, text=text, **kwargs)
@@ -94,8 +95,9 @@ class _OncePerImage:
     order: Tensor
     features: ImageFeatures | None = None
 
-    def __init__(self, image_processor: Any, limits: Sequence[Mapping[str, Any]], cache: Any = None) -> None:
+    def __init__(self, image_processor: Any, limits: Sequence[Mapping[str, Any]], cache: Any = None, size: Any = None) -> None:
         self._image_processor = image_processor
+        self._shape = (0,) if size is None else (3, *size)
         self._cache = cache
         self._limits = [tuple(sorted(limit.items())) for limit in limits]
 
@@ -122,7 +124,7 @@ class _OncePerImage:
             settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
             image_processor = _compressing(self._image_processor, settings.pop("jpeg_seed", None))
             found = image_processor([flat[place] for place in places], **settings)
-            counts |= zip(places, map(int, found["num_patches"]), strict=True)
+            counts |= zip(places, map(int, found.get("num_patches", [1] * len(places))), strict=True)
             tiles |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
         begin: dict[int, int] = {}
         end = 0
@@ -140,8 +142,9 @@ class _OncePerImage:
                 distinct.append(OneImage(key, image, size, counts[place], found is not None))
             features = self._cache.read([known[place] for place in sorted(known)]) if known else None
             self.features = ImageFeatures(tuple(distinct), self.order, features, self.tiles if tiles else None)
-        # The processor would only copy the pixels, so it gets none.
-        return BatchFeature({"pixel_values": torch.empty(len(self.order), 0), "num_patches": [counts[first] for first in firsts]})
+        # A processor would only copy the tiles, or read their size, so it gets none, or views of one number.
+        pixels = torch.zeros(1).expand(len(self.order), *self._shape)
+        return BatchFeature({"pixel_values": pixels, "num_patches": [counts[first] for first in firsts]})
 
 
 def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import InternVLProcessor
+from transformers import InternVLProcessor, LlavaProcessor
 
 from mpo.data.records import checked_tiles
 from mpo.schema import EPOCH
@@ -24,6 +24,15 @@ AUGMENTED_FEATURES = _AUGMENTED.format("vision_features", "features", "vision_fe
 def splits_into_tiles(processing_class: Any) -> bool:
     """Whether a processor splits images into tiles as InternVL's does."""
     return isinstance(processing_class, InternVLProcessor)
+
+
+def tile_size(processing_class: Any) -> tuple[int, int] | None:
+    """Height and width, in pixels, of all tiles, or of all images if these are not split; None if they vary or are not known."""
+    if not isinstance(processing_class, (InternVLProcessor, LlavaProcessor)):
+        return None
+    images = processing_class.image_processor
+    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
+    return (size["height"], size["width"]) if size and size.get("height") and size.get("width") else None
 
 
 def tile_limits(

@@ -24,6 +24,7 @@ class Family:
     language: str = "language_model"  # module of the language model, if there is a tower
     # the residual branches of the tower's layers, whose outputs have one row per image or tile; empty if they do not
     branches: tuple[str, ...] = ()
+    one_size: bool = False  # whether all images, or their tiles, have the same size in pixels when they are encoded
     tiled: bool = False  # whether the tower's output has one row per tile, in the order of its input
     shares_prompt: bool = False  # whether the cache of a prompt with images can be repeated and continued by `generate`
     router_loss: bool = True  # whether transformers returns the router logits of its mixtures of experts
@@ -104,6 +105,7 @@ INTERNVL = Family(
         "projector": ("linear_1", "linear_2"),
     },
     branches=("attention", "mlp"),
+    one_size=True,
     tiled=True,
     shares_prompt=True,
     router_loss=False,  # transformers 5.17 to 5.24
@@ -119,10 +121,11 @@ LLAVA = Family(
         "projector": ("linear_1", "linear_2"),
     },
     branches=("self_attn", "mlp"),
+    one_size=True,
 )
 INTERNVL_FUSER = replace(INTERNVL, types=("internvl_mmfuser",), fuser=("fuser",))
 LLAVA_FUSER = replace(LLAVA, types=("llava_mmfuser",), fuser=("fuser",))
-LLAVA_NEXT = replace(LLAVA, types=("llava_next", "llava_onevision"), loose=("image_newline",))
+LLAVA_NEXT = replace(LLAVA, types=("llava_next", "llava_onevision"), one_size=False, loose=("image_newline",))
 QWEN_VL = Family(
     types=("qwen2_vl", "qwen2_5_vl"),
     vision="visual",

@@ -36,10 +36,17 @@ def layers_read(config: Any) -> list[int]:
 def tile_shape(config: Any, *, projected: bool) -> tuple[int, int]:
     """Return the shape of a tile's features, (tokens, channels)."""
     vision = config.vision_config
-    if projected:
+    if projected and known_family(config).tiled:
         return config.image_seq_length, config.text_config.hidden_size
-    (height, width), (down, across) = vision.image_size, vision.patch_size
-    return (height // down) * (width // across) + 1, vision.hidden_size * len(layers_read(config))
+    (height, width), (down, across) = _sides(vision.image_size), _sides(vision.patch_size)
+    tokens, has_class = (height // down) * (width // across), vision.model_type != "siglip_vision_model"
+    if projected:
+        return tokens + (has_class and config.vision_feature_select_strategy == "full"), config.text_config.hidden_size
+    return tokens + has_class, vision.hidden_size * len(layers_read(config))
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def encode_tiles(backbone: Any, pixels: Tensor, *, projected: bool) -> Tensor:
@@ -48,12 +55,13 @@ def encode_tiles(backbone: Any, pixels: Tensor, *, projected: bool) -> Tensor:
     The channels of several hidden states are side by side.
     """
     if projected:
-        features: Tensor = type(backbone).get_image_features(backbone, pixel_values=pixels, return_dict=True).pooler_output
-        return features
-    layers = layers_read(backbone.config)
-    deeper = {"output_hidden_states": True} if layers != [-1] else {}
+        features: Any = type(backbone).get_image_features(backbone, pixel_values=pixels, return_dict=True).pooler_output
+        return features if isinstance(features, Tensor) else torch.stack(features)
+    layers, normalized = layers_read(backbone.config), known_family(backbone.config).tiled  # a LLaVA never reads the tower's output
+    deeper = {"output_hidden_states": True} if layers != [-1] or not normalized else {}
     found = find_tower(backbone)(pixels.to(backbone.dtype), return_dict=True, **deeper)  # type: ignore[misc]
-    return torch.cat([found.last_hidden_state if layer == -1 else found.hidden_states[layer] for layer in layers], dim=-1)
+    last = {-1: found.last_hidden_state} if normalized else {}
+    return torch.cat([last[layer] if layer in last else found.hidden_states[layer] for layer in layers], dim=-1)
 
 
 def take_features(backbone: Any, *, projected: bool) -> None:
@@ -80,7 +88,7 @@ def _place(backbone: Any, projected: bool) -> Any:
 def _take_keyword(backbone: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     _place(backbone, backbone.__dict__[_PROJECTED]).__dict__[KEYWORD] = features = kwargs.pop(KEYWORD, None)
     if features is not None:
-        kwargs["pixel_values"] = features.new_empty(0, 3, *backbone.config.vision_config.image_size)
+        kwargs["pixel_values"] = features.new_empty(0, 3, *_sides(backbone.config.vision_config.image_size))
     return args, kwargs
 
 
@@ -89,7 +97,8 @@ def _given(place: Any, *args: Any, **kwargs: Any) -> Any:
     if features is None:
         return place.__dict__[_USUAL](*args, **kwargs)
     if layers is None:
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
+        pooled = features if known_family(place.config).tiled else list(features)  # as in transformers
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pooled)
     states: list[Any] = [None] * (place.config.num_hidden_layers + 1)
     for layer, part in zip(layers, features.chunk(len(layers), dim=-1), strict=True):
         states[layer] = part

@@ -1,25 +1,36 @@
-"""What caches on disk share: a folder for each fingerprint, with its meta.json, and files that are written whole or not at all."""
+"""What caches on disk share: a folder for each fingerprint, with its meta.json, and files that are written whole or not at all.
+
+A file is one of safetensors, whose metadata holds the fingerprint and a checksum of tensors and metadata. It is memory-mapped when
+it is read, and written under a temporary name and renamed.
+"""
 
 import json
 import os
 import re
 import time
+import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
 from mpo.io import TEMPORARY, StoreError, atomic_write
 from mpo.training.reference.fingerprint import Fingerprint
 
-FORMAT = 1
+FORMAT = 2
 META_FILE = "meta.json"
 LEFTOVER_AGE_SECONDS = 60.0
 """A younger `.tmp` file may be a shard that is being written, which takes well under a second."""
 KIND, FEATURES = "cache", "vision features"
 """The part of a fingerprint that names what its cache holds, and the value for vision features. Log-probs have none."""
-SHARD_NAME = re.compile(r"answers-r\d+-\d+-[0-9a-f]{12}\.parquet|[0-9a-f]{32}\.safetensors")
+SHARD_NAME = re.compile(r"answers-r\d+-\d+-[0-9a-f]{12}\.safetensors|[0-9a-f]{32}\.safetensors")
 
 
 class DamagedShard(StoreError):
@@ -102,7 +113,8 @@ def read_fingerprint(folder: Path) -> Fingerprint:
     try:
         meta = json.loads(path.read_text())
         if meta["format"] != FORMAT:
-            raise ValueError(f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}. Use another folder.")
+            fix = f"Delete {folder}, whose content is then computed again, or use another folder."
+            raise ValueError(f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}. {fix}")
         return Fingerprint(meta["parts"], meta["settings"], meta["about"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
@@ -154,3 +166,68 @@ def write_file(data: Any, path: Path, *, durable: bool = True) -> None:
         except FileNotFoundError:
             if attempt == 3:
                 raise
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    fingerprint: Fingerprint,
+    about: Mapping[str, str] | None = None,
+    *,
+    durable: bool = True,
+) -> int:
+    """Write a file of tensors, with metadata `about` them, atomically (see `write_file`). Returns its size in bytes."""
+    known = {**(about or {}), "format": str(FORMAT), "fingerprint": fingerprint.digest}
+    data = save(dict(tensors), {**known, "checksum": _checksum(known, tensors)})
+    write_file(data, path, durable=durable)
+    return len(data)
+
+
+def open_tensors(path: Path, fingerprint: Fingerprint) -> Any:
+    """Open a file of tensors, as safetensors does; it can then be read after its removal.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        DamagedShard: for a file that cannot be read.
+        ForeignShard: for one of another fingerprint.
+    """
+    try:
+        file: Any = safe_open(path, "pt")  # type: ignore[no-untyped-call]
+        about = file.metadata() or {}
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, ValueError, OSError) as error:
+        raise damaged(path, fingerprint, f"{type(error).__name__}: {error}") from error
+    if about.get("fingerprint") != fingerprint.digest or about.get("format") != str(FORMAT):
+        read_tensors(file, path, fingerprint)  # rather damaged than foreign
+        raise ForeignShard(
+            f"{path} has {what_of(fingerprint)} of another model or other settings (fingerprint {about.get('fingerprint')}, this "
+            f"folder has {fingerprint.digest}). Move it back to its folder."
+        )
+    return file
+
+
+def read_tensors(file: Any, path: Path, fingerprint: Fingerprint) -> dict[str, Tensor]:
+    """Read an opened file. Raises DamagedShard if its content does not match its checksum."""
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about = dict(file.metadata() or {})
+    if about.pop("checksum", None) != _checksum(about, tensors):
+        raise damaged(path, fingerprint, "its content does not match its checksum")
+    return tensors
+
+
+def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    shapes = [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
+    found = zlib.crc32(repr((sorted(about.items()), shapes)).encode())
+    for _, tensor in sorted(tensors.items()):
+        found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, found)
+    return str(found)
+
+
+def damaged(path: Path, fingerprint: Fingerprint, reason: str) -> DamagedShard:
+    """The error for a file that cannot be read."""
+    folder = path.parent if (path.parent / META_FILE).is_file() else path.parent.parent
+    fix = "mpo does not write files of this name: move it out of this folder"
+    if SHARD_NAME.fullmatch(path.name):
+        fix = f"`mpo cache prune {folder}` removes it; what it held is then computed again"
+    return DamagedShard(f"{path} is not a file of {what_of(fingerprint)}: {reason}. {fix}.")

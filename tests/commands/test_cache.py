@@ -64,8 +64,8 @@ def run(capsys):
 
 
 def leave(cache: ReferenceCache, age: float):
-    path = cache.folder / "answers-r3-77-0123456789ab.parquet.ba9876543210.tmp"
-    path.write_bytes(b"PAR1 and no more")
+    path = cache.folder / "answers-r3-77-0123456789ab.safetensors.ba9876543210.tmp"
+    path.write_bytes(b"no more")
     os.utime(path, (time.time() - age,) * 2)
     return path
 
@@ -111,7 +111,7 @@ def test_verify_lists_all_that_is_wrong_and_changes_nothing(cache, run):
         "log-prob -inf",
         "-1.5 over 4",
         "over 5",
-        "not Parquet",
+        "not a file of reference log-probs",
         "another",
     ):
         assert reason in said, said
@@ -151,7 +151,7 @@ def test_a_dry_run_changes_nothing_and_says_the_same(cache, run):
 
 
 def test_prune_leaves_alone_what_is_not_its_own(cache, run):
-    strangers = {"notes.txt": b"mine", "train.parquet": b"mine too", "model.tmp": b"x", "answers.parquet.tmp": b"y"}
+    strangers = {"notes.txt": b"mine", "train.safetensors": b"mine too", "model.tmp": b"x", "answers.safetensors.tmp": b"y"}
     for name, data in strangers.items():
         (cache.folder / name).write_bytes(data)
         os.utime(cache.folder / name, (0, 0))
@@ -159,7 +159,7 @@ def test_prune_leaves_alone_what_is_not_its_own(cache, run):
     status, said = run("prune", cache.folder)
     after = content(cache.folder)
     assert status == 0 and strangers.items() <= after.items() and foreign.name in after
-    assert "keep train.parquet" in said and f"keep {foreign.name}" in said
+    assert "keep train.safetensors" in said and f"keep {foreign.name}" in said
 
 
 def test_prune_leaves_a_young_leftover_which_may_be_on_its_way(cache, run):

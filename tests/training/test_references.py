@@ -106,7 +106,7 @@ def test_precompute_ref_log_probs_means_cached(tmp_path, monkeypatch):
     trainer = small_run(tmp_path, precompute_ref_log_probs=True)
     assert trainer.args.reference == "cached"
     assert trainer.ref_model is None
-    assert list(default_folder().rglob("*.parquet"))
+    assert list(default_folder().rglob("*.safetensors"))
 
 
 def test_ld_alpha_has_its_own_answers(tmp_path, forwards):

@@ -4,11 +4,13 @@ import functools
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import run_on_ranks
 from small_runs import difference, record, small_run
+
+from mpo.training.reference.shards import read_shard
+from mpo.training.store import read_fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +73,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def shards(folder: Path) -> set[Path]:
-    return set(folder.glob("cache2*/*/*.parquet"))
+    return set(folder.glob("cache2*/*/*.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_the_end_is_that_of_one_process(runs, one_process, name, kind, ranks, re
 def test_processes_fill_one_cache(runs, kind, ranks):
     """Thirteen pairs have 26 completions. Only those that pad the last batches of an epoch to 16 pairs may be there twice."""
     (folder,) = (runs / f"cache{ranks}, {kind}").iterdir()
-    keys = [key for shard in folder.glob("*.parquet") for key in pq.read_table(shard)["key"].to_pylist()]
+    keys = [key for shard in folder.glob("*.safetensors") for key in read_shard(shard, read_fingerprint(folder)).keys.tolist()]
     assert len(set(keys)) == 26
     assert len(keys) <= 32
 

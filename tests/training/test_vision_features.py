@@ -13,6 +13,11 @@ from small_runs import LORA, KillAt, difference, in_fork, record, small_run
 from small_sft import small_sft
 from support import TEXTS, image_pairs, make_image, perturbed
 from torch.utils.data import DataLoader
+from transformers import CONFIG_MAPPING, LlavaConfig, LlavaForConditionalGeneration, LlavaImageProcessor, LlavaProcessor
+from transformers.image_utils import SizeDict
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
+from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
+from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 import mpo.training.features.use as use
 from mpo import MPOTrainer
@@ -21,13 +26,16 @@ from mpo.commands.outcome import user_errors
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.images import _OncePerImage
 from mpo.encoding.keys import image_key
+from mpo.generation.generator import Request
+from mpo.generation.local import LocalGenerator
+from mpo.models.features import tile_shape
 from mpo.models.loading import load_model
 from mpo.models.parts import base_model
 from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import find_tower
 from mpo.preflight.dry_run import feature_lines
 from mpo.training.checkpoint import latest_checkpoint
-from mpo.training.features.cache import FeatureCache, checked_features, feature_files, open_features
+from mpo.training.features.cache import FeatureCache, feature_files, open_features
 from mpo.training.reference.fingerprint import Fingerprint
 
 
@@ -38,15 +46,14 @@ def cached(folder, **settings):
 @pytest.fixture
 def encoded(monkeypatch):
     """Number of tiles of each call of a vision tower, of any model."""
-    from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
+    calls = []
+    for embeddings in (InternVLVisionEmbeddings, CLIPVisionEmbeddings, SiglipVisionEmbeddings):
 
-    calls, forward = [], InternVLVisionEmbeddings.forward
+        def counting(self, pixel_values, *args, forward=embeddings.forward, **kwargs):
+            calls.append(len(pixel_values))
+            return forward(self, pixel_values, *args, **kwargs)
 
-    def counting(self, pixel_values, *args, **kwargs):
-        calls.append(len(pixel_values))
-        return forward(self, pixel_values, *args, **kwargs)
-
-    monkeypatch.setattr(InternVLVisionEmbeddings, "forward", counting)
+        monkeypatch.setattr(embeddings, "forward", counting)
     return calls
 
 
@@ -149,6 +156,84 @@ def test_a_fuser_reads_the_same_layers(tmp_path):
     assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
 
 
+LLAVAS = {  # tower, layers that the projector reads, with the class token or without
+    "clip": ("clip_vision_model", -2, "default"),
+    "clip, all tokens": ("clip_vision_model", -1, "full"),
+    "several layers": ("clip_vision_model", [1, -1], "default"),
+    "siglip": ("siglip_vision_model", -1, "full"),
+}
+
+
+def llava(tower, layer, strategy):
+    """A tiny LLaVA and its processor, of which images of two shapes become squares of 32 pixels."""
+    tokenizer, sizes = small_processor(TEXTS).tokenizer, {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    has_class, square = tower == "clip_vision_model", {"height": 32, "width": 32}
+    vision = {"model_type": tower, **sizes, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8}
+    text = {"model_type": "llama", **sizes, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
+    token, reads = "<IMG_CONTEXT>", {"vision_feature_select_strategy": strategy}
+    ids = {"image_token_index": tokenizer.convert_tokens_to_ids(token), "image_seq_length": 16, "vision_feature_layer": layer}
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, **ids, **reads)).eval()
+    images = LlavaImageProcessor(size=square, crop_size=square, do_center_crop=has_class)
+    template, parts = tokenizer.chat_template, {"image_token": token, "num_additional_image_tokens": int(has_class)}
+    return model, LlavaProcessor(images, tokenizer, patch_size=8, chat_template=template, **reads, **parts)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("name", LLAVAS)
+def test_a_llava_encodes_each_image_once_too(tmp_path, name, kind, encoded, processed, opened):
+    """Features before the projector, which full training trains; after it with LoRA. Responses are those of live features."""
+    settings = {"pairs": 4, "kind": kind, "num_train_epochs": 2, "eval_pairs": 2, "eval_strategy": "epoch"}
+
+    def run(**more):
+        model, processor = llava(*LLAVAS[name])
+        trainer = small_run(tmp_path, model=model, processor=processor, **more, **settings)
+        return trainer, ended(trainer, tmp_path)
+
+    _, live = run(frozen_tower=True)
+    encoded.clear(), opened.clear()
+    first, ends = run(**cached(tmp_path))
+    assert len(encoded) == len(opened) == 4
+    assert difference(live["weights"], ends["weights"]) < 1e-6 and difference(live["logs"], ends["logs"]) < 2e-4
+    cache, projected = first._cached_tower.cache, kind == "lora"
+    assert cache.read(_all(cache)).shape[1:] == tile_shape(base_model(first.model).config, projected=projected)
+    encoded.clear(), processed.clear(), opened.clear()
+    second, again = run(**cached(tmp_path))
+    assert not encoded and not opened and not any(processed) and difference(ends, again) == 0
+
+    asked = [Request.ask("What is it?", images=[make_image(number)]) for number in (0, 0, 2)]
+    model, processor = llava(*LLAVAS[name])
+    usual = [LocalGenerator(model, processor).generate(asked, max_new_tokens=6, seed=1, temperature=1.0, n=2)]
+    encoded.clear()
+    tower = use.cached_tower(model, processor, tmp_path / "asked")
+    assert LocalGenerator(model, processor, tower=tower).generate(asked, max_new_tokens=6, seed=1, temperature=1.0, n=2) == usual[0]
+    assert len(encoded) == 2
+
+
+@pytest.mark.parametrize("model_type", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
+def test_a_tower_with_images_of_any_size_is_refused(model_type):
+    """Their images have any number of patches (and Qwen3-VL's language model reads several layers of the tower)."""
+    model, processor = llava(*LLAVAS["clip"])
+    model.requires_grad_(False)
+    assert use.why_not_cached(model, processor) is None
+    model.config = CONFIG_MAPPING[model_type]()
+    assert "one size in pixels" in use.why_not_cached(model, processor)
+
+
+def test_a_fuser_of_a_llava_and_a_crop_of_no_fixed_size(tmp_path):
+    from mpo.models.fused import add_fuser
+
+    ends = []
+    for more in ({"frozen_tower": True}, cached(tmp_path)):
+        model, processor = llava(*LLAVAS["clip"])
+        fused = add_fuser(model, layers=[1, 2], num_heads=2, num_points=2)
+        torch.nn.init.constant_(fused.model.fuser.gamma1, 0.5)
+        ends.append(ended(small_run(tmp_path, model=fused, processor=processor, pairs=2, num_train_epochs=2, **more), tmp_path))
+    assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
+    processor.image_processor.do_center_crop, processor.image_processor.size = False, SizeDict(shortest_edge=32)
+    assert "one size in pixels" in use.why_not_cached(fused, processor)
+
+
 def test_workers_find_what_the_run_has_added(tmp_path, processed):
     settings = {"pairs": 2, "num_train_epochs": 2}
     first = ended(small_run(tmp_path, **cached(tmp_path), dataloader_num_workers=2, **settings), tmp_path)
@@ -166,10 +251,14 @@ def test_two_ranks_share_it(tmp_path):
     settings = {**cached(tmp_path), "pairs": 4, "per_device_train_batch_size": 1, "num_train_epochs": 2, "max_steps": 4}
     kinds = {"ddp": {}, "fsdp2": {"kind": "lora", "lora_dropout": 0.0}}
     fsdp2 = {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}
-    run_on_ranks(tmp_path, {"ddp": dict(settings), "fsdp2": {**settings, **kinds["fsdp2"], **fsdp2}})
+    live, cast = {"vision_features": "live", "vision_feature_cache": None}, {**settings, **fsdp2, "bf16": True}
+    scenarios = {"ddp": dict(settings), "fsdp2": {**settings, **kinds["fsdp2"], **fsdp2}}
+    run_on_ranks(tmp_path, {**scenarios, "cast": dict(cast), "cast, live": {**cast, **live}})
+    # FSDP casts float32 weights to bfloat16, which autocast does not.
+    ends = [torch.load(tmp_path / f"{name}.pt")["weights"] for name in ("cast", "cast, live")]
+    assert difference(*ends) < 1e-6
     for name, kind in kinds.items():
-        live = {"vision_features": "live", "vision_feature_cache": None, "per_device_train_batch_size": 2}
-        trainer = small_run(tmp_path, **{**settings, **kind, **live})
+        trainer = small_run(tmp_path, **{**settings, **kind, **live, "per_device_train_batch_size": 2})
         one, ranks = ended(trainer, tmp_path)["weights"], torch.load(tmp_path / f"{name}.pt")["weights"]
         assert difference({key: one[key] for key in ranks}, ranks) < 1e-6 and ranks.keys() >= _trained(trainer)
     for folder in (tmp_path / "features").iterdir():
@@ -219,13 +308,18 @@ def test_a_copy_of_the_model_has_a_tower_and_projector_of_its_own(tmp_path, kind
         assert difference(before[0], after[0]) == 0 and difference(before[1], after[1]) > 1e-3
 
 
-def _evaluated(tmp_path, capsys, model, output, *words):
-    """Results and responses of `mpo evaluate` on questions about the images of `image_pairs`, of which each is asked twice."""
+def _asked(tmp_path):
+    """Write questions about the images of `image_pairs`, two about each."""
     lines = []
     for place, row in enumerate(with_encoded_images(image_pairs(4))):
         (tmp_path / f"{place}.png").write_bytes(row["images"][0]["bytes"])
         lines += [{"id": f"{place}{q}", "question": f"{q}?", "image": f"{place}.png", "answer": "1"} for q in ("How many", "Where")]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _evaluated(tmp_path, capsys, model, output, *words):
+    """Results and responses of `mpo evaluate` on the questions of `_asked`."""
+    _asked(tmp_path)
     usual = ("--max-new-tokens", "6", "--n", "2", "--scorer", "logprob", "--dtype", "float32", "--json")
     capsys.readouterr()
     status = main(["evaluate", f"m={model}", str(tmp_path / "asked.jsonl"), "--output", str(tmp_path / output), *usual, *words])
@@ -259,6 +353,30 @@ def test_an_evaluation_shares_the_features_of_training(tmp_path, capsys, encoded
     assert not encoded and shared == live
     own = _evaluated(tmp_path, capsys, model, "own", "--vision-feature-cache", str(tmp_path / "others"))
     assert len(encoded) == 4 and own == live  # each image once, by greedy responses, samples and scores
+
+
+def test_commands_that_sample_share_it(tmp_path, capsys, encoded):
+    """Of a file of questions, two about each image, `mpo generate` encodes each image once, and `mpo mmpr sample` then none."""
+    trainer = small_run(tmp_path)
+    for part in (trainer.model, trainer.processing_class):
+        part.save_pretrained(tmp_path / "start")
+    _asked(tmp_path)
+    asked, output, cache = str(tmp_path / "asked.jsonl"), tmp_path / "out", ("--vision-feature-cache", str(tmp_path / "features"))
+    sample, generate = (
+        ("mmpr", "sample", str(tmp_path / "start"), asked),
+        ("generate", str(tmp_path / "start"), "--questions", asked),
+    )
+    texts, calls = [], []
+    for words in ((*generate, *cache), (*sample, *cache), generate, sample):
+        encoded.clear(), shutil.rmtree(output, ignore_errors=True)
+        assert main([*words, "--output", str(output), "--n", "2", "--max-new-tokens", "6", "--temperature", "1"]) == 0
+        texts.append((output / "output.jsonl").read_text())
+        calls.append(len(encoded))
+    assert texts[:2] == texts[2:] and calls[:2] == [4, 0] and all(calls[2:])
+    capsys.readouterr()
+    server = "http://localhost:1/v1"
+    for words in (["generate", server, "?"], ["mmpr", "sample", server, asked, "--output", str(output)]):
+        assert main([*words, *cache]) and "--vision-feature-cache" in capsys.readouterr().err
 
 
 def test_an_evaluation_without_a_fixed_tower_is_refused(tmp_path, capsys):
@@ -298,7 +416,7 @@ def _eight_bits(model):
         ({"vision_drop_path": 0.1, "frozen_tower": False}, "vision_drop_path=0.1"),
         ({"vision_learning_rate": 1e-5}, "vision_learning_rate"),
         ({"augment": True}, "augment"),
-        ({"kind": "tokenizer"}, "is not an InternVL"),
+        ({"kind": "tokenizer"}, "one size in pixels"),
         ({"change": _batch_norm}, "over the batch"),
         ({"change": _dropout, "disable_dropout": False}, "has dropout"),
         ({"change": _eight_bits}, "int8"),
@@ -393,9 +511,9 @@ def test_cached_references_of_live_features_are_found(tmp_path, monkeypatch):
     references = {"reference": "cached", "reference_cache": str(tmp_path / "references")}
     small_run(tmp_path, frozen_tower=True, pairs=2, **references)
     small_run(tmp_path, **cached(tmp_path), pairs=2).train()  # every image is known now, and none is decoded
-    before = sorted(path.name for path in (tmp_path / "references").rglob("*.parquet"))
+    before = sorted(path.name for path in (tmp_path / "references").rglob("*.safetensors"))
     small_run(tmp_path, **cached(tmp_path), pairs=2, **references).train()
-    assert sorted(path.name for path in (tmp_path / "references").rglob("*.parquet")) == before
+    assert sorted(path.name for path in (tmp_path / "references").rglob("*.safetensors")) == before
 
 
 # The files
@@ -568,7 +686,7 @@ def test_damage_is_no_fault_of_a_question_or_a_worker(tmp_path, capsys):
         _evaluated(tmp_path, capsys, tmp_path / "start", "damaged", *words)
 
     def in_worker():
-        return len([*DataLoader([0], num_workers=1, collate_fn=lambda _: checked_features(open_features(path, HERE)))])
+        return len([*DataLoader([0], num_workers=1, collate_fn=lambda _: open_features(path, HERE))])
 
     assert user_errors(in_worker) == 2
     assert capsys.readouterr().err.startswith(f"mpo: error: {path} is not a file of vision features")
@@ -587,7 +705,7 @@ def test_a_full_disk_stops_writing_not_training(tmp_path, monkeypatch, caplog):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mpo.training.features.cache.write_file", full)
+    monkeypatch.setattr("mpo.training.features.cache.write_tensors", full)
     small_run(tmp_path, **cached(tmp_path), pairs=4).train()
     assert caplog.text.count("No space left") == 1
 

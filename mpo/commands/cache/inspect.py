@@ -39,7 +39,10 @@ def _contents(folder: Path) -> dict[str, Any]:
     fingerprint, temporary = read_fingerprint(folder), leftovers(folder)
     has_features = what_of(fingerprint) == FEATURES
     files = list(feature_files(folder)) if has_features else shards(folder)
-    rows, times = [1] * len(files) if has_features else list(map(_rows, files)), sorted(path.stat().st_mtime for path in files)
+    rows, times = (
+        [1 if has_features else _rows(path, fingerprint) for path in files],
+        sorted(path.stat().st_mtime for path in files),
+    )
     return {
         "folder": str(folder),
         "images" if has_features else "completions": sum(count or 0 for count in rows),
@@ -54,13 +57,12 @@ def _contents(folder: Path) -> dict[str, Any]:
     }
 
 
-def _rows(path: Path) -> int | None:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+def _rows(path: Path, fingerprint: Any) -> int | None:
+    from mpo.training.store import StoreError, open_tensors
 
     try:
-        return int(pq.read_metadata(path).num_rows)
-    except (pa.ArrowException, OSError):
+        return int(open_tensors(path, fingerprint).get_slice("keys").get_shape()[0])
+    except (StoreError, OSError):
         return None
 
 

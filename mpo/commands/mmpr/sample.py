@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", metavar="QUESTIONS", help="questions: a JSONL, JSON or Parquet file")
     add(parser, "--prompt", default="en")
     add(parser, "--n", default=8)
-    add(parser, "--image-root", "--limit")
+    add(parser, "--image-root", "--limit", "--vision-feature-cache")
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -29,10 +29,20 @@ def asked_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Open MODEL, and return it with the settings of its sampling."""
     from mpo.pipelines.mmpr import config, make
 
-    if not config.is_server(args.model) and args.workers:
+    is_server, features = config.is_server(args.model), getattr(args, "vision_feature_cache", None)
+    if not is_server and args.workers:
         raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {args.model}. Leave it out.")
+    if is_server and features is not None:
+        raise ValueError(
+            f"--vision-feature-cache={features} is for a model in this process, and {args.model} is a server. Leave it out."
+        )
     given = {name: getattr(args, name) for name in ("device", "model_name", "max_tiles")}
-    return make.open_model(config.Model(model=args.model, **given)), {name: getattr(args, name) for name in SAMPLING}
+    model: Any = make.open_model(config.Model(model=args.model, **given))
+    if features is not None:
+        from mpo.training.features.use import with_cached_features
+
+        model = with_cached_features(model, features)
+    return model, {name: getattr(args, name) for name in SAMPLING}
 
 
 def reviewed(records: Any, args: argparse.Namespace) -> Any:

@@ -8,37 +8,25 @@ A root folder holds one sub-folder per fingerprint, as that of `mpo.training.ref
         0a/0a3b…e1.safetensors                           the features of an image, by its key; memory-mapped when it is read
         0a/0a77…c2.safetensors.0a1b2c3d4e5f.tmp          a leftover of a killed writer; never read
 
-A file is written under a temporary name and renamed. Its metadata holds the fingerprint and a checksum. Its modification time is
-that of its last use: when the files of all fingerprints take more than the limit, those that were not used for longest are removed.
+A file's modification time is that of its last use: when the files of all fingerprints take more than the limit, those that were not
+used for longest are removed.
 """
 
 import hashlib
 import logging
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mpo.encoding.keys import KEY_BYTES
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import (
-    FEATURES,
-    FORMAT,
-    META_FILE,
-    SHARD_NAME,
-    DamagedShard,
-    ForeignShard,
-    open_folder,
-    write_file,
-    write_meta,
-)
+from mpo.training.store import META_FILE, SHARD_NAME, damaged, open_folder, open_tensors, read_tensors, write_meta, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +86,7 @@ class FeatureCache:
         for one in images:
             with suppress(OSError):  # removed meanwhile, or of another user
                 os.utime(one.path)
-        return torch.cat([checked_features(one) for one in images])
+        return torch.cat([read_tensors(one.file, one.path, self.fingerprint)["features"] for one in images])
 
     def add(self, key: bytes, image: bytes, size: tuple[int, int], features: Tensor) -> None:
         """Add the features of an image; not those that are not finite.
@@ -112,16 +100,15 @@ class FeatureCache:
         values, path = features.detach().cpu().contiguous(), self._path(key)
         if self._is_full or not bool(values.isfinite().all()):
             return
-        about = {"format": str(FORMAT), "fingerprint": self.fingerprint.digest, "image": image.hex(), "size": "{} {}".format(*size)}
-        data = save({"features": values}, {**about, "checksum": _checksum(about, values)})
+        about = {"image": image.hex(), "size": "{} {}".format(*size)}
         try:
             path.parent.mkdir(exist_ok=True)
-            write_file(data, path, durable=False)
+            written = write_tensors({"features": values}, path, self.fingerprint, about, durable=False)
         except OSError as error:
             self._is_full = True
             logger.warning(f"Vision features cannot be written to {self.folder} ({error.strerror}), so new images are not cached.")
             return
-        self._unseen += len(data)
+        self._unseen += written
         if self._unseen > SLACK * self.limit_bytes:
             self._remove_unused()
 
@@ -161,45 +148,11 @@ def feature_files(folder: Path) -> Iterable[Path]:
 
 
 def open_features(path: Path, fingerprint: Fingerprint) -> Found:
-    """Open the features of an image.
-
-    Raises:
-        FileNotFoundError: when there are none.
-        DamagedShard: for a file that cannot be read.
-        ForeignShard: for one of another fingerprint.
-    """
+    """Open the features of an image; errors as of `mpo.training.store.open_tensors`."""
+    file = open_tensors(path, fingerprint)
     try:
-        file: Any = safe_open(path, "pt")  # type: ignore[no-untyped-call]
-        about = file.metadata() or {}
-        size, tiles = tuple(map(int, about["size"].split())), file.get_slice("features").get_shape()[0]
-        found = Found(bytes.fromhex(path.stem), bytes.fromhex(about["image"]), (size[0], size[1]), tiles, path, file)
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, LookupError, ValueError, OSError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if about.get("fingerprint") != fingerprint.digest or about.get("format") != str(FORMAT):
-        checked_features(found)  # rather damaged than foreign
-        raise ForeignShard(
-            f"{path} has features of another model or other settings (fingerprint {about.get('fingerprint')}, this folder has "
-            f"{fingerprint.digest}). Move it back to its folder."
-        )
-    return found
-
-
-def checked_features(one: Found) -> Tensor:
-    """Read the features of an image, shape (tiles, tokens, channels). Raises DamagedShard if they do not match their checksum."""
-    values: Tensor = one.file.get_tensor("features")
-    about = {name: value for name, value in one.file.metadata().items() if name != "checksum"}
-    if one.file.metadata().get("checksum") != _checksum(about, values):
-        raise _damaged(one.path, "its content does not match its checksum")
-    return values
-
-
-def _checksum(about: Mapping[str, str], values: Tensor) -> str:
-    text = repr((sorted(about.items()), values.dtype, tuple(values.shape)))
-    return str(zlib.crc32(values.reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(text.encode())))
-
-
-def _damaged(path: Path, reason: str) -> DamagedShard:
-    fix = f"`mpo cache prune {path.parent.parent}` removes it; its image is then encoded again"
-    return DamagedShard(f"{path} is not a file of {FEATURES}: {reason}. {fix}.")
+        about, (tiles, *_) = file.metadata(), file.get_slice("features").get_shape()
+        width, height = map(int, about["size"].split())
+        return Found(bytes.fromhex(path.stem), bytes.fromhex(about["image"]), (width, height), tiles, path, file)
+    except (SafetensorError, LookupError, ValueError) as error:
+        raise damaged(path, fingerprint, f"{type(error).__name__}: {error}") from error

@@ -20,7 +20,8 @@ from transformers import Trainer
 from mpo.batching.batch import Batch
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage
-from mpo.encoding.tiles import AUGMENTED_FEATURES, splits_into_tiles
+from mpo.encoding.tiles import AUGMENTED_FEATURES, tile_size
+from mpo.generation.local import LocalGenerator
 from mpo.models.family import known_family
 from mpo.models.features import encode_tiles, take_features, vision_modules, why_not_frozen
 from mpo.models.parts import base_model
@@ -33,7 +34,9 @@ from mpo.training.store import FEATURES, KIND, META_FILE, own_folder
 logger = logging.getLogger(__name__)
 
 
-def vision_fingerprint(model: nn.Module, processing_class: Any, *, projected: bool, dtype: torch.dtype, device: str) -> Fingerprint:
+def vision_fingerprint(
+    model: nn.Module, processing_class: Any, *, projected: bool, dtype: torch.dtype, device: str, is_cast: bool = False
+) -> Fingerprint:
     """Compute the fingerprint of the features of images: everything that they depend on besides an image and its tile limits.
 
     Args:
@@ -42,6 +45,7 @@ def vision_fingerprint(model: nn.Module, processing_class: Any, *, projected: bo
         projected: whether features are the projector's output.
         dtype: dtype and ...
         device: ... type of device that the model computes in and on.
+        is_cast: whether the weights are cast to that dtype, instead of computing with autocast.
 
     Raises:
         ValueError: when weights are sharded or not loaded.
@@ -63,6 +67,7 @@ def vision_fingerprint(model: nn.Module, processing_class: Any, *, projected: bo
         "features": "after the projector" if projected else "before the projector",
         # On a GPU float32 may be multiplied as TF32.
         "compute dtype": str(dtype).removeprefix("torch.")
+        + (", cast weights" if is_cast else "")
         + (", tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else ""),
         "device": device,
         "image processor": processor_parts(processing_class)["image processor"],
@@ -77,8 +82,9 @@ def why_not_cached(model: nn.Module, processing_class: Any) -> str | None:
     base = base_model(model)
     if any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
         return "ZeRO-3 shards the weights while they are loaded (use launch=zero2 or fsdp2)"
-    if not known_family(base.config).tiled or not splits_into_tiles(processing_class):
-        return f"a {base.config.model_type!r} with a {type(processing_class).__name__} is not an InternVL with its processor"
+    if not known_family(base.config).one_size or tile_size(processing_class) is None:
+        kind = f"a {base.config.model_type!r} with a {type(processing_class).__name__}"
+        return f"{kind} is not an InternVL or a LLaVA-1.5, whose images or tiles all have one size in pixels"
     return _why_changing(base.base_model, projected=False)
 
 
@@ -159,6 +165,12 @@ def cached_tower(model: nn.Module, processing_class: Any, folder: str | Path) ->
     return CachedTower(FeatureCache(folder, fingerprint), base.base_model, projected=projected)
 
 
+def with_cached_features(generator: LocalGenerator, folder: str | Path | None) -> LocalGenerator:
+    """Return a generator of the same model with the features of `cached_tower`, or, without a folder, the same generator."""
+    model, processor = generator.model, generator.processor
+    return generator if folder is None else LocalGenerator(model, processor, tower=cached_tower(model, processor, folder))
+
+
 class UsesFeatures(Trainer):  # type: ignore[misc]
     """Give the models features from a cache in place of pixels; what it lacks is computed, once."""
 
@@ -184,8 +196,11 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         if reason is not None:
             raise ValueError(f"vision_features='cached' is not possible here: {reason}. Use vision_features='live'.")
         refuse_augmented(self.train_dataset, AUGMENTED_FEATURES)
-        projected = is_projector_frozen(models[0])
-        self._how = {"projected": projected, "dtype": compute_dtype(models[0], args), "device": args.device.type}
+        backbone, projected, dtype = models[0].base_model, is_projector_frozen(models[0]), compute_dtype(models[0], args)
+        # DeepSpeed and FSDP cast the weights when training begins, which autocast does not: other features, by 2 % in bfloat16.
+        sharded, weights = not self._holds_whole_model(), vision_modules(backbone, projected=projected).parameters()
+        is_cast = sharded and any(weight.dtype != dtype for weight in weights)
+        self._how = {"projected": projected, "dtype": dtype, "device": args.device.type, "is_cast": is_cast}
         fingerprint, *rest = (vision_fingerprint(each, self.processing_class, **self._how) for each in models[: 1 + others])
         if rest and (differences := fingerprint.differences(rest[0])):
             raise ValueError(
@@ -196,11 +211,10 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         cache = FeatureCache(folder, fingerprint, limit_bytes=args.vision_feature_cache_gb * 1e9)
         if self.is_world_process_zero():
             logger.info(f"{cache.holds()}.")
-        backbone = models[0].base_model
         language = getattr(backbone, known_family(backbone.config).language)
         # Ranks lack different images, and a sharded tower would run on all ranks at once: each has a copy of its own.
-        sharded = not self._holds_whole_model()
         own = copy.deepcopy(backbone, {id(language): None}).to(args.device) if sharded else backbone
+        own = own.to(dtype) if is_cast else own
         for model in models:
             take_features(model.base_model, projected=projected)
         self._cached_tower = CachedTower(cache, own, projected=projected, autocast=self.accelerator.autocast)
@@ -214,8 +228,8 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         reason = _why_changing(model.base_model, projected=self._cached_tower.projected)
         if reason is not None:
             raise ValueError(f"vision_features='cached' holds features from before training, but {reason} now. Freeze it.")
-        if self._cached_tower.backbone is not model.base_model or self.is_deepspeed_enabled:
-            return  # sharded, or cast by DeepSpeed
+        if self._cached_tower.backbone is not model.base_model:
+            return  # a copy, whose original may be sharded and cast
         now = vision_fingerprint(model, self.processing_class, **self._how)
         if differences := now.differences(self._cached_tower.cache.fingerprint):
             raise ValueError(

@@ -6,11 +6,11 @@ a root:
     cache/
       InternVLForConditionalGeneration-3f9c0a7be812/
         meta.json                              the fingerprint by parts, and its origin
-        answers-r0-4711-9a0b3c5d7e1f.parquet   a shard: key (16 bytes), logps (float32), tokens (int32), sorted by key
-        answers-r0-4711-77aa01c2d3e4.parquet.0a1b2c3d4e5f.tmp   a leftover of a killed writer; never read
+        answers-r0-4711-9a0b3c5d7e1f.safetensors   a shard: keys (16 bytes each), logps (float32), tokens (int32), sorted by key
+        answers-r0-4711-77aa01c2d3e4.safetensors.0a1b2c3d4e5f.tmp   a leftover of a killed writer; never read
 
-Each shard is written to a temporary file, synced and renamed, under a unique name. Its metadata holds the fingerprint and a
-checksum. An entry, the log-prob of one completion, may be in two shards (two ranks computed it); it is loaded once.
+Each shard is a file of `mpo.training.store`, synced, under a unique name. An entry, the log-prob of one completion, may be in two
+shards (two ranks computed it); it is loaded once.
 """
 
 import logging

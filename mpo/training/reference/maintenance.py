@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mpo.training.features.cache import checked_features, feature_files, open_features
+from mpo.io import StoreError
+from mpo.training.features.cache import feature_files, open_features
 from mpo.training.reference.fingerprint import Fingerprint
 from mpo.training.reference.shards import SMALL_SHARD, Entries, read_shard, shards, write_shard
-from mpo.training.store import FEATURES, LEFTOVER_AGE_SECONDS, SHARD_NAME, DamagedShard, ForeignShard, leftovers, what_of
+from mpo.training.store import FEATURES, LEFTOVER_AGE_SECONDS, SHARD_NAME, DamagedShard, leftovers, read_tensors, what_of
 
 HIGHEST_LOGPS = 1e-3
 """A log-prob is at most 0, up to rounding."""
@@ -39,13 +40,13 @@ def check_folder(folder: Path, fingerprint: Fingerprint) -> Check:
     for path in sorted(feature_files(folder)) if has_features else shards(folder):
         try:
             if has_features:
-                checked_features(open_features(path, fingerprint))
+                read_tensors(open_features(path, fingerprint).file, path, fingerprint)
             else:
                 check.contents.append(read_shard(path, fingerprint))
             check.whole.append(path)
         except FileNotFoundError:  # merged by a concurrent pruning
             continue
-        except (DamagedShard, ForeignShard) as error:
+        except StoreError as error:
             (check.damaged if isinstance(error, DamagedShard) else check.foreign).append(path)
             check.problems.append(str(error))
     if not check.contents:

@@ -1,6 +1,5 @@
-"""Shards of reference log-probs: Parquet files, written atomically."""
+"""Shards of reference log-probs: files of many entries, sorted by key."""
 
-import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Sequence
@@ -9,20 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import torch
 
 from mpo.encoding.keys import KEY_BYTES
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import FORMAT, SHARD_NAME, DamagedShard, ForeignShard, write_file
+from mpo.training.store import open_tensors, read_tensors, write_tensors
 
 SMALL_SHARD = 250_000
 """Pruning merges shards with fewer entries than this (6 MB)."""
 
 KEY_TYPE = f"S{KEY_BYTES}"
 ENTRY_BYTES = KEY_BYTES + 4 + 4
-_FIELDS = {"key": pa.binary(KEY_BYTES), "logps": pa.float32(), "tokens": pa.int32()}
-_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _FIELDS.items()])
 
 
 @dataclass(frozen=True)
@@ -35,13 +31,6 @@ class Entries:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def checksum(self) -> str:
-        """Return a hash of the content, 32 hex digits."""
-        hasher = hashlib.blake2b(digest_size=16)
-        for column in (self.keys, self.logps, self.tokens):
-            hasher.update(np.ascontiguousarray(column).tobytes())
-        return hasher.hexdigest()
 
     @classmethod
     def merged(cls, parts: Sequence["Entries"]) -> "Entries":
@@ -66,8 +55,8 @@ class Entries:
 
 
 def shards(folder: Path) -> list[Path]:
-    """Return all .parquet files of a folder, sorted by name."""
-    return sorted(folder.glob("*.parquet"))
+    """Return all shards of a folder, and files that look like some, sorted by name."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 def size_of(path: Path) -> int:
@@ -80,65 +69,16 @@ def size_of(path: Path) -> int:
 
 def write_shard(folder: Path, entries: Entries, fingerprint: Fingerprint, rank: int = 0) -> Path:
     """Write one shard atomically, and return its path."""
-    keys = pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(entries), [None, pa.py_buffer(entries.keys.tobytes())])
-    metadata = {"mpo.format": str(FORMAT), "mpo.fingerprint": fingerprint.digest, "mpo.checksum": entries.checksum()}
-    columns = [keys, pa.array(entries.logps), pa.array(entries.tokens)]
-    table = pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata(metadata))
-    sink = pa.BufferOutputStream()
-    # Keys are random bytes: compression, dictionaries and statistics are useless.
-    pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
-    path = folder / f"answers-r{rank}-{os.getpid()}-{secrets.token_hex(6)}.parquet"
-    write_file(sink.getvalue(), path)
+    columns = {"keys": entries.keys.view(np.uint8).reshape(-1, KEY_BYTES), "logps": entries.logps, "tokens": entries.tokens}
+    path = folder / f"answers-r{rank}-{os.getpid()}-{secrets.token_hex(6)}.safetensors"
+    write_tensors({name: torch.tensor(column) for name, column in columns.items()}, path, fingerprint)
     return path
 
 
 def read_shard(path: Path, fingerprint: Fingerprint) -> Entries:
-    """Read one shard and check all of it.
-
-    Raises:
-        DamagedShard: when it is truncated, not Parquet, has other columns or another checksum.
-        ForeignShard: when it belongs to another fingerprint.
-        FileNotFoundError: when it no longer exists (merged by a pruning).
-    """
-    data = path.read_bytes()  # separate from parsing: an error here is the disk's, not the shard's
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise _damaged(path, f"it is truncated or not Parquet: {reason}") from error
-    metadata = {name.decode(): value.decode(errors="replace") for name, value in (table.schema.metadata or {}).items()}
-    if not table.schema.equals(_SCHEMA, check_metadata=False):
-        columns = ", ".join(f"{column.name} {column.type}" for column in table.schema)
-        expected = ", ".join(f"{name} {kind}" for name, kind in _FIELDS.items())
-        raise _damaged(path, f"its columns are {columns}; a shard has {expected}")
-    if metadata.get("mpo.format") != str(FORMAT):
-        raise _damaged(path, f"its metadata has mpo.format {metadata.get('mpo.format')!r}, not '{FORMAT}'")
-    if metadata.get("mpo.fingerprint") != fingerprint.digest:
-        raise ForeignShard(
-            f"{path} is a shard of another model or other settings (fingerprint {metadata.get('mpo.fingerprint')}, this folder has "
-            f"{fingerprint.digest}). Move it back to its folder."
-        )
-    entries = Entries(_keys_of(table), table["logps"].to_numpy().copy(), table["tokens"].to_numpy().copy())
-    if entries.checksum() != metadata.get("mpo.checksum"):
-        raise _damaged(path, "its content does not match its checksum")
-    return entries
-
-
-def _damaged(path: Path, reason: str) -> DamagedShard:
-    if SHARD_NAME.fullmatch(path.name):
-        fix = f"`mpo cache prune {path.parent}` removes it; its entries are then computed again"
-    else:
-        fix = "mpo does not write files of this name: move it out of this folder"
-    return DamagedShard(f"{path} is not a shard of reference log-probs: {reason}. {fix}.")
-
-
-def _keys_of(table: pa.Table) -> npt.NDArray[np.bytes_]:
-    column = table["key"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # for an empty table
-        return np.empty(0, KEY_TYPE)
-    start = column.offset * KEY_BYTES
-    data = column.buffers()[1]
-    return np.frombuffer(data, KEY_TYPE, count=len(column), offset=start).copy()
+    """Read one shard and check all of it; errors as of `mpo.training.store.open_tensors`, such as when a pruning merged it."""
+    columns = {name: tensor.numpy() for name, tensor in read_tensors(open_tensors(path, fingerprint), path, fingerprint).items()}
+    return Entries(columns["keys"].reshape(-1).view(KEY_TYPE), columns["logps"], columns["tokens"])
 
 
 def read_new_shards(folder: Path, fingerprint: Fingerprint, seen: set[str]) -> Iterable[Entries]:

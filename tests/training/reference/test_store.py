@@ -1,16 +1,16 @@
-"""The cache of reference log-probs on disk: real Parquet files, real processes, real kills."""
+"""The cache of reference log-probs on disk: real files, real processes, real kills."""
 
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
@@ -170,9 +170,9 @@ def test_a_leftover_is_never_read(tmp_path):
     with ReferenceCache(tmp_path, HERE) as cache:
         fill(cache, [1])
     whole = shards(cache.folder)[0]
-    whole.with_name("answers-r0-1-0123456789ab.parquet.ba9876543210.tmp").write_bytes(whole.read_bytes()[:50])
+    whole.with_name("answers-r0-1-0123456789ab.safetensors.ba9876543210.tmp").write_bytes(whole.read_bytes()[:50])
     assert known(ReferenceCache(tmp_path, HERE), range(3)) == [1]
-    assert [path.name for path in leftovers(cache.folder)] == ["answers-r0-1-0123456789ab.parquet.ba9876543210.tmp"]
+    assert [path.name for path in leftovers(cache.folder)] == ["answers-r0-1-0123456789ab.safetensors.ba9876543210.tmp"]
 
 
 def test_processes_write_the_same_folder_at_once(tmp_path):
@@ -273,19 +273,19 @@ def _empty(path):
     path.write_bytes(b"")
 
 
-def _not_parquet(path):
+def _text(path):
     path.write_text("key,logps\n")
 
 
 def _other_columns(path):
-    pq.write_table(pa.table({"logps": [1.0]}), path)
+    save_file({"logps": torch.ones(1)}, path)
 
 
-@pytest.mark.parametrize("damage", [_flip_a_byte_of_the_values, _truncate, _empty, _not_parquet, _other_columns])
+@pytest.mark.parametrize("damage", [_flip_a_byte_of_the_values, _truncate, _empty, _text, _other_columns])
 def test_a_damaged_shard_is_refused_by_name(cache, damage):
     path = shards(cache.folder)[0]
     damage(path)
-    with pytest.raises(ValueError, match="not a shard") as error:
+    with pytest.raises(ValueError, match="not a file of reference log-probs") as error:
         ReferenceCache(cache.folder, HERE)
     assert str(path) in str(error.value) and f"mpo cache prune {cache.folder}" in str(error.value)
 
@@ -295,7 +295,7 @@ def test_every_single_cut_is_noticed(cache):
     data = path.read_bytes()
     for length in range(0, len(data), 37):
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match="not a shard"):
+        with pytest.raises(ValueError, match="not a file of reference log-probs"):
             read_shard(path, HERE)
 
 
@@ -331,6 +331,18 @@ def test_a_damaged_meta_file_is_refused_and_its_cure_works(cache, tmp_path):
         ReferenceCache(tmp_path / "cache", HERE)
     (cache.folder / META_FILE).unlink()
     assert known(ReferenceCache(tmp_path / "cache", HERE), range(50)) == list(range(50))
+
+
+def test_a_folder_of_an_earlier_format_is_refused_by_name_and_left_alone(cache, tmp_path):
+    meta = cache.folder / META_FILE
+    meta.write_text(meta.read_text().replace('"format": 2', '"format": 1'))
+    before = {path: path.read_bytes() for path in cache.folder.iterdir()}
+    for root in (tmp_path / "cache", cache.folder):
+        with pytest.raises(ValueError, match=f"has format 1, .*Delete {cache.folder}, "):
+            ReferenceCache(root, HERE)
+    assert before == {path: path.read_bytes() for path in cache.folder.iterdir()}
+    shutil.rmtree(cache.folder)
+    assert known(ReferenceCache(tmp_path / "cache", HERE), range(50)) == []
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

@@ -18,9 +18,10 @@ from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.features import VISION_FEATURES
 from mpo.encoding.images import TileOrder
 from mpo.encoding.keys import completion_key, image_key
+from mpo.encoding.labels import Completion
 from mpo.encoding.templates import is_processor, probe
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED, AUGMENTED_FEATURES
-from mpo.encoding.turns import CONVERSATION, SIDES, Completion, Record, describe
+from mpo.encoding.turns import CONVERSATION, SIDES, Record, describe
 from mpo.io import RECORD_ERRORS, BadRecord, StoreError
 from mpo.schema import EPOCH, PADDING
 

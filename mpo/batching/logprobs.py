@@ -15,8 +15,9 @@ from mpo.batching.logits_to_keep import KEYWORD, LogitsToKeep, add_logits_to_kee
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.images import in_order
+from mpo.encoding.labels import Completion, label_turn
 from mpo.encoding.templates import probe
-from mpo.encoding.turns import Completion, Record, Rendered, describe, label_turn
+from mpo.encoding.turns import Record, Rendered, describe
 from mpo.models.control_tokens import check_texts
 from mpo.models.packable import fixed_context, why_not
 

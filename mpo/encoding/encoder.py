@@ -13,22 +13,10 @@ from mpo.data.video import with_frames
 from mpo.encoding.features import Opening
 from mpo.encoding.images import process
 from mpo.encoding.keys import prompt_key
+from mpo.encoding.labels import Completion, encode_with_prompt, end_of_turn_token, is_opened, with_eos
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import jpeg_seed, tile_limits
-from mpo.encoding.turns import (
-    SIDES,
-    Completion,
-    Opened,
-    Record,
-    Rendered,
-    describe,
-    encode_with_prompt,
-    encoded_images,
-    end_of_turn_token,
-    is_opened,
-    render,
-    with_eos,
-)
+from mpo.encoding.turns import SIDES, Opened, Record, Rendered, describe, encoded_images, render
 from mpo.models.control_tokens import added_start
 from mpo.schema import BAD, COUNTED
 

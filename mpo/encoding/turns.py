@@ -148,21 +148,9 @@ def render(
     with bad_record(where):
         check_fields(record, sides, processing_class)
     record, images = _with_images(record, opened)
-    texts = {key: record[key] for key in ("prompt", *sides) if record.get(key) is not None}
-    if not sides:
-        texts.setdefault("prompt", "")
-    elif "prompt" not in texts:
-        if len({type(text) for text in texts.values()}) > 1:
-            raise ValueError(f"{where}: {_listed(sides)} are of different types. Give both as text, or both as messages.")
-        texts = extract_prompt(texts)
+    texts = _texts(record, sides)
     check_texts(texts, len(images), processing_class, where)
-    for key, value in texts.items():
-        if not isinstance(value, (str, list)):
-            raise ValueError(f"{where}: '{key}' is of type {type(value).__name__} instead of text or a list of messages.")
-    as_text = [key for key, value in texts.items() if isinstance(value, str)]
-    if as_text and len(as_text) < len(texts):
-        raise ValueError(f"{where}: {' and '.join(as_text)} are text and the rest messages. Give all of them as one or the other.")
-    if as_text:
+    if _are_plain(texts, where):
         return Rendered(texts["prompt"], [[Piece(texts[side], labelled=True)] for side in sides], images, conversational=False)
 
     later = sum(map(image_parts, texts[sides[0]])) if tuple(sides) == CONVERSATION else 0
@@ -191,6 +179,29 @@ def render(
         else:
             completions.append(pieces_of_turns(chat, given, messages[len(given) :], prompt, record.get("labelled")))
     return Rendered(prompt, completions, images, conversational=True, later_images=later)
+
+
+def _texts(record: Record, sides: Sequence[str]) -> dict[str, Any]:
+    """The prompt and the completions, as text or messages."""
+    texts = {key: record[key] for key in ("prompt", *sides) if record.get(key) is not None}
+    if not sides:
+        return {"prompt": "", **texts}
+    if "prompt" in texts:
+        return texts
+    if len({type(text) for text in texts.values()}) > 1:
+        raise ValueError(f"{describe(record)}: {_listed(sides)} are of different types. Give both as text, or both as messages.")
+    return dict(extract_prompt(texts))
+
+
+def _are_plain(texts: Mapping[str, Any], where: str) -> bool:
+    """Whether prompt and completions are text, not messages."""
+    for key, value in texts.items():
+        if not isinstance(value, (str, list)):
+            raise ValueError(f"{where}: '{key}' is of type {type(value).__name__} instead of text or a list of messages.")
+    as_text = [key for key, value in texts.items() if isinstance(value, str)]
+    if as_text and len(as_text) < len(texts):
+        raise ValueError(f"{where}: {' and '.join(as_text)} are text and the rest messages. Give all of them as one or the other.")
+    return bool(as_text)
 
 
 def check_fields(record: Record, sides: Sequence[str], processing_class: Any = None) -> None:

@@ -155,22 +155,15 @@ def evaluate(
     Raises:
         ValueError: for questions without a ground truth, naming the first, unknown modes, and what a `Job` refuses.
     """
-    if not (models and benchmarks and modes) or isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(
-            f"Expected a model, a benchmark and a mode, and k of 1 or more; got {[*models]}, {[*benchmarks]}, {modes}, {k=}."
-        )
-    if wrong := [mode for mode in modes if mode not in MODES] or [mode for mode in {*modes} if [*modes].count(mode) > 1]:
-        raise ValueError(f"Expected modes to be different ones of {', '.join(MODES)}; got {wrong[0]!r}.")
+    _check(models, benchmarks, modes, k)
     if scorers and k == 1:
         raise ValueError("Best of N needs several samples per question. Give k (--n), such as 8.")
     folder = Path(folder).absolute()
     data = {name: checked_questions(name, questions) for name, questions in benchmarks.items()}
-    for name, records in data.items():
+    for name, records in data.items() if progress else ():
         images = len({cluster_of(record) for record in records})
-        least = smallest_difference(images)
-        if progress:
-            said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
-            print(f"{said} {100 * least:.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
+        said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
+        print(f"{said} {100 * smallest_difference(images):.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
     names = [(model, benchmark, mode) for model in models for benchmark in data for mode in modes]
     folders = {one: folder / JOBS / "/".join(slug(part) for part in one) for one in names}
     if len({*folders.values()}) < len(folders):
@@ -200,6 +193,15 @@ def evaluate(
     results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
     by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
     return write_results(folder, results, found, by_id)
+
+
+def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequence[str], k: Any) -> None:
+    if not (models and benchmarks and modes) or isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(
+            f"Expected a model, a benchmark and a mode, and k of 1 or more; got {[*models]}, {[*benchmarks]}, {modes}, {k=}."
+        )
+    if wrong := [mode for mode in modes if mode not in MODES] or [mode for mode in {*modes} if [*modes].count(mode) > 1]:
+        raise ValueError(f"Expected modes to be different ones of {', '.join(MODES)}; got {wrong[0]!r}.")
 
 
 def write_results(

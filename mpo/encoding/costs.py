@@ -39,6 +39,8 @@ MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
 FORMAT = 7
 """Increased when the same records would be measured differently, so that no result of an earlier version is read from the cache."""
 
+_BAD_GROUP = 1268533372142178071
+"""Group of all bad records; any number would do, and this one leaves batches as earlier versions planned them."""
 
 Limits = tuple[tuple[str, Any], ...]
 Budget = tuple[int, int | None]
@@ -237,7 +239,7 @@ class RecordMeasure:
         except BadRecord:
             if self.on_bad_record == "raise":
                 raise
-            return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": prompt_key("a bad record", {})}
+            return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _BAD_GROUP}
 
     def batch(self, columns: Any) -> dict[str, list[int]]:
         """The costs of several records, by name; a table of Arrow, or a dict of columns."""

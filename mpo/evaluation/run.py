@@ -160,10 +160,12 @@ def evaluate(
         raise ValueError("Best of N needs several samples per question. Give k (--n), such as 8.")
     folder = Path(folder).absolute()
     data = {name: checked_questions(name, questions) for name, questions in benchmarks.items()}
-    for name, records in data.items() if progress else ():
+    for name, records in data.items():
         images = len({cluster_of(record) for record in records})
-        said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
-        print(f"{said} {100 * smallest_difference(images):.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
+        least = smallest_difference(images)
+        if progress:
+            said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
+            print(f"{said} {100 * least:.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
     names = [(model, benchmark, mode) for model in models for benchmark in data for mode in modes]
     folders = {one: folder / JOBS / "/".join(slug(part) for part in one) for one in names}
     if len({*folders.values()}) < len(folders):

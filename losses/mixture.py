@@ -110,14 +110,7 @@ class Mixture(nn.Module):
             reward_shift=reward_shift,
             average=sft_average,
         )
-        for name in names:
-            if name not in LOSSES:
-                # Also by class name: 'dpo' means DPO, which TRL calls sigmoid, and not cdpo.
-                spelled = {kind.__name__.lower(): known for known, (kind, _) in LOSSES.items()} | {known: known for known in LOSSES}
-                close = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.4)
-                hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
-                raise ValueError(f"Unknown loss {name!r}.{hint} Use one of {', '.join(LOSSES)}.")
-        kinds = [LOSSES[name][0] for name in names]
+        kinds = [_kind_of(name) for name in names]
         if label_smoothing and not any(kind.takes_label_smoothing for kind in kinds):
             having = [name for name, (kind, _) in LOSSES.items() if kind.takes_label_smoothing]
             raise ValueError(
@@ -211,3 +204,14 @@ LOSSES: dict[str, tuple[type[PairLoss], Callable[[_Settings], PairLoss]]] = {
     "orpo": (preference.ORPO, lambda s: preference.ORPO(s.beta)),
 }
 """Constructors of all losses, by name. The first fifteen are TRL's."""
+
+
+def _kind_of(name: str) -> type[PairLoss]:
+    """The class of a loss, or an error with the closest name."""
+    if name not in LOSSES:
+        # Also by class name: 'dpo' means DPO, which TRL calls sigmoid, and not cdpo.
+        spelled = {kind.__name__.lower(): known for known, (kind, _) in LOSSES.items()} | {known: known for known in LOSSES}
+        close = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.4)
+        hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
+        raise ValueError(f"Unknown loss {name!r}.{hint} Use one of {', '.join(LOSSES)}.")
+    return LOSSES[name][0]

@@ -18,7 +18,7 @@ from mpo.batching.batch import Batch
 from mpo.batching.collator import PairCollator
 from mpo.batching.layout import completion_sums, concatenate, lay_out
 from mpo.batching.logits_to_keep import LogitsToKeep, add_logits_to_keep, label_padded_rows
-from mpo.encoding.turns import Completion
+from mpo.encoding.labels import Completion
 from mpo.losses import Mixture, PairLogps
 from mpo.models.small import small_internvl
 

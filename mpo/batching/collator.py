@@ -17,10 +17,11 @@ from mpo.encoding.costs import Budget, RecordMeasure
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.features import VISION_FEATURES
 from mpo.encoding.images import TileOrder
-from mpo.encoding.keys import completion_key, image_key, same_image
+from mpo.encoding.keys import completion_key, image_key
+from mpo.encoding.labels import Completion
 from mpo.encoding.templates import is_processor, probe
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED, AUGMENTED_FEATURES
-from mpo.encoding.turns import CONVERSATION, SIDES, Completion, Record, describe
+from mpo.encoding.turns import CONVERSATION, SIDES, Record, describe
 from mpo.io import RECORD_ERRORS, BadRecord, StoreError
 from mpo.schema import EPOCH, PADDING
 
@@ -96,7 +97,7 @@ class PairCollator:
             self.truncation_mode,
             self.completion_end,
             self.tile_budget,
-            same_image=same_image if self.layout == "packed" and len(self.sides) > 1 else None,
+            share=self.layout == "packed" and len(self.sides) > 1,
             augment_seed=self.augment_seed,
             context=self.context and self.context // (self.pad_to_multiple_of or 1) * (self.pad_to_multiple_of or 1),
             features=self.features,
@@ -202,7 +203,7 @@ class PairCollator:
     def _pack(self, pairs: list[Encoded], blank: list[Encoded]) -> Batch:
         groups: dict[int, list[int]] = {}
         for number, pair in enumerate(pairs):
-            groups.setdefault(pair.prompt if len(self.sides) > 1 else number, []).append(number)
+            groups.setdefault(pair.prompt, []).append(number)
         # Text may merge with its prompt's last token, so the prompt of a group is the common prefix of its pairs.
         rows: list[Row] = []
         places = [0] * (len(self.sides) * len(pairs))

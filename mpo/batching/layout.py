@@ -32,7 +32,7 @@ Range = tuple[int, int]
 
 
 class CompletionTokens(Protocol):
-    """The token ids after a prompt, and which of them are labelled (`mpo.encoding.turns.Completion`)."""
+    """The token ids after a prompt, and which of them are labelled (`mpo.encoding.labels.Completion`)."""
 
     @property
     def ids(self) -> list[int]: ...  # noqa: D102

@@ -15,8 +15,9 @@ from mpo.batching.logits_to_keep import KEYWORD, LogitsToKeep, add_logits_to_kee
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.images import in_order
+from mpo.encoding.labels import Completion, label_turn
 from mpo.encoding.templates import probe
-from mpo.encoding.turns import Completion, Record, Rendered, describe, label_turn
+from mpo.encoding.turns import Record, Rendered, describe
 from mpo.models.control_tokens import check_texts
 from mpo.models.packable import fixed_context, why_not
 
@@ -86,15 +87,7 @@ def completion_logprobs(
         ValueError: for a request or a completion that cannot be encoded or is beyond the context, and a model that packed rows do
             not fit.
     """
-    if len(requests) != len(completions):
-        raise ValueError(f"Expected completions for every request; got {len(requests)} requests and {len(completions)} of these.")
-    for given in completions:
-        if isinstance(given, str) or not all(isinstance(text, str) for text in given):
-            raise ValueError(f"Expected a list of texts for every request; got {given!r:.80}.")
-    if isinstance(max_tokens_per_batch, bool) or not isinstance(max_tokens_per_batch, int) or max_tokens_per_batch < 1:
-        raise ValueError(f"Expected max_tokens_per_batch to be 1 or more; got max_tokens_per_batch={max_tokens_per_batch!r}.")
-    if layout not in (None, "packed", "padded"):
-        raise ValueError(f"Expected layout to be packed, padded or None; got layout={layout!r}.")
+    _check(requests, completions, max_tokens_per_batch, layout)
     reason = why_not(model)
     if layout == "packed" and reason is not None:
         raise ValueError(f"Completions cannot share their prompt in this model: {reason}. Set layout='padded'.")
@@ -135,6 +128,18 @@ def completion_logprobs(
             waiting.append((number, texts, encoded, images, row))
         flush()
     return [[found[number, text] for text in given] for number, given in enumerate(completions)]
+
+
+def _check(requests: Sequence[Asked], completions: Sequence[Sequence[str]], max_tokens_per_batch: Any, layout: str | None) -> None:
+    if len(requests) != len(completions):
+        raise ValueError(f"Expected completions for every request; got {len(requests)} requests and {len(completions)} of these.")
+    for given in completions:
+        if isinstance(given, str) or not all(isinstance(text, str) for text in given):
+            raise ValueError(f"Expected a list of texts for every request; got {given!r:.80}.")
+    if isinstance(max_tokens_per_batch, bool) or not isinstance(max_tokens_per_batch, int) or max_tokens_per_batch < 1:
+        raise ValueError(f"Expected max_tokens_per_batch to be 1 or more; got max_tokens_per_batch={max_tokens_per_batch!r}.")
+    if layout not in (None, "packed", "padded"):
+        raise ValueError(f"Expected layout to be packed, padded or None; got layout={layout!r}.")
 
 
 @dataclass

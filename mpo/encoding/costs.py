@@ -5,11 +5,10 @@ from __future__ import annotations
 import bisect
 import contextlib
 import copy
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -26,6 +25,7 @@ from mpo.data.images import image_size
 from mpo.data.video import DEFAULT_FRAMES, Frame, checked_frames, frame_size, with_frames
 from mpo.encoding.conversations import as_completion
 from mpo.encoding.encoder import Encoder
+from mpo.encoding.keys import prompt_key
 from mpo.encoding.shapes import SHAPED, STAND_IN, Shape, Shapes
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import tile_limits
@@ -39,6 +39,8 @@ MEASURED = ("prompt", "chosen", "rejected", "tiles", "group")
 FORMAT = 7
 """Increased when the same records would be measured differently, so that no result of an earlier version is read from the cache."""
 
+_BAD_GROUP = 1268533372142178071
+"""Group of all bad records; any number would do, and this one leaves batches as earlier versions planned them."""
 
 Limits = tuple[tuple[str, Any], ...]
 Budget = tuple[int, int | None]
@@ -50,9 +52,9 @@ class PairCosts:
     """The costs of N records, each array of shape (N,).
 
     ``prompt``: tokens of the prompt, image tokens included. ``chosen``, ``rejected``: tokens of the completions, up to the last
-    labelled one. ``tiles``: image tiles of the prompt. ``group``: the same number for the same prompt and images. Of a
-    conversation, ``chosen`` is the one completion with the images of later turns, ``rejected`` is 0, and ``group`` the most frames
-    of one of its videos, if these are fewer so that it fits a row, otherwise 0.
+    labelled one. ``tiles``: image tiles of the prompt. ``group``: the key of the prompt (`mpo.encoding.keys.prompt_key`).
+    Of a conversation, ``chosen`` is the one completion with the images of later turns, ``rejected`` is 0, and ``group`` the most
+    frames of one of its videos, if these are fewer so that it fits a row, otherwise 0.
     """
 
     prompt: NDArray[np.int32]
@@ -237,7 +239,7 @@ class RecordMeasure:
         except BadRecord:
             if self.on_bad_record == "raise":
                 raise
-            return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _group("a bad record", [])}
+            return {"prompt": 1, "chosen": 1, "rejected": 1, "tiles": 0, "group": _BAD_GROUP}
 
     def batch(self, columns: Any) -> dict[str, list[int]]:
         """The costs of several records, by name; a table of Arrow, or a dict of columns."""
@@ -339,9 +341,8 @@ class RecordMeasure:
         record = with_frames(record, where=describe(record))
         images = encoded_images(record)
         lengths, rendered = self._lengths(record, images)
-        text = f"{rendered.prompt}\0{record.get('tiles')}{' augmented' if record.get('augment') else ''}"
         costs = self._with_images(describe(record), record, images, rendered.later_images, *lengths)
-        return costs | {"group": _group(text, images)}
+        return costs | {"group": prompt_key(rendered.prompt, record)}
 
     def _completion(self, record: dict[str, Any]) -> dict[str, Any]:
         return with_frames(as_completion(record, self.train_on), where=describe(record))
@@ -442,20 +443,6 @@ def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int
 def _size(image: Any, where: str = "") -> tuple[int, int]:
     """Height and width of an image, from its header."""
     return frame_size(image, where=where) if isinstance(image, Frame) else image_size(image, where=where)
-
-
-def _group(prompt: str, images: list[Any]) -> int:
-    """A hash of a prompt and its images: of their bytes, or of the paths of image files."""
-    digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8)
-    for image in images:
-        if isinstance(image, Mapping):
-            content = image["bytes"] if image.get("bytes") is not None else str(image["path"]).encode()
-        elif isinstance(image, Frame):
-            content = repr(image).encode()
-        else:
-            content = image.encode() if isinstance(image, str) else image.tobytes()
-        digest.update(b"\0picture\0" + hashlib.blake2b(content, digest_size=16).digest())
-    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def _settings(processing_class: Any) -> list[Any]:

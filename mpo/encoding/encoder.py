@@ -12,24 +12,13 @@ from torch import Tensor
 from mpo.data.video import with_frames
 from mpo.encoding.features import Opening
 from mpo.encoding.images import process
+from mpo.encoding.keys import prompt_key
+from mpo.encoding.labels import Completion, encode_with_prompt, end_of_turn_token, is_opened, with_eos
 from mpo.encoding.templates import is_processor
 from mpo.encoding.tiles import jpeg_seed, tile_limits
-from mpo.encoding.turns import (
-    SIDES,
-    Completion,
-    Opened,
-    Record,
-    Rendered,
-    describe,
-    encode_with_prompt,
-    encoded_images,
-    end_of_turn_token,
-    is_opened,
-    render,
-    with_eos,
-)
+from mpo.encoding.turns import SIDES, Opened, Record, Rendered, describe, encoded_images, render
 from mpo.models.control_tokens import added_start
-from mpo.schema import BAD, COUNTED, first_alike
+from mpo.schema import BAD, COUNTED
 
 
 @dataclass
@@ -37,7 +26,7 @@ class Encoded:
     """Token ids of a prompt and its completions.
 
     ``extra``: the processor's other per-token outputs for the prompt. ``prompt``: the index of the first record of the batch
-    with the same prompt and the same images, which may be this one. ``limits``: tile limits that differ from the processor's
+    that shares its prompt and images, which may be this one. ``limits``: tile limits that differ from the processor's
     (`mpo.encoding.tiles.tile_limits`).
     """
 
@@ -60,8 +49,7 @@ class Encoder:
     Args:
         processing_class: a tokenizer, or a processor when records have images.
         max_length, truncation_mode, completion_end, tile_budget: as in `mpo.batching.collator.PairCollator`.
-        same_image: whether two images are the same; called only for images of the same prompt text. None: prompts with images
-            are never shared.
+        share: records of one prompt share it, by the key by which batches are planned (`mpo.encoding.keys.prompt_key`).
         augment_seed: as `seed` in `mpo.encoding.tiles.jpeg_seed`.
         context: the longest prompt with one completion, in tokens, whose log-probs do not depend on the rest of its batch
             (`mpo.models.packable.fixed_context`); a longer one is an error.
@@ -73,7 +61,7 @@ class Encoder:
     truncation_mode: str = "keep_start"
     completion_end: str = "end_of_turn"
     tile_budget: str = "prompt"
-    same_image: Any = None
+    share: bool = False
     augment_seed: int = 0
     context: int | None = None
     features: Any = None
@@ -104,7 +92,8 @@ class Encoder:
             for record in records
         ]
         limits = [self._limits(record, len(one.images)) for record, one in zip(records, rendered, strict=True)]
-        prompts = self._distinct(rendered, limits)
+        keys = [prompt_key(one.prompt, record) for one, record in zip(rendered, records, strict=True)] if self.share else []
+        prompts = list(map(keys.index, keys)) if self.share else list(range(len(records)))
         with_images, pixels, order = self._encode_image_prompts(rendered, prompts, limits)
         tokenize = cache(self.tokenize)
         found = []
@@ -175,18 +164,6 @@ class Encoder:
             **tile_limits(record, images, self.processing_class, name, budget=self.tile_budget),
             **jpeg_seed(record, images, self.processing_class, name, seed=self.augment_seed),
         }
-
-    def _distinct(self, rendered: list[Rendered], limits: list[dict[str, Any]]) -> list[int]:
-        """For each pair, the first one with the same prompt, images and tile limits."""
-        outlines = [
-            (one.prompt, len(one.images), tuple(sorted(limit.items()))) for one, limit in zip(rendered, limits, strict=True)
-        ]
-        return first_alike(outlines, lambda one, other: self._same_images(rendered[one].images, rendered[other].images))
-
-    def _same_images(self, first: list[Any], second: list[Any]) -> bool:
-        if first and self.same_image is None:
-            return False
-        return all(self.same_image(one, other) for one, other in zip(first, second, strict=True))
 
     def _encode_image_prompts(
         self, rendered: list[Rendered], prompts: list[int], limits: list[dict[str, Any]]

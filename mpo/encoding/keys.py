@@ -1,4 +1,4 @@
-"""Content keys: of an image, and of a completion to a prompt with images."""
+"""Keys of what is computed once: an image, a prompt with its images, and a completion to it."""
 
 import hashlib
 import json
@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from mpo.data.images import open_image
+from mpo.data.video import Frame
+from mpo.encoding.turns import encoded_images
+from mpo.schema import EPOCH
 
 KEY_BYTES = 16
 
@@ -55,6 +60,29 @@ def image_key(image: Any) -> bytes:
 def same_image(first: Any, second: Any) -> bool:
     """Whether two images, in the forms accepted by `image_key`, are the same."""
     return first is second or image_key(first) == image_key(second)
+
+
+def prompt_key(prompt: str, record: Mapping[str, Any]) -> int:
+    """Key of a prompt with its images, 64 bits: records with the same one are planned together, and share a row in a batch.
+
+    An image file is known by its path, since planning reads none. A copy of it has another key, and is still processed once.
+
+    Args:
+        prompt: as the chat template renders it.
+        record: has the encoded images or paths, or decoded images; and the frames, not the paths, of videos.
+    """
+    augmented = f" augmented {record.get(EPOCH, '')}".rstrip() if record.get("augment") else ""
+    hasher = hashlib.blake2b(f"{prompt}\0{record.get('tiles')}{augmented}".encode("utf-8", "surrogatepass"), digest_size=8)
+    for image in encoded_images(record):
+        content = image
+        if isinstance(image, Mapping):
+            content = image["bytes"] if image.get("bytes") is not None else image["path"]
+        if isinstance(content, (str, os.PathLike, Frame)):
+            content = str(content).encode("utf-8", "surrogatepass")
+        elif not isinstance(content, bytes):
+            content = image_key(open_image(content) if isinstance(content, Image.Image) else content)
+        hasher.update(b"\0picture\0" + hashlib.blake2b(content, digest_size=KEY_BYTES).digest())
+    return int.from_bytes(hasher.digest(), "little", signed=True)
 
 
 def completion_key(

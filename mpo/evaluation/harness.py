@@ -98,38 +98,30 @@ def run_harness(
     own = Path(include_path).absolute() if include_path is not None else None
     if own is not None and not own.is_dir():
         raise ValueError(f"include_path={include_path} is no folder. Give that of the tasks' YAML files.")
-    options = {"limit": limit, "include_path": own}
+    options: dict[str, Any] = {"limit": limit, "include_path": own, "concurrency": concurrency}
     work = folder / "harness" / "empty"  # lmms-eval takes a folder here with a task's name for the task
     if dry_run is not None:
         for words in preparing(env):
             dry_run(shlex.join(words))
         for label, model in models.items():
-            url = model if _is_url(model) else f"http://localhost:{PORT}/v1"
+            name, url = ("MODEL", model) if _is_url(model) else (model, f"http://localhost:{PORT}/v1")
             if not _is_url(model):
                 dry_run(shlex.join(serving(model, PORT, device)) + " &")
-            words = running(
-                "MODEL" if _is_url(model) else model, url, tasks, _of(folder, label), concurrency=concurrency, **options
-            )
+            words = running(name, url, tasks, _of(folder, label), **options)
             dry_run(f"cd {shlex.quote(str(work))} && OPENAI_API_KEY=none {shlex.join(words)}")
         return {}
-    if not (env / "complete").exists():
-        shutil.rmtree(env, ignore_errors=True)
-        for words in preparing(env):
-            _run(words)
-        (env / "complete").touch()
+    _prepare(env)
     work.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     records: dict[str, dict[str, Any]] = {}
     numbers: list[dict[str, Any]] = []
     for label, model in models.items():
         place = _of(folder, label)
-        marks = [path for path in (model, own) if path is not None and Path(path).is_dir()]
-        state = [content_hash(one, read=False) for mark in marks for one in sorted(Path(mark).rglob("*.*")) if one.suffix != ".pyc"]
-        asked = {"version": VERSION, "model": model, "tasks": [*tasks], "limit": limit, "files": state}
+        asked = {"version": VERSION, "model": model, "tasks": [*tasks], "limit": limit, "files": _state(model, own)}
         if not (place / "asked.json").is_file() or read_json_object(place / "asked.json") != asked:
             shutil.rmtree(place, ignore_errors=True)
             with served(model, device, place.with_suffix(".log")) as (url, name):
-                _run(running(name, url, tasks, place, concurrency=concurrency, **options), cwd=work)
+                _run(running(name, url, tasks, place, **options), cwd=work)
             newest(place)
             write_text(place / "asked.json", json.dumps(asked) + "\n")
         for task, metric, rows, row in read_results(place):
@@ -145,6 +137,21 @@ def run_harness(
     compared = {key: rows for key, rows in found.items() if key[1:] in common}
     results = summarize(compared, 1) if compared else {"results": [], "comparisons": []}
     return write_results(folder, {**results, "harness": numbers}, found, records)
+
+
+def _prepare(env: Path) -> None:
+    """Install lmms-eval, once."""
+    if not (env / "complete").exists():
+        shutil.rmtree(env, ignore_errors=True)
+        for words in preparing(env):
+            _run(words)
+        (env / "complete").touch()
+
+
+def _state(*places: str | Path | None) -> list[str]:
+    """The state of all files in those places that are folders, by which changed ones are noticed."""
+    folders = [Path(place) for place in places if place is not None and Path(place).is_dir()]
+    return [content_hash(one, read=False) for folder in folders for one in sorted(folder.rglob("*.*")) if one.suffix != ".pyc"]
 
 
 def _of(folder: Path, label: str) -> Path:

@@ -155,12 +155,7 @@ def evaluate(
     Raises:
         ValueError: for questions without a ground truth, naming the first, unknown modes, and what a `Job` refuses.
     """
-    if not (models and benchmarks and modes) or isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(
-            f"Expected a model, a benchmark and a mode, and k of 1 or more; got {[*models]}, {[*benchmarks]}, {modes}, {k=}."
-        )
-    if wrong := [mode for mode in modes if mode not in MODES] or [mode for mode in {*modes} if [*modes].count(mode) > 1]:
-        raise ValueError(f"Expected modes to be different ones of {', '.join(MODES)}; got {wrong[0]!r}.")
+    _check(models, benchmarks, modes, k)
     if scorers and k == 1:
         raise ValueError("Best of N needs several samples per question. Give k (--n), such as 8.")
     folder = Path(folder).absolute()
@@ -200,6 +195,15 @@ def evaluate(
     results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
     by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
     return write_results(folder, results, found, by_id)
+
+
+def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequence[str], k: Any) -> None:
+    if not (models and benchmarks and modes) or isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(
+            f"Expected a model, a benchmark and a mode, and k of 1 or more; got {[*models]}, {[*benchmarks]}, {modes}, {k=}."
+        )
+    if wrong := [mode for mode in modes if mode not in MODES] or [mode for mode in {*modes} if [*modes].count(mode) > 1]:
+        raise ValueError(f"Expected modes to be different ones of {', '.join(MODES)}; got {wrong[0]!r}.")
 
 
 def write_results(

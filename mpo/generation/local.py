@@ -24,8 +24,9 @@ from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.features import VISION_FEATURES
 from mpo.encoding.images import in_order
 from mpo.encoding.keys import image_key
+from mpo.encoding.labels import end_of_turn_token
 from mpo.encoding.templates import is_processor
-from mpo.encoding.turns import Record, describe, end_of_turn_token
+from mpo.encoding.turns import Record, describe
 from mpo.generation.generator import (
     Decoding,
     GenerationError,

@@ -310,17 +310,7 @@ def add_fuser(
         ValueError: for another kind of model, one without a vision tower or with a fuser, and for layers that are out of range,
             repeated, not in order, or not those of `weights`.
     """
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind is not None:
-        check_can_fuse(model.config)
-    if kind is None or not isinstance(model, KINDS[kind][0]):
-        known = " or ".join(base.__name__ for base, *_ in KINDS.values())
-        raise ValueError(
-            f"Expected an {known} without adapters; got a {type(model).__name__} of type {kind!r}. Add the fuser before the "
-            "adapter, or merge the adapter first."
-        )
-    if getattr(model, "is_quantized", False):
-        raise ValueError("The model is quantized. Add the fuser to the full model, save it, and load that with its quantization.")
+    kind = _kind_of(model)
     fuser = None
     if weights is not None:
         if fusion != "mmfuser":
@@ -353,6 +343,22 @@ def add_fuser(
     fused.generation_config = model.generation_config
     fused.tie_weights()
     return fused.train(model.training)
+
+
+def _kind_of(model: Any) -> str:
+    """The type of a model that can get a fuser: the key of its entry in `KINDS`."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind is not None:
+        check_can_fuse(model.config)
+    if kind is None or not isinstance(model, KINDS[kind][0]):
+        known = " or ".join(base.__name__ for base, *_ in KINDS.values())
+        raise ValueError(
+            f"Expected an {known} without adapters; got a {type(model).__name__} of type {kind!r}. Add the fuser before the "
+            "adapter, or merge the adapter first."
+        )
+    if getattr(model, "is_quantized", False):
+        raise ValueError("The model is quantized. Add the fuser to the full model, save it, and load that with its quantization.")
+    return str(kind)
 
 
 def _widened(wide: nn.Module, narrow: nn.Module, width: int) -> nn.Module:

@@ -85,6 +85,16 @@ def is_official_llava(config: Mapping[str, Any]) -> bool:
     return "mm_vision_tower" in config and config.get("model_type") in ("llava", "llava_llama")
 
 
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_vision_select_feature": ("patch", None),
+    "mm_use_im_start_end": (False, None),
+    "mm_patch_merge_type": ("flat", None),
+    "image_aspect_ratio": ("pad", "square", None),
+}
+"""Settings of an official config, and the values that LLaVA-1.5 has."""
+
+
 def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shard_bytes: int, progress: bool = True) -> int:
     """Write an official LLaVA-1.5 in transformers' format, with its processor; tensors are copied bit by bit.
 
@@ -103,13 +113,7 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
         ValueError: for settings that transformers' LLaVA does not have, and tensors that are not those of the config.
     """
     where, official = source / "config.json", read_config_json(source / "config.json")
-    for name, known in {
-        "mm_projector_type": ("mlp2x_gelu",),
-        "mm_vision_select_feature": ("patch", None),
-        "mm_use_im_start_end": (False, None),
-        "mm_patch_merge_type": ("flat", None),
-        "image_aspect_ratio": ("pad", "square", None),
-    }.items():
+    for name, known in SETTINGS.items():
         if official.get(name) not in known:
             raise ValueError(f"{where}: expected {name} to be {known[0]!r}, as in LLaVA-1.5; got {official.get(name)!r}.")
     tokenizer = read_tokenizer(source)
@@ -155,6 +159,13 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     config.architectures, config.dtype = [type(model).__name__], read("lm_head.weight").dtype
     config.save_pretrained(target)
     GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=config.text_config.pad_token_id).save_pretrained(target)
+    _processor(official, config, tokenizer).save_pretrained(target)
+    (target / "official_config.json").write_text(json.dumps(official, indent=2) + "\n")
+    return len(ours)
+
+
+def _processor(official: Mapping[str, Any], config: Any, tokenizer: Any) -> LlavaProcessor:
+    """The processor of a config in transformers' format."""
     size = config.vision_config.image_size
     square = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     images = LlavaImageProcessor(**square, do_pad=official.get("image_aspect_ratio") == "pad")
@@ -162,9 +173,7 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     tokenizer.padding_side = "left"
     processor = LlavaProcessor(images, tokenizer, vision_feature_select_strategy="default", image_token=IMAGE, **sizes)
     set_template(processor, "vicuna")
-    processor.save_pretrained(target)
-    (target / "official_config.json").write_text(json.dumps(official, indent=2) + "\n")
-    return len(ours)
+    return processor
 
 
 def _levels(given: Any, where: str) -> list[int]:

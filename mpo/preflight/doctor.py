@@ -57,14 +57,14 @@ def attempted(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Fin
         yield Finding(name, f"could not be checked: {one_line(first_cause(error))}", "note", TRACEBACK)
 
 
-def one_line(error: BaseException, longest: int = 160) -> str:
-    r"""Format an error as one line of at most `longest` characters.
+def one_line(error: BaseException) -> str:
+    r"""Format an error as one line of at most 160 characters.
 
     >>> one_line(ValueError("no space,\n  nowhere"))
     'ValueError: no space, nowhere'
     """
     text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def first_cause(error: BaseException) -> BaseException:

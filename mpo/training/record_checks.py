@@ -17,6 +17,8 @@ from mpo.schema import IMAGE_COLUMNS
 
 SLACK = 64
 """Tokens for what a tokenizer or processor adds around a text or an image."""
+MOST = 20_000
+"""Maximum number of records to look at without token budgets."""
 
 
 def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, args: Any, *, looked_at: int | None = None) -> None:
@@ -47,15 +49,12 @@ def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, a
         _check_budget(records, truncated, args)
 
 
-def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *, most: int = 20_000) -> None:
+def check_before_training(pairs: Any, processor: Any, config: Any, args: Any) -> None:
     """Run `check_records` at the start of a run.
 
     With token budgets all records are measured, because the sampler needs their costs, once for the same records and processor;
-    later runs and other ranks read them from datasets' cache. Otherwise at most `most` records are looked at, evenly spaced, and
+    later runs and other ranks read them from datasets' cache. Otherwise at most `MOST` records are looked at, evenly spaced, and
     only those are rendered and measured that may be too long by the length of their text (`may_exceed`).
-
-    Args:
-        most: maximum number of records to look at without token budgets.
 
     Raises:
         ValueError: as `check_records`.
@@ -64,7 +63,7 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any, *,
         return  # the number of image tokens is unknown until an image is encoded
     if not hasattr(pairs, "__len__"):
         return  # a stream has no length
-    records = sample(pairs, None if args.batching == "tokens" else most)
+    records = sample(pairs, None if args.batching == "tokens" else MOST)
     looked_at = len(records)
     if args.batching != "tokens":
         limits = [limit for limit in (_context(config), args.max_length) if limit is not None]

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import mpo.batching.attention as attention
 from mpo.batching.attention import BACKENDS, use_packed_attention, usual_attention
 from mpo.batching.layout import completion_sums, concatenate, lay_out
-from mpo.encoding.turns import Completion
+from mpo.encoding.labels import Completion
 from mpo.models.packable import find_text_model, why_not
 
 

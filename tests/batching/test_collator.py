@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from mpo.batching.collator import LabelledBatches, PairCollator
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import RecordMeasure
-from mpo.encoding.turns import end_of_turn_token
+from mpo.encoding.labels import end_of_turn_token
 
 WORDS = ["<pad>", "<eos>", "<user>", "<bot>", "<end>", "\n", "two", "plus", "is", "four", "five", "sure", "why"]
 # Like ChatML: a turn ends in <end>, followed by a newline.

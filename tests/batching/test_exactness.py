@@ -41,7 +41,7 @@ from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.batching.attention import packed_attention
-from mpo.encoding.turns import Completion
+from mpo.encoding.labels import Completion
 
 pytestmark = pytest.mark.slow
 

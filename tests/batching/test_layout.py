@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import sum_completions
 
 from mpo.batching.layout import CompletionNodes, Segment, completion_sums, concatenate, lay_out, ld_weights
-from mpo.encoding.turns import Completion
+from mpo.encoding.labels import Completion
 
 # Tokens 1, 2, 3 are the prompt's; a completion's are two-digit numbers.
 PROMPT = [1, 2, 3]

@@ -12,6 +12,7 @@ import mpo.encoding.costs as costs_module
 from mpo.batching.collator import PairCollator
 from mpo.batching.sampler import PairBatchSampler
 from mpo.encoding.costs import PairCosts, measure
+from mpo.encoding.encoder import Encoder
 from mpo.models.small import small_processor
 
 SIZES = [
@@ -116,14 +117,33 @@ def test_images_are_measured_upright(processor):
     assert measured(dataset, processor) == collated(dataset, processor)
 
 
-def test_group_is_prompt_and_images(processor):
-    records = records_with([[make_image(0)], [make_image(0)], [make_image(1)], []])
-    for record in records:
-        record["prompt"] = messages("How many?", "user")
-    records.append({**records[3], "prompt": messages("How few?", "user")})
-    group = measure(Dataset.from_list(records), processor).group
-    assert group[0] == group[1]
-    assert len(set(group.tolist())) == 4
+def test_records_that_are_planned_together_share_a_row(processor, tmp_path):
+    """The eleven records have nine prompts: records 1 and 10 have that of record 0, a copy of its file and other tiles do not."""
+    files = [tmp_path / f"{name}.png" for name in ("one", "copy", "other")]
+    for file, seed in zip(files, (0, 0, 1), strict=True):
+        make_image(seed).save(file)
+    first, copied, other = ({"path": str(file), "bytes": None} for file in files)
+    encoded = {"path": None, "bytes": files[0].read_bytes()}
+    record = records_with([[first]])[0] | {"prompt": messages("How many?", "user"), "tiles": None, "augment": None}
+    few = messages("How few?", "user")
+    varied = [{}, {"augment": False}, {"images": [copied]}, {"images": [other]}, {"images": [encoded]}, {"images": []}]
+    varied += [{"prompt": few}, {"images": [], "prompt": few}, {"tiles": {"max": 2}}, {"augment": True}, {}]
+    dataset = Dataset.from_list([record | own for own in varied]).cast_column("images", List(Image(decode=False)))
+    groups = measure(dataset, processor).group.tolist()
+    pairs, _, _ = Encoder(processor, share=True)(list(dataset))
+    assert [pair.prompt for pair in pairs] == list(map(groups.index, groups)) == [0, 0, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_decoded_images_of_equal_pixels_are_the_same_if_both_stand_upright(processor):
+    exif, (record,) = PILImage.Exif(), records_with([[]])
+    exif[0x0112] = 3
+    files = []
+    for written in (PILImage.Exif(), exif, PILImage.Exif()):
+        files.append(io.BytesIO())
+        make_image(0).save(files[-1], format="JPEG", exif=written)
+    prompt = messages("How many?", "user")
+    pairs, _, _ = Encoder(processor, share=True)([{**record, "prompt": prompt, "images": [PILImage.open(one)]} for one in files])
+    assert [pair.prompt for pair in pairs] == [0, 1, 0]
 
 
 def test_a_second_run_measures_nothing(processor, tmp_path, monkeypatch):

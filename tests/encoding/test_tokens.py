@@ -14,7 +14,7 @@ from trl.data_utils import prepare_multimodal_messages
 from mpo.batching.collator import PairCollator
 from mpo.encoding.costs import RecordMeasure
 from mpo.encoding.encoder import Encoder
-from mpo.encoding.turns import end_of_turn_token
+from mpo.encoding.labels import end_of_turn_token
 from mpo.models.control_tokens import added_start
 from mpo.models.small import CHAT_TEMPLATE, processor_around
 

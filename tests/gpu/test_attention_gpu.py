@@ -8,7 +8,7 @@ from support import perturbed
 
 from mpo.batching.attention import _attend, _varlen_fits, use_packed_attention, usual_attention
 from mpo.batching.layout import concatenate, lay_out
-from mpo.encoding.turns import Completion
+from mpo.encoding.labels import Completion
 from mpo.models.small import small_internvl
 
 pytestmark = pytest.mark.skipif(

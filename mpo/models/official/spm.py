@@ -28,21 +28,8 @@ def read_sentencepiece(
         ValueError: when the sentencepiece package is missing, the file cannot be read, the model is of another type, or the ids of
             added tokens leave a gap.
     """
-    try:
-        from sentencepiece import sentencepiece_model_pb2
-    except ImportError as error:
-        raise ValueError(f"{path} needs SentencePiece, which is not installed: pip install 'mpo-trainer[internlm2]'") from error
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    try:
-        proto.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's own class
-        raise ValueError(f"{path} cannot be read ({error}). Copy the file from the original again.") from error
+    proto = _parsed(path)
     trained, rules = proto.trainer_spec, proto.normalizer_spec
-    if trained.model_type != 2 or trained.treat_whitespace_as_suffix or not rules.escape_whitespaces:  # unigram's ties differ
-        raise ValueError(
-            f"Expected a SentencePiece model of type BPE (2) that marks spaces in front of words; {path} has type "
-            f"{trained.model_type}, or other marks. Add the tokenizer.json of the original."
-        )
     pieces = [piece.piece for piece in proto.pieces]
     for number, token in added.items():
         if int(number) < len(pieces):
@@ -73,16 +60,41 @@ def read_sentencepiece(
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *end])
     user = [AddedToken(piece, normalized=False) for piece, kind in zip(pieces, kinds, strict=True) if kind == USER_DEFINED]
     tokenizer.add_tokens(user)
+    _add_tokens(tokenizer, added, path.parent)
+    return tokenizer, special
+
+
+def _parsed(path: Path) -> Any:
+    """The model in a file, which has to be of type BPE."""
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise ValueError(f"{path} needs SentencePiece, which is not installed: pip install 'mpo-trainer[internlm2]'") from error
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's own class
+        raise ValueError(f"{path} cannot be read ({error}). Copy the file from the original again.") from error
+    trained = proto.trainer_spec
+    if trained.model_type != 2 or trained.treat_whitespace_as_suffix or not proto.normalizer_spec.escape_whitespaces:
+        raise ValueError(  # unigram's ties differ
+            f"Expected a SentencePiece model of type BPE (2) that marks spaces in front of words; {path} has type "
+            f"{trained.model_type}, or other marks. Add the tokenizer.json of the original."
+        )
+    return proto
+
+
+def _add_tokens(tokenizer: Tokenizer, added: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Add tokens in the order of their ids, which they have to get."""
     for number, token in sorted(added.items(), key=lambda item: int(item[0])):
         flags = {name: bool(token.get(name)) for name in ("lstrip", "rstrip", "single_word")}
         one = AddedToken(token["content"], special=token.get("special", True), normalized=False, **flags)
         (tokenizer.add_special_tokens if one.special else tokenizer.add_tokens)([one])
         if (place := tokenizer.token_to_id(token["content"])) != int(number):
             raise ValueError(
-                f"The added token {token['content']!r} has id {number} in {path.parent}, and would get {place}: ids before it are "
+                f"The added token {token['content']!r} has id {number} in {folder}, and would get {place}: ids before it are "
                 "missing. Copy tokenizer_config.json and added_tokens.json from the original."
             )
-    return tokenizer, special
 
 
 def _merges(pieces: list[str], scores: list[float]) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ from mpo.pipelines.mminstruct.output import distinct
 
 LETTERS = "ABCDEFGH"
 FAULTS, GOOD = {}, {}
+LISTED = 3
+"""Maximum number of misses of an edit that are listed."""
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 COLOURS = ("red", "green", "blue", "white", "black", "orange", "grey", "silver", "brown", "yellow")
 ALL, OPEN, SHORT = ("judgement", "choice", "short", "long"), ("short", "long"), ("short",)
@@ -709,7 +711,7 @@ def measure(listed):
                 counts["faults"] += 1
                 counts["found"] += found
                 text = [text for _, text, _ in case[0]]
-                if not found and half in listed and label == "rule":
+                if not found and half in listed and label == "rule" and counts["faults"] - counts["found"] <= LISTED:
                     misses.append({"kind": kind, "edit": name, "image": image["name"], "response": text})
                 beside += [
                     {"edit": name, "response": text, "said": said}

@@ -119,7 +119,7 @@ def _repeats(text: str, most: int) -> str | None:
     """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
     if found := re.search(r"\b(\w+)(?:\W+\1\b){3,}", text, re.IGNORECASE):
         return found[1] if not found[1].isdigit() else None
-    sentences = Counter(part for part in map(normalised, re.split(r"[.!?。！？\n]+", text)) if len(part) > 5)
+    sentences = Counter(part for part in map(normalised, re.split(r"(?<!\d)[.]|[!?。！？\n]+", text)) if len(part) > 5)
     many = next((part for part, count in sentences.items() if count > most), None)
     return many or next((found.rule for found in find_degenerate(text)), None)
 
@@ -249,11 +249,11 @@ def _unsupported(item: Record) -> str | None:
 
 
 def _other_value(item: Record) -> str | None:
-    """What a closed list tells of an answer that the caption has otherwise: a colour, a unit, a figure; more things than it counts."""
+    """What the caption has otherwise, by closed lists: a short answer's colour, unit or figure, and how many things there are."""
     known = _figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
     said, asked = _figures(item["answer"]), _figures(item["question"])
     of = "the caption has another"
-    for number, thing in rule("counted").findall(f"{asked} {said}"):
+    for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
         there = [int(one) for one, other in rule("counted").findall(known) if other == thing]
         if there and int(number) > max(sum(there), max(there) + 1):
             return f"contradiction: {number} {thing}, and {of} number"

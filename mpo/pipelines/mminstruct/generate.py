@@ -56,8 +56,8 @@ _FILLERS = frozenset(
 _CLAUSE = re.compile(r"[^,:，：?？]{1,100}[,:，：]\s*")
 _LOOSE = frozenset("is are was were does did have has had of this that these those any there".split())
 _LOOSE_ZH = re.compile(r"的|[呢吗啊吧呀]|[这那][一]?[口个只张台辆位把条幅棵座种]?|什么|请")
-_LESS = "lower:higher smaller:larger shorter:longer fewer:more darker:brighter younger:older thinner:thicker below:above right:left"
-_OPPOSITE = dict(pair.split(":") for pair in [*_LESS.split(), *"低:高 小:大 短:长 少:多 暗:亮 右:左 下:上".split()])
+_LESS = "lower:higher smaller:larger shorter:longer fewer:more darker:brighter younger:older thinner:thicker less:more"
+_OPPOSITE = dict(pair.split(":") for pair in [*_LESS.split(), *"低:高 小:大 短:长 少:多 暗:亮".split()])
 _NOT = re.compile(r"\bnot\b|\bn t\b|不(?!是不|同)")
 _TAG = re.compile(r"<(/?)([QCA])(\d{1,3})>")
 _LETTERED = re.compile(r"\s*(?:[-*•]\s+)?[(（]?([A-HＡ-Ｈ])\s*[.):：．、）]\s*(\S.*?)\s*", re.DOTALL)
@@ -317,15 +317,14 @@ def mark_repeats(items: Sequence[Record]) -> None:
 
 
 def _opposed(loose: str, other: Record) -> bool:
-    """Whether a question is the opposite of one that was answered by yes: by a word, or by what is compared with what."""
+    """Whether a comparison is the opposite of one that was answered by yes: by a word, or by what is compared with what."""
     if other["type"] != "judgement" or not read_yes_no(other["answer"]):
         return False
     split = [[*text] if CJK.search(text) else text.split() for text in (loose, other["loose"])]
     plain = [[_OPPOSITE.get(word, word) for word in said] for said in split]
-    turned = plain[0] != plain[1]
-    if sorted(plain[0]) != sorted(plain[1]) or (turned and not {"than", "比"} & {*plain[0]}):
+    if sorted(plain[0]) != sorted(plain[1]) or not {"than", "比"} & {*plain[0]}:
         return False
-    return sum(word in _OPPOSITE for said in split for word in said) % 2 != turned
+    return sum(word in _OPPOSITE for said in split for word in said) % 2 != (plain[0] != plain[1])
 
 
 def question_key(question: str, *, loose: bool = False) -> str:

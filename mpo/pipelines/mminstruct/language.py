@@ -84,14 +84,18 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(ord(max(word)) >= _LATIN for word in new):
         return True
     parts = [part for part in re.findall(r"[^.!?\n]+[.!?]*", text) if _WORD.search(part)]
-    return any(_foreign(part, {*new}) for part in parts)
+    none = not any(word.casefold() in words("english") for word in said)
+    return any(_foreign(part, {*new}, none) for part in parts)
 
 
-def _foreign(sentence: str, new: set[str]) -> bool:
-    """Whether a sentence has more of other languages' small words than of English ones, or is of some length and has none."""
+def _foreign(sentence: str, new: set[str], alone: bool) -> bool:
+    """Whether a sentence has more of other languages' small words than of English ones, or is of some length and has none.
+
+    Names and orders in English have none either: unless all of the text has none, the sentence has letters with accents too.
+    """
     said = [word.casefold() for word in _WORD.findall(sentence)]
     english, foreign = (sum(word in words(name) for word in said) for name in ("english", "foreign"))
     count, asks = sum(word in new for word in _WORD.findall(sentence)), "?" in sentence
     if foreign > english and count >= 2:
         return asks or foreign > 1 or count >= 5
-    return not english and count >= (3 if asks else 5)
+    return not english and count >= (3 if asks else 5) and (alone or re.search(r"[^\W\d_a-zA-Z]", sentence) is not None)

@@ -59,18 +59,24 @@ def find_fault(item: Record) -> str | None:
             return f"malformed: the {name} is empty"
         if said := found(text, "marks"):
             return f"malformed: the {name} has {said!r:.40}"
-        if (name == "question" or type == "long") and (said := found_in(text.strip(), f"cut_{language}")):
+        if known and (name == "question" or type != "long") and (said := found(text, "signs")):
+            return f"malformed: the {name} has {said!r:.40}"
+        if name != "option" and (said := _cut(text.strip(), type if name == "answer" else name, language, bool(known))):
             return f"malformed: the {name} is cut off at {said!r:.40}"
         if not re.search(r"\S" if choices and name != "question" else r"\w", text):
             return f"malformed: the {name} {text!r:.40} has no word"
-        if name == "answer" and (again := _repeats(text)):
-            return f"malformed: the answer repeats {again!r:.40}"
+        if name != "option" and (again := _repeats(text, 1 if name == "question" else 2)):
+            return f"malformed: the {name} repeats {again!r:.40}"
         if said := found(text, "caption"):
             return f"caption: the {name} speaks of the caption ({said!r})"
         if said := found(text, "refuses") or (found(text, "undetermined") if name == "answer" else None):
             return f"refusal: the {name} refuses ({said!r})"
-    if CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip()):
+    if (CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip())) or rule("bare").search(
+        question
+    ):
         return f"malformed: the question {question!r:.40} asks nothing"
+    if type != "choice" and re.search(r"[?？]\W*$", answer) and answer.strip() not in known:
+        return f"malformed: the answer asks {answer!r:.40}"
     if fault := _FORM[type](item, language):
         return fault
     if known and not rule("writing").search(known) and (said := found_in(f"{question}\n{answer}", "of_text")):
@@ -81,22 +87,40 @@ def find_fault(item: Record) -> str | None:
         theirs = name == "option" and answer != text and _foreign(answer, language) and answer.casefold() in known.casefold()
         if not theirs and other_language(text, language, known):
             return f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
-    return _leak(item) or (_unsupported(item) if type == "choice" else None)
+    return _leak(item) or (_unsupported(item) if type == "choice" else _other_value(item) if known else None)
 
 
 def yes_or_no(text: str, language: str) -> bool | None:
-    """Read a judgement: True for yes, None if it is neither, or in another language."""
-    if rule("both").match(text.strip()) or bool(CJK.search(text)) != (language == "zh"):
+    """Read a judgement: True for yes, None if it is neither, takes itself back, or is in another language."""
+    if bool(CJK.search(text)) != (language == "zh"):
         return None
-    return read_yes_no(text)
+    first, _, rest = re.sub(r"[\W]+", " ", text.strip()).partition(" ")
+    said, then = read_yes_no(text), read_yes_no(rest) if read_yes_no(first) is not None else None
+    return None if then is not None and then != said or rule("hedged").search(text) else said
 
 
-def _repeats(text: str) -> str | None:
-    """What a text says again and again: a word four times in a row, a sentence three times, or as `find_degenerate`."""
+def _cut(text: str, kind: str, language: str, known: bool) -> str | None:
+    """Where a question or an answer is cut off: it has not its end or its start, or what it opens stays open."""
+    if (kind in ("question", "long") or length(text, language) > 1) and (said := found_in(text, f"cut_{language}")):
+        return said
+    opened = [len(re.findall(one, text)) for one in (r"[(\[{（【《“「]", r"[)\]}）】》”」]", r'(?<!\d)"')]
+    if (opened[0] > opened[1] and not re.search(r"[:;]\W?\(", text)) or opened[2] % 2:
+        return text[-20:]
+    if not known or kind in ("judgement", "choice", "short"):
+        return None
+    if kind == "question":
+        ended = language == "zh" or re.search(r"[?？]|[.!:)\"”’'。]$", text)
+        return None if ended and not found_in(text, "headless") else text[-20:] if not ended else text[:20]
+    listed = re.match(r"\s*(?:[-*•]|\d+[.)、])", text.rsplit("\n", 1)[-1])
+    return None if listed or re.search(r"[.!?。！？:]\W*$|[|`]$", text) else text[-20:]
+
+
+def _repeats(text: str, most: int) -> str | None:
+    """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
     if found := re.search(r"\b(\w+)(?:\W+\1\b){3,}", text, re.IGNORECASE):
         return found[1] if not found[1].isdigit() else None
-    sentences = Counter(part for part in map(normalised, re.split(r"[.!?。！？\n]+", text)) if len(part) > 5)
-    many = next((part for part, count in sentences.items() if count > 2), None)
+    sentences = Counter(part for part in map(normalised, re.split(r"(?<!\d)[.]|[!?。！？\n]+", text)) if len(part) > 5)
+    many = next((part for part, count in sentences.items() if count > most), None)
     return many or next((found.rule for found in find_degenerate(text)), None)
 
 
@@ -132,12 +156,27 @@ def _choice(item: Record, language: str) -> str | None:
 
 def _long(item: Record, language: str) -> str | None:
     count = length(item["answer"], language)
-    return f"malformed: a long answer of {count} words" if count < SHORTEST_LONG[language] else None
+    return f"malformed: a long answer of {count} words" if count < SHORTEST_LONG[language] else _unasked(item, language)
 
 
 def _short(item: Record, language: str) -> str | None:
     count = length(item["answer"], language)
-    return f"malformed: a short answer of {count} words" if count > LONGEST_SHORT[language] else None
+    return f"malformed: a short answer of {count} words" if count > LONGEST_SHORT[language] else _unasked(item, language)
+
+
+def _unasked(item: Record, language: str) -> str | None:
+    """An answer of another kind than the question asks for: yes or no, a number, a colour."""
+    question, answer = item["question"], item["answer"].strip()
+    bare = found_in(answer, "bare_yes_no")
+    polar = found_in(question, f"polar_{language}") and item["type"] == "short" and read_yes_no(answer) is None
+    number = re.search(r"\d", _figures(answer)) or found_in(answer, "some")
+    if (bare and rule(f"open_{language}").match(question)) or polar:
+        return f"malformed: {answer!r:.40} does not answer {question!r:.60}"
+    if item["type"] == "short" and not number and found_in(question, "how_many"):
+        return f"malformed: {answer!r:.40} is no number"
+    if re.fullmatch(r"[\d.,]+", _figures(answer)) and found_in(question, "which_colour"):
+        return f"malformed: {answer!r:.40} is no colour"
+    return None
 
 
 _FORM = {"judgement": _judgement, "choice": _choice, "long": _long, "short": _short}
@@ -206,6 +245,40 @@ def _unsupported(item: Record) -> str | None:
     if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
         other = next(one for one, found in there.items() if found)
         return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
+    return None
+
+
+def _other_value(item: Record) -> str | None:
+    """What the caption has otherwise, by closed lists: a short answer's colour, unit or figure, and how many things there are."""
+    known = _figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
+    said, asked = _figures(item["answer"]), _figures(item["question"])
+    of = "the caption has another"
+    for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
+        there = [int(one) for one, other in rule("counted").findall(known) if other == thing]
+        if there and int(number) > max(sum(there), max(there) + 1):
+            return f"contradiction: {number} {thing}, and {of} number"
+    if item["type"] != "short" or rule("computed").search(item["question"]):
+        return None
+    colours = {*rule("colour").findall(said)}
+    if (
+        colours
+        and found_in(item["question"], "which_colour")
+        and rule("colour").search(known)
+        and not any(one in known for one in colours)
+    ):
+        return f"contradiction: {item['answer']!r:.40}, and {of} colour"
+    if not (found := re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)):
+        return None
+    if found[2] and found_in(found[2], "unit") and found[2] not in f"{known} {asked}" and _has(known, found[1]):
+        return f"contradiction: {item['answer']!r:.40}, and the caption has no such unit"
+    exact = "." in found[1] or found[1].startswith("-") or float(found[1]) > 20  # fewer are counted
+    if (
+        exact
+        and len(re.findall(r"\d+\.\d+", known)) > 1
+        and not _has(known, found[1])
+        and not _derived(found[1].lstrip("-"), known)
+    ):
+        return f"contradiction: {item['answer']!r:.40}, and {of} number"
     return None
 
 

@@ -50,10 +50,14 @@ _IN_IMAGE = re.compile(
     r"(?:as )?(?:shown |seen |visible |depicted )?(?:in|on) (?:the|this) (?:given |provided )?(?:image|picture|photo|photograph)\b"
     r"|(?:这|该)?(?:张|幅)?(?:图片|图像|照片|图)(?:中|里|内|上)?|请问?(?:告诉我)?"
 )
-_FILLERS = frozenset("a an the please kindly tell me us can could would you say do exactly precisely actually really".split())
+_FILLERS = frozenset(
+    "a an the please kindly tell me us can could would you say do exactly precisely actually really so now".split()
+)
 _CLAUSE = re.compile(r"[^,:，：?？]{1,100}[,:，：]\s*")
 _LOOSE = frozenset("is are was were does did have has had of this that these those any there".split())
 _LOOSE_ZH = re.compile(r"的|[呢吗啊吧呀]|[这那][一]?[口个只张台辆位把条幅棵座种]?|什么|请")
+_LESS = "lower:higher smaller:larger shorter:longer fewer:more darker:brighter younger:older thinner:thicker less:more"
+_OPPOSITE = dict(pair.split(":") for pair in [*_LESS.split(), *"低:高 小:大 短:长 少:多 暗:亮".split()])
 _NOT = re.compile(r"\bnot\b|\bn t\b|不(?!是不|同)")
 _TAG = re.compile(r"<(/?)([QCA])(\d{1,3})>")
 _LETTERED = re.compile(r"\s*(?:[-*•]\s+)?[(（]?([A-HＡ-Ｈ])\s*[.):：．、）]\s*(\S.*?)\s*", re.DOTALL)
@@ -288,6 +292,8 @@ def mark_repeats(items: Sequence[Record]) -> None:
         key, negated = (_NOT.sub("", loose), bool(_NOT.search(loose))) if item["type"] == "judgement" else (loose, False)
         key = " ".join(key.split())
         earlier = seen.setdefault("".join(sorted(key)) if CJK.search(key) else key, [])
+        if read_yes_no(item["answer"]) and any(_opposed(loose, one) for own in seen.values() for one in own):
+            item["fault"] = "contradiction: an earlier instruction has the same answer to the opposite question"
         slips = [one for own in seen.values() for one in own if own is not earlier and _slip(one["question"], item["question"])]
         if any(one["type"] == item["type"] and _alike(one["answer"], item["answer"]) for one in slips):
             item["fault"] = "repeat: an earlier instruction about the image asks the same, but for a letter"
@@ -307,7 +313,18 @@ def mark_repeats(items: Sequence[Record]) -> None:
             if item.get("fault"):
                 break
         else:
-            earlier.append({**item, "strict": strict, "key": key, "negated": negated})
+            earlier.append({**item, "strict": strict, "key": key, "negated": negated, "loose": loose})
+
+
+def _opposed(loose: str, other: Record) -> bool:
+    """Whether a comparison is the opposite of one that was answered by yes: by a word, or by what is compared with what."""
+    if other["type"] != "judgement" or not read_yes_no(other["answer"]):
+        return False
+    split = [[*text] if CJK.search(text) else text.split() for text in (loose, other["loose"])]
+    plain = [[_OPPOSITE.get(word, word) for word in said] for said in split]
+    if sorted(plain[0]) != sorted(plain[1]) or not {"than", "比"} & {*plain[0]}:
+        return False
+    return sum(word in _OPPOSITE for said in split for word in said) % 2 != (plain[0] != plain[1])
 
 
 def question_key(question: str, *, loose: bool = False) -> str:

@@ -78,12 +78,24 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     if any(run.casefold() not in seen for run in _KANA.findall(text)):
         return True
     if language == "zh":
-        runs = [_WORD.findall(run) for run in CJK.split(text)]
-        own = any(len(run) > 3 and words("english") & {*map(str.casefold, run)} and {*run} & {*new} for run in runs)
+        text = re.sub('“[^”]*”|"[^"]*"', "", text) if CJK.search(text) else text  # a slogan, a sign
+        own = any(len({*_WORD.findall(run)} & {*new}) > 3 for run in CJK.split(text))
         return own or len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(ord(max(word)) >= _LATIN for word in new):
         return True
-    if any(word.casefold() in words("english") for word in said):
-        return False
-    asks = "?" in text and (text.lstrip()[:1] == "¿" or any(word.casefold() in words("foreign") for word in said))
-    return asks or len(new) >= (3 if text.rstrip()[-1:] == "?" else 5)
+    parts = [part for part in re.findall(r"[^.!?\n]+[.!?]*", text) if _WORD.search(part)]
+    none = not any(word.casefold() in words("english") for word in said)
+    return any(_foreign(part, {*new}, none) for part in parts)
+
+
+def _foreign(sentence: str, new: set[str], alone: bool) -> bool:
+    """Whether a sentence has more of other languages' small words than of English ones, or is of some length and has none.
+
+    Names and orders in English have none either: unless all of the text has none, the sentence has letters with accents too.
+    """
+    said = [word.casefold() for word in _WORD.findall(sentence)]
+    english, foreign = (sum(word in words(name) for word in said) for name in ("english", "foreign"))
+    count, asks = sum(word in new for word in _WORD.findall(sentence)), "?" in sentence
+    if foreign > english and count >= 2:
+        return asks or foreign > 1 or count >= 5
+    return not english and count >= (3 if asks else 5) and (alone or re.search(r"[^\W\d_a-zA-Z]", sentence) is not None)

@@ -12,8 +12,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpo.data.images import open_image
-from mpo.data.similar import normalised
+from mpo.data.similar import BANDS, ngrams, normalised, numbers, signature
 from mpo.io import write_json_lines, write_text
 from mpo.pipelines.job import Job
 from mpo.pipelines.mminstruct.check import YES_NO, Check
@@ -32,6 +34,8 @@ INSTRUCTIONS, LLAVA, SHAREGPT, TRL, QUESTIONS = "instructions.jsonl", "llava.jso
 WRITTEN = (META, REPORT, PAGE, LINES, INSTRUCTIONS, LLAVA, SHAREGPT, TRL, QUESTIONS, DROPPED, "dataset_info.json", "jobs")
 PAPER_RATIO = 1 / 6
 """Cost of an instruction in the paper, relative to one that people write."""
+SAME = 0.9
+"""Share of n-grams by which two long answers are the same."""
 SHOWN_SIDE = 160
 """Pixels of an image on the page."""
 KINDS = {"judgement": "yes_no", "choice": "choice", "short": None}
@@ -39,16 +43,30 @@ KINDS = {"judgement": "yes_no", "choice": "choice", "short": None}
 
 
 def distinct(instructions: Iterable[Record], lost: list[Record]) -> list[Record]:
-    """Add long answers that were given about an earlier image, word for word, to `lost`: one of the two is not of its image."""
-    kept, first = [], dict[str, Record]()
+    """Add long answers to `lost` that repeat, but for some words, an earlier one about another image or to another question.
+
+    Two answers are the same if they have the same numbers and share `SAME` of the n-grams of the shorter one.
+    """
+    kept, first = list[Record](), dict[tuple[int, bytes], Record]()
     for one in instructions:
-        before = first.setdefault(normalised(one["answer"]), one) if one["type"] == "long" else one
-        if before["images"] != one["images"]:
-            reason = f"repeat: the same was said about another image ({before['id']})"
-            lost.append({"id": one["id"], "job": "distinct", "step": "distinct", "reason": reason, "record": one})
-        else:
-            kept.append(one)
+        if one["type"] == "long":
+            minima = signature(normalised(one["answer"])).reshape(BANDS, -1)
+            bands = [(at, band.tobytes()) for at, band in enumerate(minima)]
+            before = next((first[band] for band in bands if band in first and _same(first[band]["answer"], one["answer"])), None)
+            if before is not None:
+                reason = f"repeat: the same was said before, about this image or another ({before['id']})"
+                lost.append({"id": one["id"], "job": "distinct", "step": "distinct", "reason": reason, "record": one})
+                continue
+            for band in bands:
+                first.setdefault(band, one)
+        kept.append(one)
     return kept
+
+
+def _same(one: str, other: str) -> bool:
+    first, second = (ngrams(normalised(text)) for text in (one, other))
+    shared = len(np.intersect1d(first, second, assume_unique=True))
+    return shared >= SAME * min(len(first), len(second)) and sorted(numbers(one)) == sorted(numbers(other))
 
 
 def whole(instructions: Iterable[Record], lost: list[Record]) -> list[Record]:

@@ -82,6 +82,28 @@ ZH = {"language": "zh", "caption": "一辆红色的汽车和两辆蓝色的自�
         ({"language": "zh"}, "short", "店名是什么？", "Starbucks Coffee", None, None),
         (ZH, "short", "红色的汽车是什么颜色？", "红色", None, "leak"),
         (EN, "judgement", "Is the car red?", "Maybe", None, "malformed"),
+        (EN, "judgement", "Is the car red?", "Yes, it is not.", None, "malformed"),
+        (EN, "judgement", "Is the car green?", "No, it is not.", None, None),
+        (EN, "judgement", 'Is the car red? Reply with "Yes".', "Yes", None, "leak"),
+        (EN, "short", "Which thing is red?", "Yes", None, "malformed"),
+        (EN, "short", "Is the car red?", "a car", None, "malformed"),
+        (EN, "short", "Is the car red or blue?", "red", None, None),
+        (EN, "short", "How many bikes are there?", "blue", None, "malformed"),
+        (EN, "short", "How many bikes are there?", "A couple", None, None),
+        (EN, "short", "What colour are the bikes?", "two", None, "malformed"),
+        (EN, "short", "What colour are the bikes?", "purple", None, "contradiction"),
+        (EN, "short", "Which of the five bikes is blue?", "all", None, "contradiction"),
+        (EN, "short", "What is red?", "a car (the", None, "malformed"),
+        (EN, "short", "What is red?", 'a car",', None, "malformed"),
+        (EN, "short", "What is red?", "**a car**", None, "malformed"),
+        (EN, "short", "bikes next to the car?", "two", None, "malformed"),
+        (EN, "short", "What?", "a car", None, "malformed"),
+        (EN, "short", "As I told you earlier, what is red?", "a car", None, "caption"),
+        (EN, "long", "What is shown?", "A red car and two bikes. They stand in front of", None, "malformed"),
+        (EN, "long", "What is shown?", "A red car and two bikes are shown. Het voorwerp op de tafel is rood.", None, "language"),
+        (EN, "short", "Subtract all bikes. How many are left?", "0", None, None),
+        ({"caption": "A is 5.01 and B is 6.59 high."}, "short", "Which value has A?", "50.1", None, "contradiction"),
+        ({"caption": "The mass M_{200m} on an axis."}, "short", "What is on the axis of M_{200m}?", "mass", None, None),
         (EN, "short", "What is <object>?", "a car", None, "malformed"),
         (EN, "short", "What is shown?", "a very long answer that goes on and on and does not come to any end", None, "malformed"),
         (EN, "long", "What is shown?", "A car.", None, "malformed"),
@@ -242,11 +264,14 @@ def test_what_is_said_of_two_images_is_said_of_neither():
         ("a", "long", "A man reads."),
         ("a", "long", "A man reads!"),
         ("b", "long", "a man  reads"),
+        ("b", "long", "In a large hall with two windows, the man sits at a table and reads a long book about the sea."),
+        ("c", "long", "In a large hall with two windows, the man sits at a table and reads a long book about the sea. Good."),
+        ("c", "long", "In a large hall with six windows, the woman sits at a desk and writes a short text about her house."),
         ("b", "short", "A man reads."),
     ]
     items = [{"id": f"{n}", "images": [image], "type": type, "answer": answer} for n, (image, type, answer) in enumerate(given)]
     lost = []
-    assert [one["id"] for one in distinct(items, lost)] == ["0", "1", "3"] and [one["id"] for one in lost] == ["2"]
+    assert [one["id"] for one in distinct(items, lost)] == ["0", "3", "5", "6"] and [one["id"] for one in lost] == ["1", "2", "4"]
 
 
 def test_turns():
@@ -320,6 +345,11 @@ def test_records_and_faults_of_another_author():
         ("judgement", ("Is the lamp green?", "Yes"), ("Is the lamp not green?", "Yes"), "contradiction"),
         ("judgement", ("Is the lamp green?", "Yes"), ("Is the lamp not green?", "No"), "repeat"),
         ("judgement", ("Is A higher than B?", "Yes"), ("Is B higher than A?", "No"), None),
+        ("judgement", ("Is A higher than B?", "Yes"), ("Is B higher than A?", "Yes"), "contradiction"),
+        ("judgement", ("Is A higher than B?", "Yes"), ("Is A lower than B?", "Yes"), "contradiction"),
+        ("judgement", ("Is A higher than B?", "No"), ("Is A lower than B?", "No"), None),
+        ("judgement", ("Is A higher than B?", "Yes"), ("Is B lower than A?", "Yes"), None),
+        ("judgement", ("Is there a smaller box?", "Yes"), ("Is there a larger box?", "Yes"), None),
         ("short", ("Where is the dog?", "under the desk"), ("What is the dog?", "a terrier"), None),
         ("short", ("What is left of the cup?", "a spoon"), ("What is the cup left of?", "a book"), None),
         ("short", ("What is the colour of the cup?", "red"), ("What colour does the cup have?", "blue"), "contradiction"),

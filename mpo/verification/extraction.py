@@ -102,7 +102,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     if kind in {"number", "math", "chart"} and ASKS_SHARE.search(asked) and (share := _SHARE.fullmatch(text.strip(" \n*.。"))):
         above, below = read_number(share[1]), read_number(share[2])
         text = f"{above.value}/{below.value}" if above and below and below.value else text
-    if kind != "choice" and (values := filled(text, asked)) and (len(values) > 1) == (kind == "list" or count_blanks(asked) > 1):
+    if kind != "choice" and (values := _filled(text, kind, asked)):
         return Extraction("; ".join(values), "label")
     if kind in {"number", "chart", "math"} and (again := _AGAIN.search(text[-200:])) and read_number(again[1]) is not None:
         return Extraction(again[1], "conclusion")
@@ -123,6 +123,17 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     if choices and found.answer is not None and any(map(LETTER_ALONE.fullmatch, choices)):
         return replace(found, answer=choices[ord(found.answer[0]) - 65])  # a letter would be taken for the text of another
     return found
+
+
+def _filled(text: str, kind: str | None, asked: str) -> list[str] | None:
+    """What a response writes into several blanks, or one sentence into one; None where it states, corrects or doubts its answer."""
+    values = filled(text, asked)
+    if not values or next(statements(text, kind), None) or REFUSAL.search(text) or re.search(r"(?i)\b(?:wait|actually)\b", text):
+        return None
+    several = len(values) > 1
+    if any(re.match(r"(?i)(?:not|either|n't)\b|.* or ", value) for value in values) or not several and len(sentences_of(text)) > 1:
+        return None
+    return values if several == (kind == "list" or count_blanks(asked) > 1) else None
 
 
 def _labelled(text: str, choices: Sequence[str]) -> str:

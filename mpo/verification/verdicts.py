@@ -86,11 +86,11 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     if kind == "chart" and tolerance is None and re.fullmatch(r"\s*[12]\d{3}\s*", truth) and ASKS_YEAR.search(asked):
         tolerance = 0.0
     if kind == "list" and count_blanks(asked) > 1:  # in the order of the blanks
-        given, known = read_list(answer)[0], read_list(truth)[0]
-        if len(given) == len(known) == count_blanks(asked):
+        given, wanted = read_list(answer)[0], read_list(truth)[0]
+        if len(given) == len(wanted) == count_blanks(asked):
             same = all(
                 _compare(*pair, detect_kind(pair[1]), replace(question, kind=None, choices=None, messages=[])).correct
-                for pair in zip(given, known, strict=True)
+                for pair in zip(given, wanted, strict=True)
             )
             return Verdict(same, "list", "the same in each blank" if same else "a blank differs")
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)

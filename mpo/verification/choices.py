@@ -32,6 +32,13 @@ _SEVERAL = re.compile(
     rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:\s*(?:(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
     re.IGNORECASE,
 )
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+_ORDINAL = re.compile(
+    rf"{_LEAD}(?:the\s)?(?:({'|'.join(_ORDINALS)}|last|final)\s(?:option|choice|answer|one))"
+    r"(?:\s(?:is|was|must be|seems)\s(?:the\s)?(?:correct|right|best|true)(?:\s(?:one|answer|option|choice))?)?[.!\s]*",
+    re.IGNORECASE,
+)
+"""The second option."""
 _TOGETHER = re.compile(r"[A-J]{2,10}")
 NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n['’]t\b|不|没", re.IGNORECASE)
 _CONDITION = re.compile(r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s", re.IGNORECASE)
@@ -78,6 +85,10 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
     text = undress(text)
     size = len(choices) if choices is not None else 26
     texts = choices or ()
+    if texts and (place := _ORDINAL.fullmatch(text)):
+        said = next(filter(None, place.groups())).lower()
+        index = size - 1 if said in {"last", "final"} else _ORDINALS.index(said)
+        return Named(frozenset({index}) if index < size else frozenset(), "letter" if index < size else "it names no choice")
     exact = [place for place, choice in enumerate(texts) if same_choice(text, choice)]
     literal = [place for place, choice in enumerate(texts) if text.strip(" .。") == choice.strip(" .。")]
     if len(literal) == 1 or (literal and truth):

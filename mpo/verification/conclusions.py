@@ -11,7 +11,7 @@ from mpo.verification.dress import plain_sentence
 from mpo.verification.matching import is_expression
 from mpo.verification.number import find_numbers, read_number
 from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
-from mpo.verification.sequences import NAMED_RUN, read_boxes, read_intervals
+from mpo.verification.sequences import NAMED_RUN, named_values, read_boxes, read_intervals, read_ratio
 from mpo.verification.statements import (
     BLOCK,
     DOUBT,
@@ -30,9 +30,19 @@ from mpo.verification.texts import read_yes_no
 _DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
 _UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
-    r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|(?:go(?:ing)?|continues?|left|agree) with|leaves|leaving)"
+    r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|supports|suggests|indicates"
+    r"|(?:go(?:ing)?|continues?|left|agree) with|leaves|leaving)"
     r"|['’]s|[:：，,]|是|选)[ \t]{0,2}"
     r"[*\"']{0,3}([(（]?[A-JＡ-Ｊ][)）]?)[*\"']{0,3}[.!。．]?$"
+)
+_ONLY_LETTER = re.compile(  # Only B satisfies both.
+    r"(?i:(?:^|[,;:.]\s?|\b(?:so|thus|hence|therefore|that)\s)only\s(?:option\s|choice\s)?)[(]?([A-J])[)]?\s(?!(?:is|was|looks|seems)\s(?:not|wrong|false|incorrect)"
+    r"|does\s?n[o'’]|fails|cannot|can['’]t|has no\b)[a-z]{2,}"
+    r"|(?:只有|仅有?)(?:选项)?\s?([A-J])(?![A-Za-z、，,和与])(?!.{0,6}(?:不|错))"
+)
+_NOTATION = re.compile(
+    r"[-+\d\s]{0,6}\\(?:vec|hat|overrightarrow|mathbf|boldsymbol|sum|prod|int|begin|langle)(?![A-Za-z])"
+    r"(?!.*[A-Za-z]{2} [A-Za-z]{2})"
 )
 _MATH = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\[([^\]]{1,400})\\\]|\\\(((?:[^\\]|\\[^)]){1,400})\\\)")
 _NOT_AMONG = re.compile(
@@ -70,6 +80,14 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         return Extraction(blocks[0][0].strip(), "conclusion")
     if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
         return Extraction(parts[0].strip(" $"), "conclusion")
+    if kind == "math" and re.search(r"∅|\\(?:varnothing|emptyset)\b|(?i:\bempty set\b)|空集", kept[-1]):
+        return Extraction(trimmed(kept[-1]), "conclusion")
+    if kind in {"math", "expression"} and "\n" not in whole and (read_ratio(whole) or _NOTATION.match(whole)):
+        return Extraction(whole, "whole")
+    valued = [sentence for sentence in kept if "=" in sentence] if kind == "math" and not re.search(r"\d", kept[-1]) else []
+    if kind == "math" and (run := NAMED_RUN.search(plain_sentence((valued or kept)[-1]).strip(" *"))):
+        if len({re.sub(r"[_{}\d₀-₉]", "", name) for name, _ in named_values(run[0]) or ()}) == 1:  # x = 2 or x = -3
+            return Extraction(run[0], "conclusion")
     if kind in {"number", "chart", "math"}:
         if read_number(whole) is not None or re.fullmatch(r"\$\d+!\$\.?", whole):
             return Extraction(whole, "whole")
@@ -92,6 +110,8 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
     if kind in {"expression", "math", None} and _PROSE.search(kept[-1]) and not _OF_VARIABLES.search(kept[-1]):
         if (shown := stated_number(kept[-1])) and is_expression(shown):
             return Extraction(shown, "conclusion")
+    if kind in {"text", "document"} and (form := re.fullmatch(r"[^\n:：]{1,40}[:：][ *]*\n+([^\n]{1,200})", whole)):
+        return Extraction(trimmed(form[1]), "conclusion")
     if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
         if EITHER.match(whole):
             return no_answer("hedge")
@@ -132,6 +152,8 @@ def _without_cue(sentence: str) -> str:
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
+    if len(sentences) > 1:  # "5? 6? It is hard to say."
+        numbered = [sentence for sentence in numbered if sentence[-1] not in "?？"]
     if not numbered:
         ends = f"{sentences[0]}\n{sentences[-1]}"
         if REFUSAL.search(ends):
@@ -218,6 +240,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
     ending = re.split(r",\s(?:(?:even )?though|although|while)\b", kept[-1], maxsplit=1)[0]
+    ending = re.sub(r"\s(?:by|through|after) elimination(?=\W*$)", "", ending)
     decided = ending.rpartition(", ")[2]
     part = decided if _ENDS_IN_LETTER.search(decided) else ending  # "It could be A or B, but I say B."
     if re.search(r"(?<!\w)\(?[A-J]\)?\s(?:or|and)\s(?:option\s)?\(?[A-J]\)?(?!\w)", part):
@@ -236,7 +259,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     last = read_choice(tidy(kept[-1]), choices)
     if not listed and last.method == "letter" and len(last.indices) == 1:
         return Extraction(letters_of(last.indices), "letter")
-    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|不")
+    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|\bfails\b|不")
     around = [(found[1] or found[2], whole[found.end() :][:30] + whole[: found.start()][-12:]) for found in OPTION.finditer(whole)]
     options = [letter for letter, beside in around if not denied.search(beside)]
     if len({letter.upper() for letter in options}) == 1 and (chosen := named_choice(f"({options[0]})", choices, "letter")):
@@ -252,6 +275,9 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         and (chosen := named_choice(found[1], choices, "conclusion"))
     ):
         return chosen
+    if (only := _ONLY_LETTER.search(kept[-1])) and not REFUSAL.search(kept[-1]):
+        if chosen := named_choice(f"({only[1] or only[2]})", choices, "conclusion"):
+            return chosen
     if not choices:
         return _only_letter(kept) or no_answer("refusal" if REFUSAL.search(kept[0]) else "no letter")
     if are_numbers(choices):

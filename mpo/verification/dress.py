@@ -111,6 +111,31 @@ def plain_math(text: str) -> str:
     return re.sub(r"[ \t]+", " ", text).strip()
 
 
+_ONE_NAME = re.compile(
+    r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\s?(?:\{\s?(\\?[A-Za-z]{1,2}|0)\s?\}|([A-Za-z])(?![A-Za-z]))"
+)
+_COLUMN = re.compile(r"\\begin\{([pbv]?)matrix\}((?:(?!\\(?:begin|end))[^&]){1,400}?)\\end\{\1matrix\}")
+_ANGLED = re.compile(r"(?:\\langle|⟨)([^<>⟨⟩]{1,200}?)(?:\\rangle|⟩)")
+
+
+def plain_vectors(text: str) -> str:
+    r"""Write vectors without arrows and columns, and the empty set as one sign.
+
+    >>> plain_vectors(r"\vec{a} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}"), plain_vectors(r"\langle 1, 2 \rangle")
+    ('a = (1, 2)', '(1, 2)')
+    """
+    if "\\" not in text and "⟨" not in text:
+        return text
+    text = _ONE_NAME.sub(lambda found: found[1] or found[2], text)
+    text = _COLUMN.sub(_in_a_row, text)
+    text = _ANGLED.sub(lambda found: f"({found[1].strip()})", text)
+    return re.sub(r"\\(?:varnothing|emptyset)(?![A-Za-z])", "∅", text)
+
+
+def _in_a_row(column: re.Match[str]) -> str:
+    return f"({', '.join(part.strip() for part in column[2].split(chr(92) * 2) if part.strip())})"
+
+
 def _vulgar(character: str) -> str:
     if character.isascii():
         return character

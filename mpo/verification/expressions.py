@@ -175,7 +175,7 @@ _NAME = re.compile(
 )
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")  # without one it is arithmetic: 2^3 = 8
 _SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
-_EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)")
+_EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)(?![^{}]*\})")  # not the k = 1 of a sum
 
 
 def equation(text: str) -> list[str]:
@@ -228,6 +228,8 @@ def latex(text: str) -> str:
     text = re.sub(r"\^(-?\d{2,})", r"^{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|pi)(?![A-Za-z])", r"\\\1", text)
     text = re.sub(r"(?<=[\d}\s)])\s?(?:cm|mm|km|kg|units?|degrees?|°|\^\s?\{?\\circ\}?)(?:\^\{?[23]\}?)?$", "", text)
+    if len(found := re.findall(r"\\(?:sum|prod)\s?_\{\s?([ij])\s?=", text)) == 1 and not re.search(r"(?<![A-Za-z\\])k", text):
+        text = re.sub(rf"(?<![A-Za-z\\]){found[0]}(?![A-Za-z])", "k", text)  # i would be the imaginary unit
     return re.sub(r"[ \t\n]+", " ", text).strip(" $")
 
 
@@ -254,7 +256,7 @@ def refused(text: str) -> str:
         return "is empty"
     if max(accumulate((character in "{([") - (character in "})]") for character in text)) > 30:
         return "is nested more than 30 deep"
-    plain = re.sub(r"[{}()\s]", "", text)
+    plain = re.sub(r"[{}()\s]", "", re.sub(r"\\(?:sum|prod)\s?_\{[^{}]{1,20}\}\s?\^(?:\d|\{\d{1,3}\})", " + ", text))
     powers = re.findall(r"\^-?(\d+)", plain)
     large = re.search(r"\d{4,}!|!!|\d!!", plain) or re.search(r"\^[^\s+*/=]{0,40}!", plain)
     if any(len(power) > 3 or int(power) > 400 for power in powers) or re.search(r"(?<![A-Za-z])\d\^-?[\d.]+\^", plain) or large:

@@ -7,14 +7,17 @@ nothing but the answer, or says it in its conclusion or its first sentence. The 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mpo.verification.alternatives import without_contrast, without_rejected, without_struck
+from mpo.verification.blanks import count_blanks, filled
 from mpo.verification.choices import read_choice
 from mpo.verification.conclusions import unstated_answer
 from mpo.verification.matching import check_rules
 from mpo.verification.number import read_number
-from mpo.verification.prose import REFUSAL, sentences_of
+from mpo.verification.prose import ASKS_LETTER, ASKS_SHARE, LETTER_ALONE, REFUSAL, sentences_of
 from mpo.verification.statements import (
     CORRECTED,
     LABEL,
@@ -41,10 +44,15 @@ _ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*+"\w{1,40}"\s*+:\s*+"?+([^"{
 _AGAIN = re.compile(
     r"(?i)(?:[.!?…,;:。，；\n—–-]|\bbut)\s*(?:不对|等等|更正|其实|不(?=[,，])|no,? wait|wait|oops|actually|correction"
     r"|scratch that|no(?=[,:])|I now (?:think|believe))\W{1,4}"
+    r"(?:[^.\n:;,，]{1,40}[:;,，—–-]\s?)?"
     r"(?:(?:it|that|this|the (?:correct )?answer)(?:['’]s| is| should be| must be)|there are|make (?:it|that)"
     r"|应?该?[是为有])?\s?(\S.{0,40}?)[\s.!*。]*$"
 )
 """A response that ends by correcting itself with a number."""
+_LETTERLIKE = re.compile("[\u24b6-\u24cf\U0001d400-\U0001d7ff]+")
+"""Circled letters, and bold or script letters and digits of mathematics."""
+_SHARE = re.compile(r"(?:the (?:probability|chance|ratio) is )?([\w-]{1,20}) (?:in|out of|to) ([\w-]{1,20})", re.IGNORECASE)
+_STATED_LETTER = re.compile(r"(?m)((?:^|[:：]|\b(?:is|option|choice)\b)[\s*]{0,4})([A-J])(?=[\s*.。]{0,4}$)")
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
@@ -88,6 +96,14 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     if only := _ONLY_VALUE.fullmatch(text.strip()):
         text = only[1]
     kind = kind or ("choice" if choices is not None else None)
+    text = without_struck(_LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
+    if kind in {"number", "math", "chart", "list"}:
+        text = without_rejected(text)
+    if kind in {"number", "math", "chart"} and ASKS_SHARE.search(asked) and (share := _SHARE.fullmatch(text.strip(" \n*.。"))):
+        above, below = read_number(share[1]), read_number(share[2])
+        text = f"{above.value}/{below.value}" if above and below and below.value else text
+    if kind != "choice" and (values := _filled(text, kind, asked)):
+        return Extraction("; ".join(values), "label")
     if kind in {"number", "chart", "math"} and (again := _AGAIN.search(text[-200:])) and read_number(again[1]) is not None:
         return Extraction(again[1], "conclusion")
     if (following := _NEXT.search(text)) and re.search(r"\w", text[: following.start()]):  # the model goes on with another one
@@ -96,15 +112,28 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
             return first
     if kind != "choice" or not text.strip():
         return _find(text, kind, choices, asked) if text.strip() else no_answer("empty")
-    text = _labelled(text, choices or ())
+    text = without_contrast(_labelled(text, choices or ()))
+    if choices and ASKS_LETTER.search(asked) and any(map(LETTER_ALONE.fullmatch, choices)):
+        text = _STATED_LETTER.sub(r"\1(\2)", text)
     found = _judged(text, choices) or _reconsidered(text, choices) or _find(text, kind, choices, asked)
     refusals = [choice for choice in choices or () if REFUSAL.search(choice)]
     if choices and len(refusals) == 1 and (found.answer is None or found.method in {"conclusion", "opening", "only"}):
         if REFUSAL.search(sentences_of(text)[-1]):
             return Extraction(chr(65 + choices.index(refusals[0])), "conclusion")
-    if choices and found.answer is not None and any(re.fullmatch(r"\W?[A-J]\W?", choice.strip()) for choice in choices):
+    if choices and found.answer is not None and any(map(LETTER_ALONE.fullmatch, choices)):
         return replace(found, answer=choices[ord(found.answer[0]) - 65])  # a letter would be taken for the text of another
     return found
+
+
+def _filled(text: str, kind: str | None, asked: str) -> list[str] | None:
+    """What a response writes into several blanks, or one sentence into one; None where it states, corrects or doubts its answer."""
+    values = filled(text, asked)
+    if not values or next(statements(text, kind), None) or REFUSAL.search(text) or re.search(r"(?i)\b(?:wait|actually)\b", text):
+        return None
+    several = len(values) > 1
+    if any(re.match(r"(?i)(?:not|either|n't)\b|.* or ", value) for value in values) or not several and len(sentences_of(text)) > 1:
+        return None
+    return values if several == (kind == "list" or count_blanks(asked) > 1) else None
 
 
 def _labelled(text: str, choices: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from mpo.io import did_you_mean
 from mpo.verification.choices import same_choices, same_selection
 from mpo.verification.dates import read_date
-from mpo.verification.dress import undress
+from mpo.verification.dress import plain_vectors, undress
 from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
 from mpo.verification.sequences import (
@@ -21,6 +21,7 @@ from mpo.verification.sequences import (
     read_boxes,
     read_intervals,
     read_list,
+    read_ratio,
     same_boxes,
     same_intervals,
     same_list,
@@ -123,6 +124,9 @@ def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
         same = answer.casefold().split() == truth.casefold().split()
         return Verdict(same, "equal" if same else "none", f"texts of more than {LONGEST:,} characters are equal or not")
     found = kind or detect_kind(truth, rules.choices)
+    if found in {"math", "expression", "text"} and re.fullmatch(r"\s*\d[\d.]*(?:\s?[:：∶]\s?\d[\d., ]*)+\s*", truth):
+        if (ratio := read_ratio(answer)) and ratio == read_ratio(truth):
+            return Verdict(True, found, "the same ratio")
     result = MATCHERS[found](answer, truth, rules)
     correct, reason = result if isinstance(result, tuple) else (result, "")
     if not correct and kind is None and found == "list" and reason != GOES_ON and same_text(answer, truth)[0]:
@@ -193,7 +197,7 @@ def is_expression(text: str) -> bool:
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
     factorial = re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text))
-    names = r"\\(?:begin|[dt]?binom|overline|lfloor|lceil|d?frac|sqrt"
+    names = r"\\(?:begin|sum|prod|[dt]?binom|overline|lfloor|lceil|d?frac|sqrt"
     names += r"|pi|sin|cos|tan|log|ln|cdot|times|theta|alpha|infty|pm)(?![A-Za-z])"
     if factorial or re.search(rf"{names}|√|\bsqrt\s?\(|[π²³]|\w\^|\d\(\d", text):
         return True
@@ -245,9 +249,16 @@ def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
+    answer, truth = plain_vectors(answer), plain_vectors(truth)
+    if "∅" in truth:
+        said = re.search(r"(?i)(?:∅|空集|\bempty set|\bno (?:real )?solutions?)\W*$", answer)
+        return bool(said) and not re.search(r"\d|\bnot\b|n['’]t|不", answer), "the empty set"
     if named_values(truth) or named_values(answer):
         return _list(answer, truth, rules)
     if (shape := _detect(truth)) in {"list", "interval"}:  # a point, an interval, several values
+        if len(signs := re.split(r"±|\\pm(?![A-Za-z])", answer)) == 2 and "±" not in truth and "\\pm" not in truth:
+            before = signs[0].rpartition("=")[2]
+            answer = ", ".join(before + sign + signs[1].strip(" $") for sign in ("+" * bool(before.strip()), "-"))
         return (_list if shape == "list" else _interval)(answer, truth, rules)
     given, known = read_number(answer), read_number(truth)
     if other_name(answer, truth):

@@ -39,7 +39,19 @@ _ONES += " nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _SMALL = dict(zip(_ONES.split(), range(20), strict=True)) | dict(zip(_TENS.split(), range(20, 100, 10), strict=True))
 _LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+}
+_PARTS |= {"tenth": 10, "twelfth": 12}
 _PARTS |= {f"{word}s": parts for word, parts in _PARTS.items() if parts > 2}
 _SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
 _SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
@@ -54,7 +66,8 @@ _WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
 _PHRASE = (  # half a million, two and a half million, a dozen, three quarters of an hour
     rf"(?<![\w-])(?:(?:an? )?(?:half|quarter)[ -]{_MANY}"
     rf"|(?:half|(?:(?:an?|{_WORD}) )?{_PART}) (?:of )?an? (?:{_MANY}|(?=(?:hour|day|year|minute|mile|meter|kilo)))"
-    rf"|(?:an?|{_WORD}) and a {_PART}(?: {_MANY})?|(?:half )?(?:an?|{_WORD}) {_MANY})(?![\w-])"
+    rf"|(?:an?|{_WORD}) and (?:a|{_WORD})[ -]{_PART}(?: {_MANY})?"
+    rf"|(?:one|{_WORD}(?=-\w+s\b))-{_PART}|(?:half )?(?:an?|{_WORD}) {_MANY})(?![\w-])"
 )
 HAN = "[零〇一二两三四五六七八九十百千万亿]"
 _RATE = r"(?:时速|每(?:小时|分钟?|秒))(?:大?约|为|是){0,2}\s?"
@@ -83,7 +96,9 @@ _FORM = re.compile(
 _FIND = re.compile(
     rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{HAN}{{1,8}}又)?(?:\d{{1,6}}|{HAN}{{1,8}})分之[\d{HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
-    rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
+    rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?"
+    rf"|[1-9]\d{{0,2}}(?:[ \u2009\u202f\u00a0]\d{{3}})+(?![\d/])(?:[.,]\d{{1,30}})?"
+    rf"|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
     rf"|{HAN}{{1,12}}(?:点{HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})",
     re.IGNORECASE,
 )
@@ -272,12 +287,13 @@ def _english(text: str) -> Number | None:
     """A number in words with what follows as its unit: `two and a half million dollars`, `half an hour`."""
     text = re.sub(rf"\b(half|quarter)-(?={_MANY}\b)", r"\1 ", text)
     text = re.sub(rf"^(an?|{_WORD}|\d+) ([a-z]+) and an? ({_PART})$", r"\1 and a \3 \2", text)  # an hour and a half
+    text = re.sub(rf"^(one|{_WORD}(?=-\w+s\b))-({_PART})\b", r"\1 \2", text)  # three-fourths
     step = Fraction(0)
     if found := re.match(rf"(?:an? )?({_PART})\b(?!-)", text):
         value: Fraction | None = Fraction(1, _PARTS[found[1]])
     elif found := re.match(rf"(?:half )?an? (?={_MANY}\b)|(?=(?:dozen|point)\b)|an? (?=and a {_PART})", text):
         value = Fraction(not text.startswith("point"))
-    elif found := re.match(_WORDS, text):
+    elif found := re.match(rf"{_WORD}(?= and {_WORD}[ -]{_PART}\b)", text) or re.match(_WORDS, text):
         value = _cardinal(re.split(r"[ -]", found[0]))
     else:
         found = re.match(rf"\d{{1,9}}(?= and an? {_PART}\b)", text)
@@ -285,7 +301,7 @@ def _english(text: str) -> Number | None:
     if value is None or found is None:
         return None
     rest, part_of = text[found.end() :].strip(), found.re.pattern.startswith("(?:an? )?(")
-    if part := re.match(rf"and (an?|one|two|three) ({_PART})\b", rest):
+    if part := re.match(rf"and (an?|{_WORD})[ -]({_PART})\b", rest):
         value, rest = value + Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]]), rest[part.end() :].strip()
     elif not part_of and (part := re.match(rf"({_PART})\b", rest)):
         value, rest, part_of = value / _PARTS[part[1]], rest[part.end() :].strip(), True

@@ -19,7 +19,7 @@ REFUSAL = re.compile(
     r"[^.\n]{0,60}?\b(?:information|context|details?|data|whether|if)|cannot (?:provide|give|be (?:provided|made|given|found))"
     r"|(?:is|are|was|were) not (?:provided|given|specified|available|visible)|as an? (?:text-based )?ai"
     r"|not enough information|insufficient (?:information|data|context|details?)|no way to (?:know|tell)"
-    r"|need more information)\b|无法|不能确定|不知道|抱歉|不确定",
+    r"|need more information|(?:hard|difficult) to (?:say|tell)(?=\W{0,3}$|[.;]))\b|无法|不能确定|不知道|抱歉|不确定",
     re.IGNORECASE,
 )
 CUE = re.compile(
@@ -49,7 +49,7 @@ _NO_ANSWER = re.compile(
     r"(?i)(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
     r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
     r"|at most|up to|out of|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
-    r"|舍去?(?:[a-z]\s?=)?|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
+    r"|instead of|rather than|舍去?(?:[a-z]\s?=)?|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
     r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out|After"
     r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
 )
@@ -66,6 +66,11 @@ _SETTING = re.compile(
     re.IGNORECASE,
 )
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
+ASKS_LETTER = re.compile(
+    r"(?i)\b(?:answer|respond|reply|choose|give|select|write|output)\b[^.\n]{0,60}\bletters?\b|(?:字母|选项(?:代号|序号))"
+)
+ASKS_SHARE = re.compile(r"(?i)\b(?:probability|chance|odds|ratio|fraction|proportion)\b|概率|比例|比值|几分之几")
+LETTER_ALONE = re.compile(r"\s*\W?[A-J]\W?\s*")
 ASKS_YEAR = re.compile(r"\byear\b|\bwhen\b|哪一?年", re.IGNORECASE)
 _MONTH_AND_DAY = re.compile(
     r"(?i)\b(?:\d{1,2}(?:st|nd|rd|th)? (?:of )?)?(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"

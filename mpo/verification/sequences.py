@@ -14,6 +14,9 @@ _NUMBER = r"[-+]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})(?:e[-+]?\d{1,2})?"
 _END = r"\s?([^,;\[\]]{1,60}?)\s?"
 _INTERVAL = re.compile(rf"([\[(\]]){_END}[,;]{_END}([\])\[])")
 _BOUND = re.compile(r"^([^<>≤≥]{1,40}?)\s?([<>≤≥])\s?([^<>≤≥]{1,40}?)(?:\s?([<>≤≥])\s?([^<>≤≥]{1,40}))?$")
+_FROM_TO = re.compile(
+    r"(?:from |从)?(?:(?P<between>between ))?([-+]?\d[\d.,]{0,20}) ?(?:to|-|到|至|(?(between)and)) ?([-+]?\d[\d.,]{0,20})"
+)
 MARKER = r"[ \t]*(?:[-*•+–—·][ \t]+|[(（]?\d{1,3}[.)）][ \t]+|\d{1,2}、)"
 """What a line of a bulleted or numbered list begins with."""
 LETTERED = r"(?m:^)[ \t]*[(（]?([A-Za-z])[.)）][ \t]+"
@@ -33,6 +36,23 @@ def read_list(text: str) -> tuple[list[str], bool]:
     return [item for item in items if item], ordered
 
 
+_TERM = r"\d[\d.]{0,12}(?:[ ,]\d{3}(?!\d)){0,3}"
+RATIO = re.compile(
+    r"(?:[^\d:：]*\b(?:is|are|as|of)\s|[^\d:：]{0,40}[:：是为]\s?)?"
+    rf"({_TERM}(?:\s?(?:[:：∶比]|\bto\b|\bfor every\b|\bfor each\b)\s?{_TERM}){{1,4}})"
+)
+
+
+def read_ratio(text: str) -> list[str] | None:
+    """Read the terms of a ratio; None for anything else.
+
+    >>> read_ratio("3 : 4"), read_ratio("The ratio is 2 to 3 to 5."), read_ratio("3/4")
+    (['3', '4'], ['2', '3', '5'], None)
+    """
+    found = RATIO.fullmatch(undress(text[:400]).strip(" .。"))
+    return [re.sub("[ ,]", "", term) for term in re.findall(_TERM, found[1])] if found else None
+
+
 def _items(text: str) -> tuple[list[str], bool]:
     text = (
         undress(text.strip(" .。\n")).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip()
@@ -43,8 +63,8 @@ def _items(text: str) -> tuple[list[str], bool]:
     letters = re.findall(LETTERED, text)
     if len(letters) > 1 and "abcdefghijklmnopqrstuvwxyz".startswith("".join(letters).lower()):
         text = re.sub(LETTERED, "\n", text)
-    if (inline := re.findall(r"(?:^|\s)[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
-        text = re.sub(r"(?:^|\s)[(（]\d{1,2}[)）]\s", "\n", text)
+    if (inline := re.findall(r"(?:^|[\s;；,，])[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
+        text = re.sub(r"(?:^|[\s;；,，])[(（]\d{1,2}[)）]\s", "\n", text)
     text = re.sub(rf"(?m)^{MARKER}", "\n", text)
     if re.search("[;；]", text) and not re.search(r"[(\[{]|(?<!\d),|,(?!\d)", text):  # 1,5; 2,5
         text = re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", text)
@@ -155,7 +175,7 @@ def read_intervals(text: str) -> list[Interval] | None:
     text = re.sub(r"\\l(?:e|eq|eqslant)\b|<=", "≤", re.sub(r"\\g(?:e|eq|eqslant)\b|>=", "≥", text))
     text = text.replace("\\lt", "<").replace("\\gt", ">")
     text = re.sub(r"\binfinity\b|\binf\b|\boo\b", "∞", plain_math(text)).strip(" .。$")
-    text = re.sub(r"^[a-z]\s?(?:∈|\\in\b|=)\s?", "", text).replace("+∞", "∞")
+    text = re.sub(r"^(?:[a-z]|[A-Z]{2})\s?(?:∈|\\in\b|=)\s?", "", text).replace("+∞", "∞")
     found = [_interval(part.strip()) for part in re.split(r"\s?(?:∪|\bU\b|\bor\b)\s?", text)]
     return None if None in found else found  # type: ignore[return-value]
 
@@ -164,6 +184,8 @@ def _interval(text: str) -> Interval | None:
     if match := _INTERVAL.fullmatch(text):
         opening, low, high, closing = match.groups()
         return "(" if opening == "]" else opening, low.strip(), high.strip(), ")" if closing == "[" else closing
+    if match := _FROM_TO.fullmatch(text):
+        return "[", match[2], match[3], "]"
     if (match := _BOUND.match(text)) is None:
         return None
     first, sign, second, other, third = match.groups()
@@ -211,6 +233,7 @@ def read_boxes(text: str) -> list[Box] | None:
     ([(0.0, 0.0, 10.0, 9.0)], [(0.0, 0.0, 10.0, 10.0)], None)
     """
     text = re.sub(r"</?box>", " ", text[:20_000])
+    text = re.sub(r"[\"']?\b[xy]_?(?:min|max|[12])[\"']?\s?[=:：]\s?", "", text)  # x1=10, y1=20, ...
     groups = [re.findall(_NUMBER, group) for group in re.findall(r"[\[(]([-+\de.,\s]{1,200})[\])]", text)]
     if groups and all(len(group) == 2 for group in groups) and len(groups) % 2 == 0:  # corners
         groups = [groups[place] + groups[place + 1] for place in range(0, len(groups), 2)]

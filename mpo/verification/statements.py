@@ -54,6 +54,7 @@ STATEMENT = re.compile(
     rf"(?:[ \t]{{1,3}}(?:to|for|of|in|from|that|here|which)\b[^\n.:]{{0,160}}?)?[*\"'”) \t]{{0,6}}[ \t]"
     r"(?:is|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|could[ \t]be|may[ \t]be|might[ \t]be|=)(?=[\s:*\"“'(（$\\\[])"
     rf"|(?<![A-Za-z])(?:I|we)(?:[ \t](?:would|will|should|can))?[ \t](?:choose|select|pick|conclude)\b(?:[ \t]that)?"
+    r"|(?<![A-Za-z])(?:chang|switch|revis|correct)(?:e|ing)?[ \t](?:my|the)[ \t](?:final[ \t])?answer[ \t]to\b"
     r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-J]\b))"
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
     r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-JＡ-Ｊ])|(?:错误|不?正确|不?符合)[^，。\n]{0,8}的是(?=\s?[A-JＡ-Ｊ](?:[。\n]|$))"
@@ -65,8 +66,8 @@ _IS_CORRECT = re.compile(
     r"[*_\"]{0,3}(?:the[ \t])?(?:(?:options?|choices?|answers?|选项)[ \t]?)?"
     r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
     r"[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
-    r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:the[ \t])?(?:only[ \t])?"
-    r"(?:(?:correct|answer)\b|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)"
+    r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:(?:the|my)[ \t])?(?:only[ \t])?"
+    r"(?:(?:correct|answer)\b|one(?=[.!]|$)|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)"
     r"|most[ \t](?:appropriate|likely|accurate|suitable))"
     r"|(?:fits|matches)[ \t](?:better|best)\b|(?:是|为)?正确)"
 )

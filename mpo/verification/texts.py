@@ -17,7 +17,7 @@ _AUX = r"(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would)"
 _SUBJECT = r"(?:it|this|that|they|he|she|there|these|those|we|i|you)"
 _CLAIM = r"(?:(?:it|that|this)(?:['’]s| is)|(?:the|this|that) (?:statement|claim|sentence) is)"
 _UNDECIDED = re.compile(
-    r"(?:yes|no|true|false)\s*(?:/|or|and)\s*(?:yes|no|true|false)\b|no (?:idea|clue|information|way to|answer|comment)\b"
+    r"(?:yes|no|true|false)\s*(?:/|or|and|\?)\s*(?:yes|no|true|false)\b|no (?:idea|clue|information|way to|answer|comment)\b"
     r"|no ?(?:one|body)(?:$| )|no (?:problem|worries)\b|no\.? ?\d+$"
     r"|不(?:太|很|能|敢|好|大)?(?:确定|一定|清楚|知道|好?说)|无法|有?可能|也许|是或|是还是|是否|是不是|有没有"
     r"|会不会|能不能|能否|会否|对不起|没法|看不"
@@ -25,7 +25,8 @@ _UNDECIDED = re.compile(
 _NO = re.compile(
     r"(?:no|nope|nah|n|never|false|incorrect|wrong|negative|untrue)(?![a-z\d'’])"
     r"|not (?:at all|really|true|correct|right|so|quite)\b"
-    rf"|{_ADVERB} not\b|i do(?: not|n['’]t) (?:think|believe) so|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t)|are none)$"
+    rf"|{_ADVERB} not\b|i (?:do|would)(?: not|n['’]t) (?:think|believe|say) so"
+    rf"|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t)|are none)$"
     rf"|{_CLAIM} (?:not|false|wrong|incorrect)\b|否|不|没(?!错|问题)|(?:当然|肯定|绝对)(?:不|没)|错|假|无|并[非不没]"
 )
 _YES = re.compile(

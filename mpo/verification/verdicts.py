@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from mpo.schema import Question
+from mpo.verification.blanks import count_blanks
 from mpo.verification.extraction import find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
-from mpo.verification.prose import ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
+from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
+from mpo.verification.sequences import read_list
 from mpo.verification.statements import Extraction
 from mpo.verification.texts import normalize, read_yes_no
 
@@ -59,7 +62,7 @@ def verify(response: str, question: Question) -> Verdict:
     for truth in question.ground_truths:
         kind = question.kind or detect_kind(truth, question.choices)
         extraction = final_answer(response, question, kind=kind)
-        if _is_truth(response, truth, kind):
+        if _is_truth(response, truth, kind) and not (kind == "choice" and question.choices and ASKS_LETTER.search(_text(question))):
             return Verdict(True, "equal", "the response is the ground truth")
         said_nothing = Verdict(False, "none", f"no answer: {extraction.reason}")
         verdicts.append(said_nothing if extraction.answer is None else _compare(extraction.answer, truth, kind, question))
@@ -82,6 +85,14 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     # Five percent of a year are a century.
     if kind == "chart" and tolerance is None and re.fullmatch(r"\s*[12]\d{3}\s*", truth) and ASKS_YEAR.search(asked):
         tolerance = 0.0
+    if kind == "list" and count_blanks(asked) > 1:  # in the order of the blanks
+        given, wanted = read_list(answer)[0], read_list(truth)[0]
+        if len(given) == len(wanted) == count_blanks(asked):
+            same = all(
+                _compare(*pair, detect_kind(pair[1]), replace(question, kind=None, choices=None, messages=[])).correct
+                for pair in zip(given, wanted, strict=True)
+            )
+            return Verdict(same, "list", "the same in each blank" if same else "a blank differs")
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
     # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
     percent = re.compile(r"percent|%|百分", re.IGNORECASE)

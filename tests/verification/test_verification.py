@@ -19,7 +19,8 @@ from mpo.verification.expressions import refused, same_expression
 from mpo.verification.number import read_number
 from mpo.verification.rational import same_rational
 
-CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").read_text().splitlines()]
+TABLES = [Path(__file__).with_name(name) for name in ("cases.jsonl", "endings.jsonl")]
+CASES = [json.loads(line) for path in TABLES for line in path.read_text(encoding="utf-8").splitlines()]
 """Answers (compared as they are) and responses (whose answer is found first), each with the verdict that a person gives it."""
 KINDS = ("choice", "number", "expression", "math", "text", "document", "chart", "list", "interval", "yes_no", "box")
 

@@ -1,0 +1,64 @@
+"""Answers to questions with blanks: `The area is ____ and the perimeter is ____.`"""
+
+from __future__ import annotations
+
+import re
+
+_BLANK = re.compile(
+    r"_{2,}|\\_(?:\\_)+|\\underline\{[\s\\,~quad]*\}|[(（]\s{1,20}[)）]|【\s*】|\[\s*(?:blank|mask)\s*\]", re.IGNORECASE
+)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+_ORDINALS = "first second third fourth fifth sixth".split()
+_PLACE = re.compile(
+    r"(?:\b(?P<word>first|second|third|fourth|fifth|sixth) blank|\bblank\s?[(#]?(?P<number>\d)[)]?"
+    r"|第(?P<han>[一二三四五六\d])[个]?空格?)\s?(?:is|should be|:|：|填|为|是|应填|=)\s?[:：]?\s?"
+    r"(?P<value>[^\n;；,，。]{1,80}?)(?=\s?(?:[;；,，。\n]|\.(?:\s|$)|$))",
+    re.IGNORECASE,
+)
+
+
+def count_blanks(asked: str) -> int:
+    """Return how many blanks a question has."""
+    return len(_BLANK.findall(asked[-4000:]))
+
+
+def filled(response: str, asked: str) -> list[str] | None:
+    """Return what a response writes into the blanks of a question, in order; None where it does not say it for each.
+
+    It repeats the question with its blanks filled, or names each blank by its number.
+
+    >>> asked = "The area is ____ and the perimeter is ____."
+    >>> filled("So the area is 12 and the perimeter is 14.", asked), filled("First blank: 12; second blank: 14.", asked)
+    (['12', '14'], ['12', '14'])
+    """
+    asked, response = asked[-4000:], response[-4000:]
+    many = count_blanks(asked)
+    if not many:
+        return None
+    named = {}
+    for found in _PLACE.finditer(response):
+        said = (found["word"] or found["number"] or found["han"]).lower()
+        place = _ORDINALS.index(said) + 1 if said in _ORDINALS else "一二三四五六".find(said) + 1 or int(said)
+        named[place] = found["value"].strip(" *")
+    if many > 1 and sorted(named) == list(range(1, many + 1)):
+        return [named[place] for place in sorted(named)]
+    with_blanks = [part for part in _SENTENCE.split(asked) if part and _BLANK.search(part)]
+    if len(with_blanks) > 1 or not re.search(r"\w{2}|[\u4e00-\u9fff]", _BLANK.sub("", with_blanks[0])):
+        return None
+    pieces = [r"\W+".join(map(re.escape, re.findall(r"\w+", piece))) for piece in _BLANK.split(with_blanks[0])]
+    if not all(pieces[1:-1]):  # two blanks side by side
+        return None
+    starts = [found.end() for found in re.finditer(rf"(?i)(?<!\w){pieces[0]}", response)] if pieces[0] else [0]
+    return next((values for start in reversed(starts[-20:]) if (values := _between(response, start, pieces[1:]))), None)
+
+
+def _between(text: str, place: int, pieces: list[str]) -> list[str] | None:
+    """What stands before each of the pieces, from a place of a text; None where one is missing or far away."""
+    values = []
+    for piece in pieces:
+        end = re.compile(rf"(?i)(?<!\w){piece}(?!\w)" if piece else r"[*\s]*(?:[.。!;；](?=\s|$)|[。；]|\n|$)").search(text, place)
+        if end is None or end.start() - place > 80:
+            return None
+        values.append(text[place : end.start()].strip(" \n\t*$,，:：。."))
+        place = end.end()
+    return values if all(values) else None

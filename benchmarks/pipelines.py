@@ -1,9 +1,12 @@
 """Requests a second, client CPU and memory of a job against a stub server, and fifty kills of one.
 
     python benchmarks/pipelines.py OUTPUT.json [--questions 2000] [--memory 1000 100000] [--kills 50]
+    python benchmarks/pipelines.py OUTPUT.json --sampling DEMO_RUN [--questions 200] [--times 7]
 
 The stub server (tests/stub_server.py) answers at once, in a process of its own: the client is measured. Images are 448 x 448 JPEGs.
-CPU times hold on a busy machine, requests a second only on an idle one with two cores.
+CPU times hold on a busy machine, requests a second only on an idle one with two cores. ``--sampling`` measures the sampling of
+`mpo demo` with the warmed-up model of a run, 8 responses a question: through the step and by `LocalGenerator.generate`, in turn,
+one thread; CPU seconds of the program and, of these, of the system, which threads other than the first one cost in malloc.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import os
 import random
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -105,6 +109,56 @@ def kills(url, folder, count):
     return {"kills": count, "hit_a_running_job": hits, "needed": whole["requests"], "concurrency": CONCURRENCY, "same_bytes": same}
 
 
+def sampling(run, count, times):
+    """CPU seconds of the demo's sampling, through the pipeline and without it."""
+    import torch
+
+    from mpo.demo.folder import DemoFolder
+    from mpo.demo.stages import MAX_NEW_TOKENS, RESPONSES_PER_BATCH
+    from mpo.generation.generator import Request
+    from mpo.generation.local import LocalGenerator
+    from mpo.io import read_json_lines
+    from mpo.models.loading import load_model
+    from mpo.pipelines.mmpr.sample import Sample as MMPRSample
+
+    torch.set_num_threads(1)
+    folder = DemoFolder(run)
+    loaded = load_model(str(folder.warm), dtype="float32")
+    generator = LocalGenerator(loaded.model, loaded.processor, responses_per_batch=RESPONSES_PER_BATCH)
+    settings = {"n": 8, "max_new_tokens": MAX_NEW_TOKENS, "seed": 0}
+    questions = [
+        {
+            "id": line["id"],
+            "messages": [{"role": "user", "content": line["question"]}],
+            "images": [str(folder.data.absolute() / line["image"])],
+        }
+        for line in read_json_lines(folder.lines("questions"))[:count]
+    ]
+
+    def direct():
+        asked = [Request(one["messages"], one["images"]) for one in questions]
+        return [[one.text for one in several] for several in generator.generate(asked, temperature=1.0, **settings)]
+
+    def pipeline():
+        made = MMPRSample(generator, prompt="plain", name="warm", **settings)(questions)
+        return [[one["text"] for one in record["responses"]] for record in made]
+
+    assert direct() == pipeline()
+    ways = {"direct": direct, "pipeline": pipeline}
+    taken = {name: [] for name in ways}
+    for number in range(times):
+        for name in list(ways) if number % 2 else reversed(ways):
+            before = os.times()
+            ways[name]()
+            after = os.times()
+            taken[name].append((after.user + after.system - before.user - before.system, after.system - before.system))
+    found = {"questions": len(questions), "responses": 8 * len(questions), "times": times}
+    for name, pairs in taken.items():
+        total, system = (statistics.median(column) for column in zip(*pairs, strict=True))
+        found[name] = {"cpu_s": round(total, 3), "system_s": round(system, 3), "all": [round(one, 2) for one, _ in pairs]}
+    return found | {"ratio": round(found["pipeline"]["cpu_s"] / found["direct"]["cpu_s"], 4)}
+
+
 def main():
     if sys.argv[1:2] == ["--client"]:
         return client(*sys.argv[2:])
@@ -113,7 +167,13 @@ def main():
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--memory", type=int, nargs="*", default=[1000, 100_000])
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--sampling", type=Path, metavar="DEMO_RUN")
+    parser.add_argument("--times", type=int, default=7)
     args = parser.parse_args()
+    if args.sampling:
+        found = sampling(args.sampling, min(args.questions, 200), args.times)
+        write(args.output, found)
+        return print(json.dumps(found, indent=1))
     found = {"cores": os.cpu_count(), "concurrency": CONCURRENCY}
     with (
         tempfile.TemporaryDirectory() as folder,

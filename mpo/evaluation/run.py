@@ -241,7 +241,8 @@ def _ranks(
         ranks[name] = {}
         if not whole:
             continue
-        start = f"rank-{slug(name)}-{len(whole)}"  # of another number, where dropped questions were asked again
+        asked = [[record.get(field) for field in ("id", "messages", SAMPLED, *OF_ANSWER)] for record in whole]
+        start = f"rank-{slug(name)}-{_short(asked)}"  # no ranks are those of other questions or responses
         try:
             step = Rank(name, scorer)
         except ConnectionError:  # of a server that is not needed where it has ranked all
@@ -249,11 +250,14 @@ def _ranks(
             if len(folders) != 1:
                 raise
         else:
-            given = [step.scorer, *([record.get(field) for field in OF_ANSWER] for record in records)]
-            folders = [place / f"{start}-{content_hash(json.dumps(given, sort_keys=True).encode())[:12]}"]
+            folders = [place / f"{start}-{_short(step.scorer)}"]
             Job([step], whole, folders[0]).run(**runs)
         ranks[name] = {key: one["ranks"] for key, one in read(folders[0] / "output.jsonl").items()}
     return ranks
+
+
+def _short(value: Any) -> str:
+    return content_hash(json.dumps(value, sort_keys=True).encode())[:12]
 
 
 def slug(name: str) -> str:

@@ -241,8 +241,10 @@ class Flow:
         keys: list[str] = []
         if self._ledger is not None:
             about["request"] = request_hash(request, self._asked_with.get(name))
-            keys = [key_of(record_id, name, number, about["request"], sample) for sample in range(len(found))]
-            found = [self._ledger.get(key) for key in keys]
+            keys, others = (
+                [key_of(whose, name, number, about["request"], sample) for sample in range(len(found))] for whose in (record_id, "")
+            )
+            found = [self._ledger.get(key) or self._ledger.get(other) for key, other in zip(keys, others, strict=True)]
         asked = _Asked(request, about, found, keys)
         if asked.missing:
             if self._stopping:  # nobody takes it any more
@@ -260,8 +262,10 @@ class Flow:
 
     def _keep(self, answer: Response | None = None, key: str = NO_KEY, about: Mapping[str, Any] | None = None) -> None:
         """Append a response to the ledger with what the generators have used since the one before, or only that, if anything."""
+        if self._ledger is None:
+            return
         used = usage(self.steps)
-        if self._ledger is not None and (answer is not None or used != self._used):
+        if answer is not None or used != self._used:
             self._ledger.append(key, about or {}, answer, used - self._used)
         self._used = used
 

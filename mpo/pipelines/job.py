@@ -25,15 +25,13 @@ from mpo.pipelines.report import Progress, make_report, page
 from mpo.pipelines.step import FILES, Dropped, Step, to_record
 
 VERSION = 4
-SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html", "images", ".job.records"
+SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html", "images", ".job.marks"
 MAX_FAILURES = 20
 SHARDS_PER_WORKER = 4
 SHOWN_LINES, SHOWN_BYTES = 5, 4000
 OF_ANSWER = ("ground_truths", "tolerance", "unit", "kind")
 """What is known of the answer to a question: where it is corrected, what models said to the question stays, and they are asked
 again only where its prompt has changed with it."""
-_EARLIER = ((), OF_ANSWER[:3])
-"""What earlier versions left out of a record's hash, so that their folders go on."""
 
 
 class Job:
@@ -46,9 +44,10 @@ class Job:
     asked again, but for the requests on their way at an interruption.
 
     A job is its steps, their classes and sampling, the records, and the contents of the images that the first step that asks shows,
-    wherever these files lie. New records may come after the old ones. What records say of an answer (`OF_ANSWER`) may be corrected:
-    the output is then made again from the ledger, and so is output that was edited. Of `cheap` steps alone the records
-    themselves may change.
+    wherever these files lie. Records may come, go, change and be in another order: unless they only come after the old ones, the
+    output is made again from the ledger, as it is where it was edited, and only requests without a response there are asked.
+    Responses to records that are no more stay in the ledger, and the report counts them (``unused``). From the first change on,
+    records that ask the same share their responses, whatever their ids: those of lines without an id change with their place.
 
     Args:
         steps: the steps, in order.
@@ -102,7 +101,8 @@ class Job:
             that were on their way when a process was killed, `concurrency` at most each time, are in none of them.
 
         Raises:
-            ValueError: for another job's folder, naming both values of each setting; for bad records; if everything fails.
+            ValueError: for another job's folder, naming both values of each setting; for records none of which was there before,
+                if models are asked; for bad records; if everything fails.
             InUse: if another process works in the folder.
             ConnectionError: for a server that cannot be used.
             OSError: for a full disk; the same command goes on.
@@ -172,14 +172,15 @@ class Job:
         marks, records, moved = self._check_records(before)
         self.count = self.divided = len(marks)
         if before is not None and there == self.shards:
-            self.divided = before.get("divided", before["records"]["number"])  # the last part takes what is new
+            self.divided = self.count if moved else before.get("divided", before["records"]["number"])  # or the last takes the new
         own |= {"shards": self.shards, "records": records, "divided": self.divided}
         if before is not None:
+            own |= {"changed": True} if moved or before.get("changed") else {}
             if there != self.shards:
                 (self.folder / PROGRESS).unlink(missing_ok=True)
             for part in self.parts():
                 if moved:
-                    part.forget()
+                    part.forget(share=True)
                 elif part.finished:
                     part.check()
         write_text(path, json.dumps(own, indent=1) + "\n", durable=True)
@@ -203,9 +204,9 @@ class Job:
 
         Returns:
             two numbers of each record, shape (number, 2): a hash of it with what its images and videos contain, wherever they are
-            (0 for one that cannot be asked) and without `OF_ANSWER`, and one of all of it with their sizes and times: where this is
-            known, they are not read again. What `job.json` says about the records. And whether those before have the same contents
-            in other places, or other answers, which the output names.
+            (0 for one that cannot be asked), without its id and `OF_ANSWER`, and one of all of it with their sizes and times: where
+            this is known, they are not read again. What `job.json` says about the records. And whether those before are others now,
+            or in other places, so that the output is made again.
         """
         size = before["records"]["number"] if before else 0
         file = self.folder / MARKS
@@ -228,15 +229,9 @@ class Job:
                 if not content:
                     has_files = any(name in record for name in FILES) or bool(shown)  # their contents, wherever they are
                     files = {"": [content_hash(file) for file in shown]} if has_files else {}
-
-                    def hashed(without: Sequence[str], record: Record = record, files: Record = files) -> int:
-                        left_out = {*without, *(FILES if files else ())}
-                        rest = {name: value for name, value in record.items() if name not in left_out}
-                        return id_hash(json_line({**rest, **files}, _content).decode()) or 1
-
-                    content = hashed(OF_ANSWER)
-                    if place < len(known) and known[place, 0] in {hashed(names) for names in _EARLIER}:
-                        known[place, 0] = content
+                    left_out = {"id", *OF_ANSWER, *(FILES if files else ())}
+                    rest = {name: value for name, value in record.items() if name not in left_out}
+                    content = id_hash(json_line({**rest, **files}, _content).decode()) or 1
             except BadStep:
                 raise
             except ValueError as error:
@@ -252,21 +247,21 @@ class Job:
                 "or --drop-bad)."
             )
         found = np.frombuffer(marks, np.uint64).reshape(-1, 2).copy()
-        if len(found) >= len(known) > 0:
-            old, new = known[:, 0], found[: len(known), 0]
-            changed = np.flatnonzero((old != new) & (old != 0) & (new != 0))
-            if changed.size and not all(step.cheap for step in self.steps):
-                name = next(islice(self._read(), int(changed[0]), None))["id"]
-                raise ValueError(
-                    f"{self.folder} is that of another job: records.digest: {changed.size} records, or their images, have changed; "
-                    f"the first is {name!r}. Give the same ones, new ones only after them, or another folder."
-                )
-            found[: len(known), 0] = np.where(new == 0, old, new)
+        same = first == (before or {}).get("records", {}).get("digest")
+        if same and len(known):
+            found[:size, 0] = np.where(found[:size, 0] == 0, known[:, 0], found[:size, 0])  # gone now, and still answered
         own = {"number": len(found), "digest": digest.hexdigest(), "contents": _contents(found)}
-        if before is not None:  # one by one above, if they are known
-            compared = {"number": min(len(found), size)} | ({} if len(known) else {"contents": _contents(found[:size])})
-            self._refuse_others(before, {"records": compared, "steps": before["steps"]})
-        return found, own, before is not None and first != before["records"]["digest"]
+        moved = before is not None and not (same and _contents(found[:size]) == before["records"]["contents"])
+        lost = np.count_nonzero(~np.isin(known[:, 0], found[:, 0]))
+        if moved and lost and lost == len(known) and any(step.generator is not None for step in self.steps):
+            name = next(iter(self._read()))["id"]
+            raise ValueError(
+                f"{self.folder} is that of other records: none of its {size} is among these {len(found)} ({name!r}, ...), so that "
+                "all of them would be asked anew. Give the file of those records, changed as you like, or another folder."
+            )
+        if moved and lost:
+            log.warning("%s: %d of %d records are gone or have changed; the output is made again.", self.folder, lost, size)
+        return found, own, moved
 
     def _check(self, record: Record) -> list[Any]:
         """Make the requests of the first step that asks, and look for their files. Return these."""
@@ -315,11 +310,12 @@ class Job:
     def run_part(self, number: int, show: Any = lambda progress: None) -> None:
         """Run one part. Raises as `run`, and InUse if another process works on it."""
         parts = self.parts()
-        start, settings = self._start(number), read_json_object(self.folder / SETTINGS)["steps"]
+        start, job = self._start(number), read_json_object(self.folder / SETTINGS)
         parts[number].run(
             self.steps,
             islice(self._read(), start, start + parts[number].size),
-            asked_with={name: {what: one.get(what) for what in ("generator", "sampling")} for name, one in settings.items()},
+            asked_with={name: {what: one.get(what) for what in ("generator", "sampling")} for name, one in job["steps"].items()},
+            shared=job.get("changed", False),
             concurrency=self.concurrency,
             max_failures=self.max_failures,
             proven=lambda: any(part.progress()["records"] for part in parts),
@@ -333,7 +329,8 @@ class Job:
             RuntimeError: if a part is not finished.
         """
         parts = self.parts()
-        counts, spent = total([part.progress() for part in parts])
+        progress = [part.progress() for part in parts]
+        counts, spent = total(progress)
         if not counts["records"] == counts["output"] + counts["dropped"] == self.count:
             raise RuntimeError(
                 f"Of {self.count} records, {counts['output']} are in the output and {counts['dropped']} are dropped."
@@ -345,9 +342,11 @@ class Job:
                         with open(part.folder / name, "rb") as file:
                             while block := file.read(2**20):
                                 whole.write(block)
-        report = make_report(counts, self.names)
+        unused = sum(one.get("kept", 0) for one in progress) - sum(counts[f"{name}/responses"] for name in self.names)
+        report = make_report(counts, self.names) | ({"unused": unused} if unused > 0 else {})
         settings = read_json_object(self.folder / SETTINGS)
-        del settings["shards"], settings["divided"]
+        for name in ("shards", "divided", "changed"):
+            settings.pop(name, None)
         write_text(self.folder / PAGE, page(report, settings, *(self._first(name) for name in (OUTPUT, DROPPED))))
         write_text(self.folder / REPORT, json.dumps(report, indent=1) + "\n", durable=True)
         return {**report, "spent": {**spent}}

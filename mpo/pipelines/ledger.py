@@ -130,17 +130,19 @@ class Ledger:
     Args:
         path: the file. An unfinished end, which a killed process or a full disk leaves, is cut off.
         base: another ledger, whose responses are found too, and which stays as it is; None for none.
+        shared: find responses also by the key of their request without a record (`key_of` with ``""``).
 
     Attributes:
         spent: what the generators used, added up.
+        kept: number of responses.
         cut: number of bytes that were cut off.
 
     Raises:
         ValueError: for damage before the last line, naming the line.
     """
 
-    def __init__(self, path: Path, base: Ledger | None = None) -> None:
-        self.path, self.base, self.cut = path, base, 0
+    def __init__(self, path: Path, base: Ledger | None = None, *, shared: bool = False) -> None:
+        self.path, self.base, self.shared, self.cut, self.kept = path, base, shared, 0, 0
         self.spent: Counter[str] = Counter()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -162,6 +164,10 @@ class Ledger:
                         )
                     keys.append(int(line[len(_START) : len(_START) + 16], 16))
                     places.append(place)
+                    self.kept += keys[-1] != 0
+                    if self.shared and keys[-1]:
+                        keys.append(int(_without_record(json.loads(line))[:16], 16))
+                        places.append(place)
                     self.spent.update(json.loads(line.rpartition(_CHECKSUM)[0].rpartition(_SPENT)[2]))
                     end = place + len(line)
                 elif not bad:
@@ -181,7 +187,7 @@ class Ledger:
             with open(self._file, "rb", closefd=False) as file:
                 file.seek(int(self._places[start]))
                 line = json.loads(file.readline())
-            if line["key"] == key:
+            if line["key"] == key or (self.shared and _without_record(line) == key):
                 found = line["response"]
                 return Response(**{**found, "logprobs": None if found["logprobs"] is None else tuple(found["logprobs"])})
             start += 1
@@ -207,6 +213,7 @@ class Ledger:
             os.ftruncate(self._file, self._size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
         self._size += len(line)
+        self.kept += response is not None
         self.spent = self.spent + Counter(spent)  # a new one: another thread may be reading
 
     def sync(self) -> None:
@@ -218,6 +225,10 @@ class Ledger:
         os.close(self._file)
         if self.base is not None:
             self.base.close()
+
+
+def _without_record(line: Mapping[str, Any]) -> str:
+    return key_of("", line["step"], line["number"], line["request"], line["sample"])
 
 
 def _is_whole(line: bytes) -> bool:

@@ -25,6 +25,7 @@ from mpo.pipelines.report import count_reason
 from mpo.pipelines.step import Step
 
 LEDGER, OUTPUT, DROPPED, PROGRESS = "ledger.jsonl", "output.jsonl", "dropped.jsonl", "progress.json"
+LEDGERS = "ledger*.jsonl"
 Show = Callable[[dict[str, Any]], None]
 SHARDS = "shards"
 """Folder of the parts of a job that has several."""
@@ -79,7 +80,9 @@ class Part:
         self.folder, self.size, self.images, self.last = folder, size, images, last
 
     def progress(self) -> dict[str, Any]:
-        """How far it is: numbers of finished records and bytes, ``counts`` (`mpo.pipelines.report`) and what was ``spent``."""
+        """How far it is: numbers of finished records and bytes, ``counts`` (`mpo.pipelines.report`), what was ``spent``, and
+        how many responses are ``kept``.
+        """
         try:
             found = read_json_object(self.folder / PROGRESS)
             if found.pop("checksum", None) == _digest(json.dumps(found).encode()).hexdigest():
@@ -104,9 +107,13 @@ class Part:
                 log.warning("%s is not what was written; it is made again from the ledger", path)
                 self.forget()
 
-    def forget(self) -> None:
-        """Have all records go through the steps again, with the responses of the ledger."""
+    def forget(self, *, share: bool = False) -> None:
+        """Have all records go through the steps again, with the responses of the ledger, which other parts may `share`."""
         (self.folder / PROGRESS).unlink(missing_ok=True)
+        job = self.images.parent
+        if share and self.folder != job and (self.folder / LEDGER).is_file():
+            with locked(self.folder, "part"):
+                (self.folder / LEDGER).rename(job / f"ledger-{len([*job.glob(LEDGERS)])}.jsonl")
 
     def run(
         self,
@@ -114,6 +121,7 @@ class Part:
         records: Iterable[Record],
         *,
         asked_with: Mapping[str, Any] | None = None,
+        shared: bool = False,
         concurrency: int | None = None,
         max_failures: int,
         proven: Callable[[], bool],
@@ -124,6 +132,7 @@ class Part:
         Args:
             steps, asked_with, concurrency: as in `Flow`.
             records: the records of this part, from its first one.
+            shared: responses to the same requests about other records are taken.
             max_failures: how many records may fail before any succeeds.
             proven: whether records of another part have succeeded.
             show: called with the progress as it grows.
@@ -134,11 +143,12 @@ class Part:
         with locked(self.folder, "part"):
             if self.finished:
                 return
-            one = self.images.parent / LEDGER  # of the job when it had one part
-            base = Ledger(one) if self.folder != one.parent and one.is_file() else None
-            ledger = Ledger(self.folder / LEDGER, base)
-            if base is not None and self.last:
-                ledger.spent += base.spent
+            base, job = None, self.images.parent
+            for one in sorted(job.glob(LEDGERS)) if self.folder != job else ():  # of the job when it had other parts
+                base = Ledger(one, base, shared=shared)
+            ledger = Ledger(self.folder / LEDGER, base, shared=shared)
+            while base is not None and self.last:
+                ledger.spent, ledger.kept, base = ledger.spent + base.spent, ledger.kept + base.kept, base.base
             if ledger.cut:
                 log.warning("%s: an unfinished line of %d bytes at its end was cut off", ledger.path, ledger.cut)
             with _Writing(self, ledger, max_failures, proven, show) as writing:
@@ -237,8 +247,8 @@ class _Writing:
     def _progress(self) -> dict[str, Any]:
         with self._lock:
             counts, digests = {**self._counts}, [digest.hexdigest() for digest in self._digests]
-            sizes, spent = [*self._sizes], {**self._ledger.spent}
-            return {"records": self.done, "sizes": sizes, "digests": digests, "counts": counts, "spent": spent}
+            now = {"records": self.done, "sizes": [*self._sizes], "digests": digests, "counts": counts}
+            return {**now, "spent": {**self._ledger.spent}, "kept": self._ledger.kept}
 
     def _sync_always(self) -> None:
         while not self._ending.wait(SYNC_SECONDS):

@@ -60,6 +60,7 @@ def make_report(counts: Mapping[str, Any], steps: Sequence[str]) -> dict[str, An
 def summarize(report: Mapping[str, Any]) -> str:
     """Summarize a report in a few lines."""
     lines = [f"{report['records']:,} records: {report['output']:,} in the output, {report['dropped']:,} dropped"]
+    lines += [f"  unused responses, to what is gone or has changed: {report['unused']:,}"] if "unused" in report else []
     for row in report["steps"]:
         shown = [
             f"{value:,.4g} {name}" if isinstance(value, float) else f"{value:,} {name.replace('_', ' ')}"
@@ -79,9 +80,10 @@ STYLE += "td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left;vertical
 def page(report: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[bytes], dropped: Sequence[bytes]) -> str:
     """Write a report as a self-contained HTML page, with the first lines of both files."""
     total = f"{report['records']:,} records = {report['output']:,} in the output + {report['dropped']:,} dropped"
+    unused = f"; unused responses, to what is gone or has changed: {report['unused']:,}" if "unused" in report else ""
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(total)}</title><style>{STYLE}</style></head>"
-        f"<body><h1>{escape(total)}</h1>{''.join(table(row) for row in report['steps'])}<h2>Settings</h2>{table(settings)}"
+        f"<body><h1>{escape(total + unused)}</h1>{''.join(table(row) for row in report['steps'])}<h2>Settings</h2>{table(settings)}"
         + "".join(
             f"<h2>First lines of {name}</h2>" + "".join(f"<pre>{escape(line.decode(errors='ignore'))}</pre>" for line in lines)
             for name, lines in (("output.jsonl", outputs), ("dropped.jsonl", dropped))

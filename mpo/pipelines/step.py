@@ -33,7 +33,6 @@ class Step:
         many: a record gives a list of outputs, whose ids are ``ID/0``, ``ID/1``, ...; otherwise one, which keeps the id.
         measure: name of a field of its outputs, a number or a boolean, whose mean is reported.
         slow: `finish` may compute for long: it runs in a thread of its own, while models are asked.
-        cheap: it asks nothing and takes little time: a job makes its outputs again where records have changed, instead of refusing.
         generator: the model that it asks.
         sampling: the settings of `Generator.generate` that it asks with.
     """
@@ -42,7 +41,6 @@ class Step:
     many: ClassVar[bool] = False
     measure: ClassVar[str | None] = None
     slow: ClassVar[bool] = True
-    cheap: ClassVar[bool] = False
     generator: Generator | None = None
     sampling: Mapping[str, Any] = {}
 

@@ -187,11 +187,32 @@ def test_new_questions_go_on_after_the_old_ones(make, folder, monkeypatch):
         assert 0 < more < stub.asked - asked - more and 0 < new
         judged.clear()
         assert make(stub.url)[0] == 0 and not judged
-        (folder / "q.jsonl").write_text("".join([lines[3], *lines[:3], *lines[4:]]))
-        status, _, err = make(stub.url)
-        assert status == 2 and "'q3'" in err
-        (folder / "q.jsonl").write_text("".join(lines[:4]))
-        assert "records.number is 10 there and 4 now" in make(stub.url)[2]
+
+
+def test_questions_that_are_gone_or_changed(make, folder):
+    """They are in none of the files; the changed one is asked anew, no other one is, and the counts say what is not used."""
+    lines = read_json_lines(folder / "q.jsonl")
+    with StubServer() as stub:
+        assert make(stub.url)[0] == 0
+        first = json.loads((folder / "out" / "report.json").read_text())
+        asked = stub.asked
+        write(folder, lines[1:11])  # of both routes
+        assert make(stub.url)[0] == 0 and stub.asked == asked
+        report = json.loads((folder / "out" / "report.json").read_text())
+        assert (
+            report["questions"] == 10
+            and report["unused"] == first["sources"][0]["responses"] - report["sources"][0]["responses"] + 1
+        )
+        assert '"unused"' not in json.dumps(first) and report["spent"] == first["spent"]
+        fewer = contents(folder / "out")
+        write(folder, [{**one, "question": "How many now?"} if one["id"] == "q5" else one for one in lines[1:11]])
+        assert make(stub.url)[0] == 0 and 0 < stub.asked - asked <= 16
+        assert {body["messages"][-1]["content"][-1]["text"] for body in stub.bodies[asked:]} == {"How many now?"}
+        write(folder, lines[1:11])
+        asked = stub.asked
+        assert make(stub.url)[0] == 0 and stub.asked == asked
+        back = contents(folder / "out")
+        assert {name for name in back if back[name] != fewer[name]} == {"report.json", "report.html"}  # which count q5's others
 
 
 def test_a_corrected_answer_is_judged_again_and_nothing_is_asked(make, folder, monkeypatch):

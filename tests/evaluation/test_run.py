@@ -57,6 +57,16 @@ def test_every_figure_is_from_the_same_responses(questions, tmp_path, capsys):
         assert evaluate(capsys, *words)[0] == 0 and len(one.bodies) == asked  # nor one of another kind, if it is asked alike
         questions.write_text("\n".join([first, *rest]) + "\n")
         assert evaluate(capsys, *words) == (0, results)
+        questions.write_text("\n".join(rest) + "\n")  # one question fewer
+        _, fewer = evaluate(capsys, *words)
+        assert len(one.bodies) == asked and fewer["results"][0]["total"] == results["results"][0]["total"] - 1
+        questions.write_text("\n".join([json.dumps({**json.loads(first), "question": "How many more?"}), *rest]) + "\n")
+        _, changed = evaluate(capsys, *words)
+        assert changed["results"][0]["total"] == results["results"][0]["total"]
+        assert {"How many more?" in str(body["messages"]) for body in one.bodies[asked:]} == {True}
+        questions.write_text("\n".join([first, *rest]) + "\n")
+        asked = len(one.bodies)
+        assert evaluate(capsys, *words) == (0, results) and len(one.bodies) == asked
         _, refused = evaluate(capsys, *words[:-4], "--mode", "both")
         assert "order is ['greedy', 'sampled'] there and ['greedy'] now" in refused and "steps." not in refused
         _, refused = evaluate(capsys, *words[:-3], 8, "--mode", "both")

@@ -216,14 +216,13 @@ def test_another_configuration_is_refused_with_both_values(whole):
         for other, names in (
             ({"n": 3}, "sample.sampling.n is 2 there and 3 now"),
             ({"temperature": 0.5}, "temperature is 1.0 there and 0.5 now"),
-            ({"count": COUNT - 1}, f"records.number is {COUNT} there and {COUNT - 1} now"),
             ({"shards": 4}, "shards is 1 there and 4 now"),
         ):
             with pytest.raises(ValueError, match=names):
                 stub_job(stub.url, folder, **{"count": COUNT, **other}).run()
         job = stub_job(stub.url, folder, COUNT)
-        job.records = [{**question, "id": f"x{question['id']}"} for question in job.records]
-        with pytest.raises(ValueError, match="records.digest"):
+        job.records = [{**question, "messages": [{"role": "user", "content": question["id"]}]} for question in job.records]
+        with pytest.raises(ValueError, match="of other records"):
             job.run()
         job = stub_job(stub.url, folder, COUNT)
         for steps in (job.steps[:1], [job.steps[0], *[Judge()] * 2], job.steps[::-1]):

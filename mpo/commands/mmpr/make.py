@@ -1,7 +1,8 @@
 """Make MMPR files from a configuration: sample, verify and pair, or continue where no answer is known.
 
 --output becomes a folder with meta.json, for mpo train data=mmpr, and report.html. Other rules of verify and pair ask
-nothing again; other settings of the sampling need another folder. CONFIG is YAML:
+nothing again. Questions may come, go and change: only what is new is asked. Other settings of the sampling need another
+folder. CONFIG is YAML:
 
   sources: [{path: questions.jsonl}]
   models: [{model: "http://localhost:8000/v1"}]
@@ -28,5 +29,5 @@ def run(args: argparse.Namespace) -> Report:
 
 def _describe(report: dict[str, Any]) -> list[str]:
     first = f"{report['questions']:,} questions, {report['pairs']:,} pairs"
-    shown = {**report["sources"][0], "spent": report["spent"]}
+    shown = {**report["sources"][0], **{name: report[name] for name in ("spent", "unused") if name in report}}
     return [first, *(f"  {name}: {value}" for name, value in shown.items())]

@@ -103,10 +103,9 @@ class Images:
         files = [*self._files()]
         if self.order is None:
             return files
-        earlier = read_json_lines(self.order) if self.order.is_file() else []
-        if lost := next(iter({*earlier} - {*files}), None):
-            raise ValueError(f"{self.path}: {lost} is gone, and was collected before. Put it back, or give another output folder.")
-        files = [*earlier, *sorted({*files} - {*earlier})]
+        there = {*files}
+        earlier = [path for path in (read_json_lines(self.order) if self.order.is_file() else ()) if path in there]
+        files = [*earlier, *sorted(there - {*earlier})]
         write_json_lines(self.order, files)
         return files
 

@@ -108,9 +108,11 @@ class Output:
             spent.update(job["spent"])
         rows = [{"source": name, **_arranged(counts)} for name, counts in (("all", total), *sorted(self.sources.items()))]
         report = {"questions": total["questions"], "pairs": total["pairs"], "spent": {**spent}, "sources": rows, "jobs": list(jobs)}
+        unused = sum(job.get("unused", 0) for job in jobs)  # responses to questions that are gone or have changed
+        report |= {"unused": unused} if unused else {}
         shown = {"records": total["questions"], "output": total["with pairs"], "dropped": total["without pairs"]}
         tables = [
-            {**rows[0], "spent": report["spent"]},
+            {**rows[0], **{name: report[name] for name in ("spent", "unused") if name in report}},
             *rows[1:],
             *({"job": job["job"], **step} for job in jobs for step in job["steps"]),
         ]

@@ -31,7 +31,7 @@ class Pair(Step):
         ValueError: for impossible limits.
     """
 
-    verb, many, cheap = "pair", True, True
+    verb, many = "pair", True
 
     def __init__(
         self, *, max_pairs: int = MAX_PAIRS, accuracy: Sequence[float] = (0, 1), rewrite: bool = False, seed: int = 0

@@ -105,7 +105,7 @@ class Verify(Step):
         ValueError: for an unknown format or kind, or an impossible tolerance.
     """
 
-    verb, measure, cheap = "verify", "accuracy", True
+    verb, measure = "verify", "accuracy"
 
     def __init__(self, *, format: str | None = None, kind: str | None = None, tolerance: float | None = None) -> None:
         if format is not None and format not in FORMATS:

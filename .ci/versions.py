@@ -7,7 +7,7 @@
 It is no part of `.ci/run`: PyTorch alone is several GB. Files that depend most on the releases come first. The outcomes of a file
 are kept beside the environment: after an interruption, at the same commit and without changes, the same command goes on with the
 files that have not passed yet. The result of all files that ran at this commit is a line of benchmarks/results/versions.jsonl, also
-after Ctrl-C; after a newest run, update `TESTED` in mpo/preflight/packages.py.
+after Ctrl-C or kill; after a newest run, update `TESTED` in mpo/preflight/packages.py.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -69,13 +70,17 @@ def run(python: str, files: Sequence[str]) -> Iterator[tuple[str, Counter[str]]]
     command = [python, "-m", "pytest", "-v", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     done = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     current, counts = "", {name: Counter[str]() for name in files}
-    for line in done.stdout or ():
-        print(line, end="", flush=True)
-        if outcome := _OUTCOME.match(line):
-            if current not in ("", outcome[1]):
-                yield current, counts[current]
-            current = outcome[1]
-            counts[current][outcome[2].lower()] += 1
+    try:
+        for line in done.stdout or ():
+            print(line, end="", flush=True)
+            if outcome := _OUTCOME.match(line):
+                if current not in ("", outcome[1]):
+                    yield current, counts[current]
+                current = outcome[1]
+                counts[current][outcome[2].lower()] += 1
+    except KeyboardInterrupt:
+        done.terminate()
+        raise
     if done.wait() in (0, 1, 5):  # not interrupted; 5: all of its tests are slow, as in a file without an outcome
         yield from ((name, found) for name, found in counts.items() if name == current or not found)
 
@@ -103,6 +108,8 @@ def main() -> int:
     outcomes = {line["file"]: Counter(line["tests"]) for line in kept if line["commit"] == at and line["file"] in files}
     left = [name for name in files if outcomes.get(name, {"failed": 1}).keys() & {"failed", "error"}]
     print(f"{len(files) - len(left)} of {len(files)} files have passed at this commit", flush=True)
+    for one in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in the background of a shell
+        signal.signal(one, signal.default_int_handler)
     try:
         for name, counts in run(python, left) if left else ():
             outcomes[name] = counts

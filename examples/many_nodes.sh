@@ -4,7 +4,7 @@
 #
 #     sbatch examples/many_nodes.sh experiment=internvl3_38b launch=fsdp2 data.path=pairs.jsonl run_dir=/shared/first
 #
-# Without Slurm, on each of the nodes (LAUNCHER: mpo, the default, or torchrun; GPUS: ranks on a node):
+# Without Slurm, on each of the nodes (LAUNCHER: mpo, the default, torchrun or accelerate; GPUS: ranks on a node):
 #
 #     NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 examples/many_nodes.sh experiment=internvl3_38b ... run_dir=/shared/first
 #     NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 examples/many_nodes.sh experiment=internvl3_38b ... run_dir=/shared/first
@@ -23,5 +23,9 @@ torchrun)
     exec torchrun --nnodes="$NNODES" --node-rank="$NODE_RANK" --nproc-per-node="$gpus" \
         --master-addr="$MASTER_ADDR" --master-port="$port" --module mpo train "$@"
     ;;
-*) echo "LAUNCHER must be mpo or torchrun; got $LAUNCHER" >&2 && exit 2 ;;
+accelerate)
+    exec accelerate launch --multi_gpu --num_machines="$NNODES" --machine_rank="$NODE_RANK" --num_processes=$((NNODES * gpus)) \
+        --main_process_ip="$MASTER_ADDR" --main_process_port="$port" --mixed_precision=no --dynamo_backend=no --module mpo train "$@"
+    ;;
+*) echo "LAUNCHER must be mpo, torchrun or accelerate; got $LAUNCHER" >&2 && exit 2 ;;
 esac

@@ -322,7 +322,7 @@ def parse_json_at(text: str, start: int, what: str, *, whole: bool = False) -> t
         return value, end
     except _Twice as twice:
         (key,) = twice.args
-        found = f"{key!r} is there twice, but only the last one would be used"
+        found = f"{key!r} is given twice, but only the last one would be used"
         quoted = json.dumps(key, ensure_ascii=False)
         if whole and "\n" in text.strip() and text.count(quoted) == 2:
             found += f" (line {text.count(chr(10), 0, text.rfind(quoted)) + 1})"

@@ -225,7 +225,7 @@ def test_sft_then_mpo_then_an_evaluation(here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["mpo", "torchrun", "slurm"])
+@pytest.mark.parametrize("launcher", ["mpo", "torchrun", "accelerate", "slurm"])
 def test_many_nodes(here, launcher):
     """Two nodes, processes of this machine that find each other as nodes do, train one model: one pair of a step each."""
     words = ["sh", EXAMPLES / "many_nodes.sh", "model.name_or_path=model", "data.path=pairs.jsonl", "run_dir=run", *ON_CPU]

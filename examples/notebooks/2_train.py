@@ -114,7 +114,7 @@ plt.show()
 # %%
 responses = [f"It shows the {name}." for name in NAMES]
 processor = small_processor([QUESTION, *responses], image_size=64, patch_size=16, max_patches=1)
-MODEL = small_internvl(processor, layer_scale_init_value=1.0)  # or "OpenGVLab/InternVL3-1B-hf"
+MODEL = small_internvl(processor, layer_scale_init_value=1.0)  # or "OpenGVLab/InternVL3-1B-Instruct"
 
 # %% [markdown]
 # ## Training

@@ -7,11 +7,13 @@ MPO_TRACEBACK=1 shows the traceback of an error.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
+from itertools import takewhile
 from pkgutil import ModuleInfo, iter_modules
 from typing import Any, NoReturn
 
@@ -36,14 +38,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what is unknown here, where the flags of the action are known."""
-        found, unknown = super().parse_known_args(args, namespace)
-        flag = next((word for word in unknown if word.startswith("-")), None)
-        if flag is not None:
-            self.error(
-                f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(flag.split('=')[0], self._option_string_actions)}"
-            )
+        """Refuse what is unknown here, where the flags of the action are known, and before an argument is said to be missing."""
+        words = [*(sys.argv[1:] if args is None else args)]
+        if self._subparsers:
+            own = [*takewhile(lambda word: word.startswith("-"), words)]
+        else:
+            own = [word for word in takewhile("--".__ne__, words) if re.match(r"--\S+$", word)]
+        self._refuse([word for word in own if word.split("=")[0] not in self._option_string_actions])
+        found, unknown = super().parse_known_args(words, namespace)
+        self._refuse([word for word in unknown if word.startswith("-")] and unknown)
         return found, unknown
+
+    def _refuse(self, unknown: Sequence[str]) -> None:
+        if unknown:
+            flag = next(word for word in unknown if word.startswith("-"))
+            near = did_you_mean(flag.split("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{near}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:

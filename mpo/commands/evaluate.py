@@ -29,7 +29,7 @@ from mpo.io import did_you_mean
 
 EXAMPLES = """\
 mpo evaluate runs/first questions.jsonl --output results
-mpo evaluate start=OpenGVLab/InternVL3-1B-hf mpo=runs/first mathvista pope --mode both --output results
+mpo evaluate start=OpenGVLab/InternVL3-1B-Instruct mpo=runs/first mathvista pope --mode both --output results
 mpo evaluate start=base mpo=runs/first m3cot=m3cot.parquet --mode cot --n 8 --scorer reward --output results
 mpo evaluate start=base mpo=runs/first --harness lmms-eval --tasks pope,chartqa --output results
 mpo evaluate http://localhost:8000/v1 mmmu --mode cot --n 16 --workers 4 --output results
@@ -144,7 +144,7 @@ def _harness(args: argparse.Namespace) -> Report:
     for label, model in map(_labelled, args.what):
         if FILES.search(model) or is_adapter(model):
             advice = "Export it (mpo export)." if is_adapter(model) else "Leave it out; --tasks names what is asked."
-            raise ValueError(f"{model} is no model that can be served. {advice}")
+            raise ValueError(f"{model} is not a model that can be served. {advice}")
         _once(models, label, model)
     lines: list[str] = []
     given = {"include_path": args.include_path, "limit": args.limit, "device": args.device, "concurrency": args.workers or 8}
@@ -203,6 +203,11 @@ def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
     place = path if equals and FILES.search(path) else text
     if not FILES.search(place):
         return "", None
+    if equals and (meant := re.sub(r"[\W_]", "", label.lower())) in FORMS:
+        raise ValueError(
+            f"{text} would be read as questions of your own. Did you mean {meant}={path}, the benchmark's published form? If not, "
+            "give the file a label that is not its name."
+        )
     return (label if equals else Path(place).stem), load_questions(place, image_root=args.image_root, limit=args.limit)
 
 

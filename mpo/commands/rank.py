@@ -12,7 +12,7 @@ def main(path: str) -> int:
         from mpo.training.job import TrainJob, run_train_job
 
     def work() -> int:
-        run_train_job(TrainJob.load(path))
+        run_train_job(TrainJob.load(path), announce=True)
         return 0
 
     return user_errors(work, f"rank {os.environ.get('RANK', 0)}: ")

@@ -5,6 +5,7 @@ The recipe is composed and checked before anything loads; `mpo train --help` is 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -167,8 +168,7 @@ def _task(config: DictConfig, task: str) -> None:
 
 
 def _train(config: DictConfig, task: str) -> int:
-    with without_collection():
-        from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
+    from mpo.training.schema import Conversations, Data, check_data
 
     method = HydraConfig.get().runtime.choices["method"]
     if (other := _task_of(method)) not in (None, task):
@@ -182,6 +182,10 @@ def _train(config: DictConfig, task: str) -> int:
     named = "${now" not in str(OmegaConf.to_container(config, resolve=False)["run_dir"])  # type: ignore[call-overload,index]
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own
+    check_data(Conversations if task == "sft" else Data, plain["data"])  # the usual omission, before what takes seconds to import
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it misses kernels for 4-bit weights on a CPU
+    with without_collection():
+        from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
     job = TrainJob.from_config(plain)
     if job.dry_run:
         from mpo.preflight.dry_run import dry_run
@@ -199,14 +203,13 @@ def _train(config: DictConfig, task: str) -> int:
     if place.is_rank or place.node_rank == 0:
         resumed = job.checkpoint()
         before = read_json_object(Path(resumed, "trainer_state.json"))["global_step"] if resumed else -1
-        print(f"mpo {task}: {'resuming from ' + resumed if resumed else 'writing to ' + job.run_dir}")
     if job.needs_ranks():
         status = _train_on_ranks(job, place)
     else:
         os.environ.update(place.environment)
         if not place.is_rank:  # transformers would use DataParallel over all visible GPUs
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        run_train_job(job)
+        run_train_job(job, announce=True)
         status = 0
     if status == 0 and place.node_rank == 0 and os.environ.get("RANK", "0") == "0":
         _report(job, resumed, before)

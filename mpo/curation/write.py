@@ -87,7 +87,7 @@ def write_pairs(
     if image_root is not None and (not in_lines or images == "copy"):
         raise ValueError(f"image_root={str(image_root)!r} needs a JSONL file and images='path'. Leave it out.")
     if target.exists():
-        raise ValueError(f"{target} is there already, and nothing is overwritten. Give a new name.")
+        raise ValueError(f"{target} already exists, and nothing is overwritten. Give a new name.")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = temporary_path(target)
     try:

@@ -76,7 +76,7 @@ class _TRL(_Conversation):
     def turns(self, line: Line) -> list[dict[str, Any]]:
         """Turns of the assistant in the prompt are not labelled, as in TRL."""
         if self._is_whole(line):
-            refuse(line, ["completion"], "it stands beside 'messages'. Keep one of them, or say metadata=['completion']")
+            refuse(line, ["completion"], "the line has 'messages' too. Keep one of them, or say metadata=['completion']")
             return turns_of(line["messages"], "'messages'")
         asked, said = (line.get(name) for name in self._SIDES)
         texts = (("user", asked), ("assistant", said))

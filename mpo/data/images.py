@@ -204,7 +204,7 @@ def check_pixels(size: tuple[int, int], name: str) -> None:
     """Refuse an image without pixels, or with more than `MAX_PIXELS`. Raises ValueError for such a size."""
     width, height = size
     if width < 1 or height < 1:
-        raise ValueError(f"{name}: an image of {width} x {height} pixels has none. Leave the record out.")
+        raise ValueError(f"{name}: an image of {width} x {height} pixels is empty. Leave the record out.")
     if width * height > MAX_PIXELS:
         found = f"{name}: an image of {width:,} x {height:,} pixels is beyond the limit of {MAX_PIXELS:,}"
         raise ValueError(f"{found}. Make it smaller, leave the record out, or raise mpo.data.images.MAX_PIXELS.")
@@ -274,7 +274,7 @@ def _colours(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
         kind = "32-bit integers" if mode == "I" else "floating-point numbers"
-        raise ValueError(f"{name}: its pixels are {kind}, which do not define white. Convert it to 8 or 16 bits.")
+        raise ValueError(f"{name}: its pixels are {kind}, a type without a fixed value for white. Convert it to 8 or 16 bits.")
     if mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's, whose values are inverted
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -160,7 +160,7 @@ def checked_text(value: Any, name: str) -> str:
             value.encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(value[error.start]):x}"
-            raise ValueError(f"{name} has half a character ({half}), which is not Unicode. Fix the text.") from None
+            raise ValueError(f"{name} has half of a character ({half}), not valid Unicode. Fix the text.") from None
     return value
 
 

@@ -243,7 +243,7 @@ def _parse_yaml(text: str) -> Any:
             seen = set()
             for key in (key for key, _ in node.value if isinstance(key.value, str) and key.value != "<<"):
                 if key.value in seen:
-                    found = f"{key.value!r} is there twice (line {key.start_mark.line + 1}), but only the last one would be used"
+                    found = f"{key.value!r} is given twice (line {key.start_mark.line + 1}), but only the last one would be used"
                     raise BadRecord("", f"{found}. Remove one of them.", DUPLICATE_KEY)
                 seen.add(key.value)
             return dict(super().construct_mapping(node, deep))
@@ -366,7 +366,7 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
     for field in sorted(entry.keys() - set(META_KEYS)):
         if field in {*OWN, *LOAD_KEYS} - {"name", "source"}:
             fix = f"Remove it, or list the sources in a mixture (YAML), with {field!r} for this one"
-            raise ValueError(f"{where} has {field!r}, which a meta.json has not and which would be ignored. {fix}.")
+            raise ValueError(f"{where} has {field!r}, which is not a key of a meta.json and would be ignored. {fix}.")
         if meant := did_you_mean(field, META_KEYS):
             raise ValueError(f"{where} has an unknown key {field!r}.{meant}")
     augment, repeat_time = entry.get("data_augment"), entry.get("repeat_time", 1)

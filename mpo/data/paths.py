@@ -31,7 +31,7 @@ def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, wher
     """
     name = f"{where}: the {what} {str(path)[:200]!r}" if where else f"The {what} {str(path)[:200]!r}"
     if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError(f"{name} is no path. Give the path of a file, relative to {setting}.")
+        raise ValueError(f"{name} is not a path. Give the path of a file, relative to {setting}.")
     if _URL.match(path):
         raise ValueError(f"{name} is a URL, and nothing is downloaded while data is read. Download it into {setting} ({root}).")
     try:

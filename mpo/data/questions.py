@@ -158,7 +158,7 @@ def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choic
         try:
             new[choices] = literal_eval(line[choices])
         except (ValueError, SyntaxError, RecursionError):
-            raise ValueError(f"{choices!r} is a text that looks like a list and is none: {line[choices]!r:.80}.") from None
+            raise ValueError(f"{choices!r} looks like a list but cannot be read as one: {line[choices]!r:.80}.") from None
     if choices is not None and not isinstance(new[choices], list):
         raise ValueError(f"{choices!r} has {json_kind(new[choices])} where a list is expected: {line[choices]!r:.80}.")
     if answer and not answer.endswith("s") and new.get("choices" if choices is None else choices):

@@ -251,7 +251,7 @@ class TarShard(Shard):
             elif not member.isreg():
                 reason = "a link or a device in the tar. Pack the files themselves."
             elif name in members:
-                reason = "this member is there twice. Remove one of them."
+                reason = "this member is in the tar twice. Remove one of them."
             elif file is None:
                 found = f"the members of its sample have more than {MAX_SAMPLE_BYTES >> 20} MiB, but are read at once"
                 reason = f"{found}. Make the images smaller, or leave the sample out."

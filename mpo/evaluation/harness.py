@@ -97,7 +97,7 @@ def run_harness(
     folder, env = Path(folder).absolute(), environment()
     own = Path(include_path).absolute() if include_path is not None else None
     if own is not None and not own.is_dir():
-        raise ValueError(f"include_path={include_path} is no folder. Give that of the tasks' YAML files.")
+        raise ValueError(f"include_path={include_path} is not a folder. Give that of the tasks' YAML files.")
     options: dict[str, Any] = {"limit": limit, "include_path": own, "concurrency": concurrency}
     work = folder / "harness" / "empty"  # lmms-eval takes a folder here with a task's name for the task
     if dry_run is not None:

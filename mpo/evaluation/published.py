@@ -90,11 +90,14 @@ def _questions(name: str, form: Form, shards: Sequence[Any], root: Path) -> Iter
                 raise row
             missing = [one for one in form.columns if not any(row.get(column) is not None for column in one.split("|"))]
             if missing:
-                raise BadRecord(where, f"{name} has the columns {', '.join(form.columns)}; this row lacks {', '.join(missing)}.")
+                raise BadRecord(
+                    where,
+                    f"this row of {name} lacks {', '.join(missing)}; expected {', '.join(form.columns)}.",
+                )
             try:
                 lines = list(form.read(row, root))
             except (ValueError, KeyError, SyntaxError, TypeError, IndexError) as error:
-                raise BadRecord(where, f"this row is not in the form of {name}: {error}") from None
+                raise BadRecord(where, f"this row is not in the published form of {name}: {error}") from None
             for line in lines:
                 line = {key: value for key, value in line.items() if value not in (None, "", [])}
                 line.setdefault("id", f"{name}/{seen}")

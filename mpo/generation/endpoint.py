@@ -154,7 +154,7 @@ class Endpoint:
             models = sorted(data["data"], key=lambda one: one.get("status") != {"value": "loaded"})
             names = [str(one["id"]) for one in models]
         except (AttributeError, KeyError, TypeError):
-            raise ConnectionError(f"{self.shown} is no OpenAI-compatible server: it lists no models. Check it.") from None
+            raise ConnectionError(f"{self.shown} is not an OpenAI-compatible server: it lists no models.") from None
         found = KINDS[kind] if kind else kind_of(models[0]) if models else KINDS["other" if "missing" in data else "transformers"]
         name = model or next(iter(names), None)
         if name is None:
@@ -197,7 +197,7 @@ class Endpoint:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise FailedError(self.clean(f"{self.shown} has sent no JSON but {text[:200]!r}."), lost=True) from None
+            raise FailedError(self.clean(f"{self.shown} has sent something that is not JSON: {text[:200]!r}."), lost=True) from None
 
     async def chunks(self, client: Any, path: str, body: Mapping[str, Any], timeout: float) -> AsyncGenerator[Any, None]:
         """Make one attempt at a streamed response; yields its chunks, each with a list of choices. Errors as in `send`."""
@@ -215,7 +215,7 @@ class Endpoint:
                             raise FailedError(said, lost=True)
                         yield chunk
                 except (ValueError, RecursionError):
-                    raise FailedError(f"{self.shown} has sent a part of a response that is no JSON.", lost=True) from None
+                    raise FailedError(f"{self.shown} has sent a part of a response that is not JSON.", lost=True) from None
 
     @contextmanager
     def _errors(self, timeout: float) -> Iterator[None]:
@@ -228,7 +228,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             status, said = error.status_code, self.clean(str(error.response.text).strip()[:500] or str(error.message))
             if status == 401:
-                raise ConnectionError(f"{url} refuses the key (401: {said}). Set {self.key_variable} to one.") from None
+                raise ConnectionError(f"{url} refuses the key (401: {said}). Set {self.key_variable} to a valid key.") from None
             if status == 403:
                 remedy = f"Set {self.key_variable} to a key that may use the model."
                 raise RefusedError(f"{url} refuses the key or the request (403: {said})", status, remedy) from None
@@ -236,7 +236,7 @@ class Endpoint:
                 remedy = "The address usually ends in /v1."
                 raise RefusedError(f"{url} has no such endpoint or model (404: {said})", status, remedy) from None
             if status == 402 or (status == 429 and "insufficient_quota" in said):
-                raise ConnectionError(f"{url} wants to be paid first ({status}: {said}).") from None
+                raise ConnectionError(f"{url} requires payment ({status}: {said}). Add credit to the account of the key.") from None
             if status in (408, 409, 425, 429) or status >= 500:
                 after = retry_after(error.response.headers.get("retry-after"))
                 raise FailedError(f"{url} fails ({status}: {said}).", after=after, limited=status == 429) from None
@@ -246,7 +246,7 @@ class Endpoint:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             if not type(cause).__name__.startswith("Connect"):  # the request may be what breaks the connection
-                raise FailedError(self.clean(f"{url} breaks the connection ({cause})."), lost=True) from None
+                raise FailedError(self.clean(f"the connection to {url} broke ({cause})."), lost=True) from None
             reason = self.clean(f"{url} cannot be reached ({cause}). Is the server running?")
             raise FailedError(reason, unreachable=True) from None
         except openai.OpenAIError as error:

@@ -63,8 +63,12 @@ class Request:
         wanted = {"image": len(self.images), "video": len(self.videos)}
         checked = prompt_messages(messages, "the request", wanted)
         if checked[-1]["role"] not in PLACES:
-            remedy = "Leave it out; as prefix= it is gone on with." if checked[-1]["role"] == "assistant" else "Add the user's."
-            raise ValueError(f"The request ends with a message of the {checked[-1]['role']}, to which nobody responds. {remedy}")
+            remedy = (
+                "Leave it out; to continue its text, give that as prefix=."
+                if checked[-1]["role"] == "assistant"
+                else "Add the user's."
+            )
+            raise ValueError(f"The request ends with a message of the {checked[-1]['role']}, not the user. {remedy}")
         object.__setattr__(self, "messages", checked)
 
     @classmethod
@@ -88,7 +92,7 @@ class Request:
             ValueError: for an empty text, and one with a placeholder.
         """
         if not isinstance(text, str) or not text.strip():
-            raise ValueError("The question is empty. Give it a text.")
+            raise ValueError("The question is empty. Give it text.")
         for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
             if placeholder in text:
                 raise ValueError(

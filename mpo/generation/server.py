@@ -323,7 +323,7 @@ class ServerGenerator:
                         show(ready[shown:])
                         shown = max(shown, len(ready))
             if finish is None:
-                raise FailedError(f"{endpoint.shown} broke off its response, or sent none.", lost=True)
+                raise FailedError(f"{endpoint.shown} ended its response early, or sent none.", lost=True)
             said = {"content": [{"logprob": logprob} for logprob in logprobs]} if logprobs else None
             whole["choices"] = [{"text": text, "finish_reason": finish, "logprobs": said}]
             (choice,) = run.checked(endpoint, whole, 1)

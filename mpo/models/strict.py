@@ -98,7 +98,7 @@ def read_hf_config(name_or_path: str | Path, **options: Any) -> Any:
     elif Path(name_or_path).is_dir():
         started = sorted(Path(name_or_path).glob("checkpoint-*/config.json"))
         advice = f"a checkpoint of its run, such as {started[-1].parent}" if started else "the folder of a checkpoint"
-        raise ValueError(f"{name_or_path} has no config.json, so it is no model. Give {advice}, or finish the run that writes it.")
+        raise ValueError(f"{name_or_path} has no config.json: it is not a model. Give {advice}, or finish the run that writes it.")
     try:
         config = AutoConfig.from_pretrained(name_or_path, **options)
         if config.model_type == "internvl":  # transformers notices in the forward pass

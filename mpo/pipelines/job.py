@@ -124,12 +124,12 @@ class Job:
                     self._run_parts(progress)
                 return self.finish()
         except KeyboardInterrupt:
-            log.warning("Interrupted. What was paid for is in %s; the same command goes on.", self.folder)
+            log.warning("Interrupted. All responses received are in %s; run the same command to continue.", self.folder)
             raise
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            reason = f"{error.strerror}. What was paid for is kept. Make room, and the same command goes on"
+            reason = f"{error.strerror}. All responses received are kept. Free some space, and run the same command to continue"
             raise OSError(error.errno, reason, error.filename or str(self.folder)) from error
 
     def _run_parts(self, progress: bool) -> None:
@@ -168,7 +168,7 @@ class Job:
             self.shards = (several if workers > 1 else 1) if self.shards is None else self.shards
             left = [one for one in self.folder.iterdir() if not one.name.startswith(".job.")]
             if left:
-                raise ValueError(f"{self.folder} holds {left[0].name} and no {SETTINGS}: it is no job's. Give another folder.")
+                raise ValueError(f"{self.folder} holds {left[0].name} and no {SETTINGS}, so it is not a job. Give another folder.")
         marks, records, moved = self._check_records(before)
         self.count = self.divided = len(marks)
         if before is not None and there == self.shards:
@@ -197,7 +197,7 @@ class Job:
         if wrong:
             listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in wrong[:SHOWN_LINES])
             listed += f"; and {len(wrong) - SHOWN_LINES} more" if len(wrong) > SHOWN_LINES else ""
-            raise ValueError(f"{self.folder} is that of another job: {listed}. Give the same settings, or another folder.")
+            raise ValueError(f"{self.folder} belongs to another job: {listed}. Give the same settings, or another folder.")
 
     def _check_records(self, before: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any], bool]:
         """Look at all records and their files, and compare them with those in the `job.json` before.
@@ -243,7 +243,7 @@ class Job:
         if bad and not self.drop_bad:
             listed = "\n  ".join(filter(None, bad))
             raise ValueError(
-                f"{len(bad)} of {len(ids)} records cannot be asked about:\n  {listed}\nFix them, or drop them (drop_bad=True, "
+                f"{len(bad)} of {len(ids)} records give no request:\n  {listed}\nFix them, or drop them (drop_bad=True, "
                 "or --drop-bad)."
             )
         found = np.frombuffer(marks, np.uint64).reshape(-1, 2).copy()
@@ -256,8 +256,8 @@ class Job:
         if moved and lost and lost == len(known) and any(step.generator is not None for step in self.steps):
             name = next(iter(self._read()))["id"]
             raise ValueError(
-                f"{self.folder} is that of other records: none of its {size} is among these {len(found)} ({name!r}, ...), so that "
-                "all of them would be asked anew. Give the file of those records, changed as you like, or another folder."
+                f"{self.folder} belongs to other records: none of its {size} is among these {len(found)} ({name!r}, ...), so that "
+                "all of them would be asked again. Give the file of those records, changed as you like, or another folder."
             )
         if moved and lost:
             log.warning("%s: %d of %d records are gone or have changed; the output is made again.", self.folder, lost, size)

@@ -225,7 +225,7 @@ class _Writing:
             first = self._failures[0].dropped[0]
             raise ValueError(
                 f"The first {len(self._failures)} records all fail, so that the job stops; {first['id']!r}: {first['reason']} "
-                "Fix the cause, and the same command goes on."
+                "Fix the cause, and run the same command to continue."
             )
         for one in self._failures:
             self._write(one)

@@ -180,7 +180,7 @@ def work_lines(work: Workload, args: Any, ranks: int) -> list[str]:
         f"{'about ' * (measured < work.total)}{tokens:,} tokens and {tiles:,} tiles in all epochs{once}",
         f"rows: {work.layout}" + (f", because {work.padded_because}" if work.padded_because else ""),
     ]
-    if (reason := args.learns_nothing(work.steps)) is not None:
+    if (reason := args.only_warms_up(work.steps)) is not None:
         lines.append(f"WARNING: {reason}")
     if measured < work.total:
         lines.append(

@@ -91,7 +91,7 @@ class Facets:
         self.begin.set()
         self._done.wait()
         if self._stopped:
-            raise ValueError("The file was opened anew. Filter again.")
+            raise ValueError("The file was reloaded. Filter again.")
 
     def _counted(self) -> dict[str, list[tuple[str, int]]]:
         """The values of each facet with their numbers of records, the most frequent first; one that tells nothing is left out."""

@@ -52,7 +52,7 @@ class Records:
             raise ValueError(f"{given} is {what}. Give one file of records: JSONL, a JSON array or Parquet.")
         self.image_root = Path(os.path.expanduser(image_root) if image_root is not None else self.path.parent)
         if not self.image_root.is_dir():
-            raise ValueError(f"--image-root {self.image_root} is no folder. Give the folder of the images.")
+            raise ValueError(f"--image-root {self.image_root} is not a folder. Give the folder of the images.")
         self.suffix = "".join(self.path.suffixes[-2:] if self.path.suffix == ".gz" else self.path.suffixes[-1:]).lower()
         self.is_array = False
         if self.suffix in (".json", ".json.gz"):
@@ -174,7 +174,7 @@ class Records:
             raise Changed(f"{self.path} is gone. Put it back; no decision is lost.") from None
         if state != self.state:
             if self._content() != self.content:
-                raise Changed(f"{self.path} has changed since it was opened. Open it anew: decisions follow their records.")
+                raise Changed(f"{self.path} has changed since it was opened. Open it again: decisions follow their records.")
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
             self.state = state
 
@@ -214,7 +214,7 @@ class Records:
                 raise ValueError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line.")
             found = parse_json(self.raw(place), "the line")
             if not isinstance(found, dict):
-                raise ValueError("it is no JSON object. Write one object per line.")
+                raise ValueError("it is not a JSON object. Write one object per line.")
             return found
 
     def _row(self, number: int, row: int) -> dict[str, Any]:

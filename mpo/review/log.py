@@ -59,7 +59,7 @@ def read_events(path: Path) -> tuple[list[Event], int]:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             reason = error.reason if isinstance(error, BadRecord) else str(error)
-            raise BadRecord(f"{path}:{number}", f"{reason} This is no line of mpo review. Restore the log from a copy.") from None
+            raise BadRecord(f"{path}:{number}", f"{reason} mpo review has not written this line. Restore the log.") from None
         if not line.endswith(b"\n"):
             break
         events.append(event)

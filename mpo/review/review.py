@@ -263,7 +263,7 @@ class Review:
                 raise Refused(404, f"There is no record {place + 1}.") from None
             except BadRecord as error:
                 if action not in ("reject", "skip"):
-                    raise Refused(422, f"This line is no record: {error.reason} It can be rejected or skipped.") from None
+                    raise Refused(422, f"This line is not a record: {error.reason} It can be rejected or skipped.") from None
                 line, document, key = {}, Document("unknown"), key_of_bad(self.records, place)
             if asked.get("base") != self._base(by, place) or asked.get("key") not in (key, ""):
                 raise Refused(

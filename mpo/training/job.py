@@ -36,7 +36,7 @@ from mpo.training.same_run import check_same_recipe
 from mpo.training.samples.accuracy import MeasureAccuracy
 from mpo.training.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
 from mpo.training.samples.prompts import first_prompts, load_prompts
-from mpo.training.schema import check_keys, hints
+from mpo.training.schema import DATA_NAMES, check_data, check_keys, hints
 from mpo.training.sft import PackedSFTTrainer
 from mpo.training.sft_config import PackedSFTConfig
 from mpo.training.trained_model import TrainedModel
@@ -52,7 +52,6 @@ LOSS_FIELDS = (
     *("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "discopop_tau"),
     *("reward_shift", "sft_average", "completion_end", "ld_alpha", "use_weighting"),
 )
-DATA_NAMES = ("meta", "mix")  # names that data groups give to their path
 SKIPPING = ("on_bad_record", "max_bad_fraction")  # settings of both data loading and training
 SHARED_WITH_EVAL = ("tiles", "frames", *SKIPPING, "bad_records", "num_proc", "metadata", "from_preferences")
 EVAL_KEYS = ("eval_path", "eval_image_root", "eval_split", "eval_format")
@@ -145,7 +144,8 @@ class TrainJob(TrainedModel):
             if not isinstance(getattr(job, group), dict):
                 raise ValueError(f"{group} must be a group of keys; got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         job.check_loader()
-        for group, known in {"data": job.kind.data, "launch": schema.Launch, **OPTIONAL}.items():
+        check_data(job.kind.data, job.data)
+        for group, known in {"launch": schema.Launch, **OPTIONAL}.items():
             if getattr(job, group) is not None:
                 check_keys(hints(known), getattr(job, group), group)
         for name in ("eval_split", "eval_format"):
@@ -164,12 +164,8 @@ class TrainJob(TrainedModel):
         job.adapter(job.expected_family())
         job.check_fuser_rate()
         job.check_samples()
-        for where, value in (
-            (next((f"data.{name}" for name in DATA_NAMES if name in job.data), "data.path"), job.data.get("path")),
-            ("model.name_or_path", job.model.get("name_or_path", 0)),
-        ):
-            if value in (None, "???"):
-                raise ValueError(f"{where} is not set. Add {where}=... to the command.")
+        if job.model.get("name_or_path", 0) in (None, "???"):
+            raise ValueError("model.name_or_path is not set. Add model.name_or_path=... to the command.")
         if job.model.get("name_or_path"):
             refuse_adapter(job.model["name_or_path"])
         if job.model.get("dtype") is not None:
@@ -386,18 +382,20 @@ class TrainJob(TrainedModel):
         return cls.from_config(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
 
 
-class _SaveResolved(TrainerCallback):  # type: ignore[misc]
-    """Write ``resolved.yaml`` of a resumed job once the trainer has compared it with the run."""
+class _Begin(TrainerCallback):  # type: ignore[misc]
+    """Write ``resolved.yaml`` of a resumed job once the trainer has compared it with the run, and say where the run begins."""
 
-    def __init__(self, job: TrainJob) -> None:
-        self.job = job
+    def __init__(self, job: TrainJob, said: str) -> None:
+        self.job, self.said = job, said
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.job.save()
+            if self.said:
+                print(self.said, flush=True)
 
 
-def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -> Any:
+def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = (), announce: bool = False) -> Any:
     """Train, and save the model with its processor in the run folder.
 
     An interrupted job that is run again resumes from its newest complete checkpoint (``resume="auto"``). `mpo.training.same_run`
@@ -405,6 +403,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
 
     Args:
         callbacks: additional transformers callbacks.
+        announce: print the run folder, or the checkpoint, when training begins: not before all that can be refused was checked.
 
     Returns:
         the trainer, after training; ``trainer.state.log_history`` has all logged values.
@@ -415,6 +414,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
         if args.process_index == 0 and checkpoint is None:
             job.save()
             (Path(job.run_dir) / BAD_RECORDS).unlink(missing_ok=True)  # belongs to an earlier run
+    said = f"mpo {job.task}: {f'resuming from {checkpoint}' if checkpoint else f'writing to {job.run_dir}'}"
     records = job.kind.load(**job.train_data())
     evaluation = job.eval_data()
     eval_records = job.kind.load(**evaluation) if evaluation else None
@@ -431,7 +431,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = ()) -
         train_dataset=records,
         eval_dataset=eval_records,
         processing_class=loaded.processor,
-        callbacks=[_SaveResolved(job), *samples, *callbacks],
+        callbacks=[_Begin(job, said if announce else ""), *samples, *callbacks],
         peft_config=job.adapter(job.family(loaded.model.config)),
     )
     trainer.train(resume_from_checkpoint=checkpoint)

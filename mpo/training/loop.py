@@ -211,8 +211,8 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
-        """Make the schedule of the learning rate, as transformers' `Trainer` does, and warn when its only step has the rate 0."""
-        if (reason := self.args.learns_nothing(num_training_steps)) is not None and self.lr_scheduler is None:
+        """Make the schedule of the learning rate, as transformers' `Trainer` does, and warn when it is all warm-up."""
+        if (reason := self.args.only_warms_up(num_training_steps)) is not None and self.lr_scheduler is None:
             logger.warning(reason)
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -267,14 +268,19 @@ class LoopConfig(_Base):  # type: ignore[misc]
         given = {part: getattr(self, f"{part}_learning_rate") for part in PARTS}
         return {part: float(rate) for part, rate in given.items() if rate is not None}
 
-    def learns_nothing(self, steps: int) -> str | None:
-        """Return why a run of so many optimizer steps leaves the model as it is, or None: a warm-up's first step has the rate 0."""
-        if steps != 1:
+    def only_warms_up(self, steps: int) -> str | None:
+        """Return why a run of so many optimizer steps never has its full learning rate, as the warm-up takes longer; or None."""
+        if (warmup := self.get_warmup_steps(steps)) < steps:
             return None
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        warmup = self.get_warmup_steps(steps)
-        if any(get_scheduler(self.lr_scheduler_type, optimizer, warmup, steps, self.lr_scheduler_kwargs).get_last_lr()):
+        schedule = get_scheduler(self.lr_scheduler_type, optimizer, warmup, steps, self.lr_scheduler_kwargs)
+        if not isinstance(schedule, LambdaLR) or (largest := max(map(schedule.lr_lambdas[0], range(steps)))) == 1:
             return None
+        if largest > 0:
+            return (
+                f"The run is {steps} steps, and its warm-up takes {warmup}: the learning rate reaches no more than "
+                f"{largest:.0%} of the one that is set. Take more epochs, or warmup_steps below {steps}."
+            )
         return (
             f"The run is one step, whose learning rate is 0, as the warm-up begins with it (warmup_steps={self.warmup_steps:g}): "
             "the model stays as it is. Take fewer records in a step (global_batch_size in a recipe, gradient_accumulation_steps in "

@@ -67,7 +67,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
     Example:
         >>> from mpo import MPOConfig, MPOTrainer  # doctest: +SKIP
         >>> trainer = MPOTrainer(  # doctest: +SKIP
-        ...     model="OpenGVLab/InternVL3-1B-hf", args=MPOConfig("runs/mpo"), train_dataset=pairs
+        ...     model="OpenGVLab/InternVL3-1B-Instruct", args=MPOConfig("runs/mpo"), train_dataset=pairs
         ... )
         >>> trainer.train()  # doctest: +SKIP
     """

@@ -17,6 +17,8 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Path = str
 Part = Literal["train", "freeze", "lora"] | int | None
+DATA_NAMES = ("meta", "mix")
+"""Names that data groups give to their path."""
 
 
 class Tiles(TypedDict, total=False):
@@ -160,6 +162,18 @@ KINDS: dict[Any, str] = {
 def hints(schema: type) -> Mapping[str, Any]:
     """The keys of a TypedDict or dataclass, with the types of their values."""
     return get_type_hints(schema, include_extras=True)
+
+
+def check_data(kind: type, given: Any) -> None:
+    """Check the keys of a data group, `Data` or `Conversations`, and that it names a data set.
+
+    Raises:
+        ValueError: as `check_keys`, or for a path that is not set.
+    """
+    check_keys(hints(kind), given, "data")
+    if given.get("path") in (None, "???"):
+        name = next((name for name in DATA_NAMES if name in given), "path")
+        raise ValueError(f"data.{name} is not set. Add data.{name}=... to the command.")
 
 
 def check_keys(known: Mapping[str, Any], given: Any, where: str) -> None:

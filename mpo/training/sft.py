@@ -37,7 +37,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
     Example:
         >>> from mpo import PackedSFTConfig, PackedSFTTrainer  # doctest: +SKIP
         >>> trainer = PackedSFTTrainer(  # doctest: +SKIP
-        ...     model="OpenGVLab/InternVL3-1B-hf", args=PackedSFTConfig("runs/sft"), train_dataset=conversations
+        ...     model="OpenGVLab/InternVL3-1B-Instruct", args=PackedSFTConfig("runs/sft"), train_dataset=conversations
         ... )
         >>> trainer.train()  # doctest: +SKIP
 

@@ -99,7 +99,7 @@ def cache_folders(folder: str | os.PathLike[str]) -> list[Path]:
     found = [path] if (path / META_FILE).is_file() else sorted(meta.parent for meta in path.glob(f"*/{META_FILE}"))
     if not found:
         kind = "is not a folder" if not path.is_dir() else f"has no {META_FILE}, and no sub-folder with one"
-        raise ValueError(f"{path} {kind}, so it is no cache. Pass the run's reference_cache or vision_feature_cache folder.")
+        raise ValueError(f"{path} {kind}, so it is not a cache. Pass the run's reference_cache or vision_feature_cache folder.")
     return found
 
 

@@ -259,7 +259,7 @@ def same_selection(answer: str, truth: str, choices: Sequence[str] | None) -> tu
     """
     given, known = (_selected(undress(text)[:MOST_CHARACTERS], choices) for text in (answer, truth))
     if not known:
-        return normalize(answer) == normalize(truth), "the ground truth is no choice, compared as texts"
+        return normalize(answer) == normalize(truth), "the ground truth is none of the choices; compared as texts"
     if not given:
         return False, "it names no choice, or one or another"
     return given == known, "choices" if given == known else "other choices"
@@ -282,7 +282,7 @@ def same_choices(answer: str, truth: str, choices: Sequence[str] | None) -> tupl
     known = read_choice(truth, choices, truth=True)
     given = read_choice(answer, choices)
     if not known.indices:
-        return normalize(answer) == normalize(truth), "the ground truth is no choice, compared as texts"
+        return normalize(answer) == normalize(truth), "the ground truth is none of the choices; compared as texts"
     if not given.indices or given.both:
         return False, given.method
     one, other = ({choices[place] if choices else place for place in named.indices} for named in (given, known))

@@ -79,7 +79,7 @@ def extract(response: str, *, kind: str | None = None, choices: Sequence[str] | 
     """
     check_rules(kind, choices, None)
     if not isinstance(response, str):
-        raise ValueError(f"A response is a text; got {type(response).__name__}.")
+        raise ValueError(f"A response must be text; got {type(response).__name__}.")
     return find_answer(response, kind, choices, "")
 
 

@@ -218,7 +218,7 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
             return _math_values(answer, truth, rules)
         plain = undress(answer) if known.unit else re.sub(r"(?i)(?<=\d)\s?[ap]\.?m\.?$", "", undress(answer))
         if (given := read_number(_LEADING.sub("", plain))) is None:
-            return False, "the answer is no number"
+            return False, "the answer is not a number"
     return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
 
 

@@ -442,7 +442,7 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
     default = canonical_unit(unit) if unit else ""
     given, known = answer.unit or default, truth.unit or default
     if DECADE in {given, known} and not (given and known):
-        return False, "a decade is no year"
+        return False, "a decade is not a year"
     if known == DECADE and given == "s" and answer.value == truth.value % 100:  # 90s
         return True, "equal"
     tolerance = None if known == DECADE else tolerance

@@ -206,7 +206,7 @@ def same_intervals(answer: str, truth: str, same: Callable[[str, str], bool]) ->
     """Whether two intervals, or unions of them, are the same: the same ends, closed and open alike."""
     given, known = read_intervals(answer), read_intervals(truth)
     if given is None or known is None:
-        return False, f"{'the answer' if given is None else 'the ground truth'} is no interval"
+        return False, f"{'the answer' if given is None else 'the ground truth'} is not an interval"
     letters = [set(re.findall(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])", text)) for text in (answer, truth) if re.search("[<>≤≥]", text)]
     if len(letters) == 2 and letters[0] != letters[1]:
         return False, "another variable"

@@ -34,7 +34,7 @@ def final_answer(response: str, question: Question, *, kind: str | None = None) 
     """
     check_rules(question.kind, question.choices, question.tolerance)
     if not isinstance(response, str):
-        raise ValueError(f"A response is a text; got {type(response).__name__}.")
+        raise ValueError(f"A response must be text; got {type(response).__name__}.")
     kind = kind or question.kind or (detect_kind(question.ground_truths[0], question.choices) if question.ground_truths else None)
     found = find_answer(response, kind, question.choices, _text(question))
     if found.answer is None and found.reason != "refusal" and (said := restated(response, _text(question))) is not None:

@@ -51,6 +51,14 @@ def test_every_file_is_a_command():
     assert set(ALL) - set(COMMANDS) == {"mpo", "mpo sft", "mpo train", *(f"mpo {folder}" for folder in ACTIONS)}
 
 
+@pytest.mark.parametrize("words", ["--hlep", "data --hlep", "data validate --hlep", "generate --hlep model"])
+def test_an_unknown_flag_is_named_before_what_is_missing(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "--hlep. Did you mean '--help'?" in error and "required" not in error
+
+
 def test_the_same_meaning_has_the_same_flag_type_and_help():
     """Flags of the same name agree in all but their default; flags of the same help text have one name; positionals likewise."""
     by_name, by_help = {}, {}
@@ -188,8 +196,8 @@ def test_what_libraries_and_children_print_is_not_in_the_json(folder):
         (["export", "a", "b", "--shard-gb", "0"], "--shard-gb: .*'0'"),
         (["generate", "a", "b", "--top-p", "0"], "--top-p: .*'0'"),
         (["generate", "a", "b", "--temperature", "inf"], "--temperature: .*'inf'"),
-        (["generate", "a", "b", "--temprature", "1"], "--temprature 1.*'--temperature'"),
-        (["data", "show", "pairs.jsonl", "--lim", "1"], "--lim 1.*'--limit'"),
+        (["generate", "a", "b", "--temprature", "1"], "--temprature.*'--temperature'"),
+        (["data", "show", "pairs.jsonl", "--lim", "1"], "--lim.*'--limit'"),
         (["data", "validate", "pairs.jsonl", "--output", ""], "--output: .*empty"),
         (["data"], "ACTION"),
         (["dat"], "'dat'"),

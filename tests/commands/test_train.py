@@ -286,6 +286,22 @@ def test_cfg_job():
     assert config["trainer"]["adam_beta2"] == 0.95
 
 
+def test_a_run_without_data_is_refused_before_torch_is_imported():
+    """Imports are most of the time to the message."""
+    code = "import sys; from mpo.commands import main; status = main(['train']); print(status, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        done.stdout.split() == ["2", "False"]
+        and done.stderr == "mpo: error: data.path is not set. Add data.path=... to the command.\n"
+    )
+
+
+def test_a_run_that_does_not_begin_says_nothing_of_its_folder(arguments, tmp_path, capsys):
+    assert main(["train", *arguments, f"data.path={tmp_path / 'gone.jsonl'}"]) == 2
+    said = capsys.readouterr()
+    assert "gone.jsonl" in said.err and not said.out
+
+
 @pytest.mark.slow
 def test_a_run_and_its_resumption(arguments, pairs, tmp_path, capsys):
     run = tmp_path / "run"

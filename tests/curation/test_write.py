@@ -186,7 +186,7 @@ def test_everything_a_record_may_have_survives(folder):
 @pytest.mark.parametrize(
     ("target", "settings", "message"),
     [
-        ("mmpr.jsonl", {}, "mmpr.jsonl is there already"),
+        ("mmpr.jsonl", {}, "mmpr.jsonl already exists"),
         ("x.jsonl", {"form": "csv"}, "form .*trl, mmpr, parquet, disk.*got 'csv'"),
         ("x.jsonl", {"images": "bytes"}, "images='bytes'"),
         ("x.jsonl", {"images": "links"}, "images .*path, copy, bytes.*got 'links'"),

@@ -101,7 +101,7 @@ SPOILT_TEXTS = {
     "no role": ([{"content": "A cat."}], "{} has a message of role None"),
     "another role": ([{"role": "narrator", "content": "A cat."}], "{} has a message of role 'narrator'"),
     "no content": ([{"role": "assistant"}, {"role": "user"}], "{} has a message whose content is null"),
-    "half a character": (f"A cat {HALF}", "{} has half a character (\\ud83d)"),
+    "half a character": (f"A cat {HALF}", "{} has half of a character (\\ud83d)"),
 }
 SPOILT_IMAGES = {
     "a number": (5, "got a number"),
@@ -109,7 +109,7 @@ SPOILT_IMAGES = {
     "in a list, a number": ([5], "image 1 of 1 is a number"),
     "in a list, null": (["a.png", None], "image 2 of 2 is null"),
     "in a list, a list": ([["a.png"]], "image 1 of 1 is a list"),
-    "in a list, empty": ([""], "is no path"),
+    "in a list, empty": ([""], "is not a path"),
     "no path and no bytes": ({"path": None, "bytes": None}, "image 1 of 1 is null"),
     "bytes that are text": ({"path": "a.png", "bytes": "iVBORw0KGgo="}, "image 1 of 1 is text"),
     "a path that is none": ({"path": 5, "bytes": None}, "image 1 of 1 is a number instead of a path"),
@@ -126,9 +126,9 @@ SPOILT_IMAGES = {
     "an address of a file": ("file:///etc/hostname", "is a URL"),
     "an address of a bucket": ("s3://bucket/a.png", "is a URL"),
     "in the line": ("data:image/png;base64,iVBORw0KGgo=", "is a URL"),
-    "a zero byte": ("a\0.png", "is no path"),
+    "a zero byte": ("a\0.png", "is not a path"),
     "too long a name": ("a" * 5000, "cannot be reached"),
-    "half a character": (f"{HALF}.png", "has half a character"),
+    "half a character": (f"{HALF}.png", "has half of a character"),
 }
 SPOILT_IDS = {
     "a list": ([7], "a list instead of text"),
@@ -136,7 +136,7 @@ SPOILT_IDS = {
     "a boolean": (True, "a boolean instead of text"),
     "a fraction": (7.5, "a number instead of text"),
     "too large": (2**70, "a number instead of text"),
-    "half a character": (HALF, "has half a character"),
+    "half a character": (HALF, "has half of a character"),
 }
 
 
@@ -186,8 +186,8 @@ def particular(format):
         yield "a video that is not there", {**QUESTION, "video": "none.mp4"}, "there is no video"
         yield "a video outside", {**QUESTION, "video": "../outside.png"}, "lies outside"
         yield "a video as a number", {**QUESTION, "video": [5]}, "the video is a number"
-        yield "twice chosen", json.dumps(good)[:-1] + ', "chosen": "x"}', "'chosen' is there twice"
-        yield "twice an image", json.dumps(good)[:-1] + ', "image": "b.png"}', "'image' is there twice"
+        yield "twice chosen", json.dumps(good)[:-1] + ', "chosen": "x"}', "'chosen' is given twice"
+        yield "twice an image", json.dumps(good)[:-1] + ', "image": "b.png"}', "'image' is given twice"
     if format == "trl":
         text, image = {"type": "text", "text": "A cat."}, {"type": "image"}
         yield "equal completions", {**good, "rejected": good["chosen"]}, "the same completion"

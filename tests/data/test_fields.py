@@ -435,7 +435,7 @@ def test_duplicate_keys_of_lines(case, ending, images):
     else:
         data = (f"[\n{text}\n]" if ending == "json" else f"\n{text}\n").encode()
         path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
-    with pytest.raises(BadRecord, match=rf"pairs.{ending}:{'1' if ending == 'tar' else '2'}: .*is there twice"):
+    with pytest.raises(BadRecord, match=rf"pairs.{ending}:{'1' if ending == 'tar' else '2'}: .*is given twice"):
         outcome(path, case.split()[0])
 
 
@@ -462,7 +462,7 @@ def test_duplicate_columns_and_keys_in_text(images):
     pq.write_table(table, images / "pairs.parquet")
     with pytest.raises(ValueError, match="pairs.parquet.*'chosen' twice"):
         outcome(images / "pairs.parquet")
-    with pytest.raises(BadRecord, match="'a' is there twice"):
+    with pytest.raises(BadRecord, match="'a' is given twice"):
         read({**PLAIN, "more": '{"a": "1.png", "a": 2}'}, images)
 
 
@@ -473,7 +473,7 @@ def test_duplicate_keys_of_other_files(tmp_path):
     meta = f'{{\n"one": {entry},\n"one": {entry}}}'
     for name in ("meta.json", "other_meta.json"):
         (tmp_path / name).write_text(meta)
-        with pytest.raises(ValueError, match=f"{name}.*'one' is there twice"):
+        with pytest.raises(ValueError, match=f"{name}.*'one' is given twice"):
             load_preferences(tmp_path / name)
     texts = {
         "mix.json": '{"sources": [{"path": "a.jsonl", "cap": 1, "cap": 2}]}',
@@ -484,17 +484,17 @@ def test_duplicate_keys_of_other_files(tmp_path):
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
         for reading in (read_mixture, load_preferences):
-            with pytest.raises(ValueError, match=rf"{name}.*'(cap|seed)' is there twice"):
+            with pytest.raises(ValueError, match=rf"{name}.*'(cap|seed)' is given twice"):
                 reading(tmp_path / name)
     (tmp_path / "merged.yaml").write_text("sources:\n  - &one {path: a.jsonl, cap: 1}\n  - {<<: *one, name: b}\n")
     assert len(read_mixture(tmp_path / "merged.yaml")["sources"]) == 2
     (tmp_path / "lines.jsonl").write_text('{}\n{"a": [{"b": 1, "b": 2}]}\n')
-    with pytest.raises(BadRecord, match="lines.jsonl:2: .*'b' is there twice"):
+    with pytest.raises(BadRecord, match="lines.jsonl:2: .*'b' is given twice"):
         read_json_lines(tmp_path / "lines.jsonl")
     (tmp_path / "object.json").write_text('{\n"a": 1,\n"a": 1}')
-    with pytest.raises(BadRecord, match="object.json: .*'a' is there twice.*line 3"):
+    with pytest.raises(BadRecord, match="object.json: .*'a' is given twice.*line 3"):
         read_json_object(tmp_path / "object.json")
-    with pytest.raises(BadRecord, match="'a' is there twice"):
+    with pytest.raises(BadRecord, match="'a' is given twice"):
         parse_json('{"a": 1, "a": 1}', "a text")
 
 

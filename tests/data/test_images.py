@@ -442,8 +442,8 @@ OUTSIDE = {
     "a.png/b.png": "cannot be reached",
     "deep": "a folder",
     ".": "a folder",
-    "": "is no path",
-    "a\0.png": "is no path",
+    "": "is not a path",
+    "a\0.png": "is not a path",
     "pipe": "a pipe",
     "https://example.org/a.png": "is a URL",
     "file:///etc/passwd": "is a URL",
@@ -462,7 +462,7 @@ def test_paths_outside(root, path):
 
 @pytest.mark.parametrize("path", [None, 3, ["a.png"], b"a.png", {"path": "a.png"}], ids=str)
 def test_paths_that_are_not_text(root, path):
-    with pytest.raises(ValueError, match="is no path"):
+    with pytest.raises(ValueError, match="is not a path"):
         inside(root, path)
 
 

@@ -73,8 +73,8 @@ def test_arrays_with_damage(tmp_path, text, place, reason):
     ("element", "reason"),
     [
         ("5", "array has a number"),
-        ('{"a": 1, "a": 2}', "'a' is there twice"),
-        ('{"a": [{"b": 1, "b": "]}"}]}', "'b' is there twice"),
+        ('{"a": 1, "a": 2}', "'a' is given twice"),
+        ('{"a": [{"b": 1, "b": "]}"}]}', "'b' is given twice"),
         ('{"a": "\0"}', "not JSON"),
         ('{"a": "line\nbreak"}', "not JSON"),
         ('{"a": %s}' % ("1" * 5000), "too long"),
@@ -138,7 +138,7 @@ def test_values_that_python_cannot_hold(tmp_path, kind, saved):
     [
         ([("1.json", line(1)), ("1.png", None)], "1.png", "link or a device"),
         ([("1.png", None), ("1.json", line(1))], "1.png", "link or a device"),
-        ([("1.json", line(1)), ("1.png", b"a"), ("1.png", b"b")], "1.png", "there twice"),
+        ([("1.json", line(1)), ("1.png", b"a"), ("1.png", b"b")], "1.png", "in the tar twice"),
         ([("1.json", line(1)), ("0.jpg", b"a")], "0.jpg", "key was there before"),
         ([("1.json", line(1)), ("1.png", b"x" * 600), ("1.jpg", b"x" * 600)], "1.jpg", "more than 0 MiB"),
         ([("1.json", line(1)), ("1.png", b"x" * 1200)], "1.png", "more than 0 MiB"),

@@ -172,6 +172,7 @@ def test_what_cannot_be_measured_is_refused(questions, tmp_path, capsys, change,
         (["model"], "benchmark"),
         (["q.jsonl"], "model"),
         (["mmvet", "m"], "judging"),
+        (["m", "Chart_QA=q.jsonl"], "Did you mean chartqa=q.jsonl"),
         (["http://127.0.0.1:1/v1", "other=./gone", "q.jsonl"], "./gone is not a folder"),  # before the first one is asked
         (["mathvistaa", "q.jsonl"], "'mathvista'"),
         (["http://127.0.0.1:1/v1", "chart-qa"], "'chartqa'"),

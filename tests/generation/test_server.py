@@ -344,7 +344,7 @@ def test_a_key_that_no_header_can_hold_is_refused_by_the_name_of_its_variable(mo
 PART = b'data: {"model": "tiny", "choices": [{"index": 0, "delta": {"content": "It"}, "finish_reason": null}]}\n\n'
 
 
-BEFORE_TEXT = {"empty": "sent none", "garbage": "sent none", "no choices": "sent none", "half": "breaks|failed", "slow": "0.3 s"}
+BEFORE_TEXT = {"empty": "sent none", "garbage": "sent none", "no choices": "sent none", "half": "broke|failed", "slow": "0.3 s"}
 AFTER_TEXT = {
     PART: "broke off",
     PART + b"data: [DONE]\n\n": "broke off",

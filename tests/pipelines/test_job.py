@@ -142,7 +142,7 @@ def test_a_full_disk(whole, tmp_path):
         process = started(stub.url, folder, COUNT, file_bytes=8000, err=err)
         process.join()
         ledger = folder / "ledger.jsonl"
-        assert process.exitcode == 1 and "File too large. What was paid for is kept" in err.read_text()
+        assert process.exitcode == 1 and "File too large. All responses received are kept" in err.read_text()
         assert 7000 < ledger.stat().st_size <= 8000 and ledger.read_bytes().endswith(b"}\n")
         stub_job(stub.url, folder, COUNT).run()
         assert stub.asked <= COUNT + CONCURRENCY

@@ -36,7 +36,8 @@ def checkpoint(saved, tmp_path):
 
 
 def test_the_lists_name_existing_fields():
-    assert set(MPOConfig.__dataclass_fields__) >= MAY_CHANGE
+    of_newer_transformers = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # 5.24
+    assert set(MPOConfig.__dataclass_fields__) | of_newer_transformers >= MAY_CHANGE
     assert {f"trainer.{name}" for name in MAY_CHANGE} <= MAY_CHANGE_IN_RECIPES
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -54,6 +55,22 @@ def test_a_run_of_one_step_says_when_it_learns_nothing(processor, internvl, tmp_
     trainer.train()
     assert any(not torch.equal(before[name], value) for name, value in weights(trainer).items()) == moves
     assert ("whose learning rate is 0" in caplog.text) != moves
+
+
+def test_a_run_that_ends_in_its_warmup_says_so(tmp_path):
+    """The steps of a warm-up of 8 have 0, 1/8, 2/8 ... of the rate: three of them at most 25 %, eight 87.5 %; the ninth has all."""
+    args = MPOConfig(str(tmp_path), warmup_steps=8, report_to="none")
+    assert "3 steps" in args.only_warms_up(3) and "25%" in args.only_warms_up(3)
+    assert "88%" in args.only_warms_up(8)
+    assert args.only_warms_up(9) is None
+    without_warmup = MPOConfig(str(tmp_path), warmup_steps=8, lr_scheduler_type="constant", report_to="none")
+    assert without_warmup.only_warms_up(3) is None
+
+
+def test_an_adapter_comes_without_warnings_about_what_peft_calls(processor, internvl, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        build(tmp_path, internvl, processor, image_pairs(2), peft_config=LORA)
 
 
 def test_logs(processor, internvl, tmp_path):

@@ -6,9 +6,9 @@ is edited in place: results are written to new files.
 """
 
 EXAMPLES = """\
-mpo data validate pairs.jsonl --model OpenGVLab/InternVL3-1B-hf    find problems that stop training
+mpo data validate pairs.jsonl --model OpenGVLab/InternVL3-1B-Instruct    find problems that stop training
 mpo data stats pairs.jsonl --html stats.html                       show lengths, length gaps and word overlap, by source
-mpo data show pairs.jsonl --model OpenGVLab/InternVL3-1B-hf        show three records as the model sees them
+mpo data show pairs.jsonl --model OpenGVLab/InternVL3-1B-Instruct        show three records as the model sees them
 mpo data convert pairs.jsonl pairs.parquet                         write Parquet with the images inside
 mpo data dedupe pairs.jsonl unique.jsonl                           remove exact and near duplicates
 mpo data filter unique.jsonl --output filtered                     drop completions that degenerate, into files with reasons

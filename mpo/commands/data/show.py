@@ -17,7 +17,7 @@ from mpo.io import write_text
 EXAMPLES = """\
 mpo data show pairs.jsonl                                          show the first three
 mpo data show pairs.jsonl --limit 10 --shuffle --seed 1            show ten at random
-mpo data show pairs.jsonl --id m3cot-17 --model OpenGVLab/InternVL3-1B-hf
+mpo data show pairs.jsonl --id m3cot-17 --model OpenGVLab/InternVL3-1B-Instruct
 mpo data show pairs.jsonl --limit 50 --html show.html              write an HTML page with the images
 """
 

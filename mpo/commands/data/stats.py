@@ -19,7 +19,7 @@ from mpo.io import write_text
 
 EXAMPLES = """\
 mpo data stats pairs.jsonl
-mpo data stats pairs.jsonl --model OpenGVLab/InternVL3-1B-hf --html stats.html --num-proc 8
+mpo data stats pairs.jsonl --model OpenGVLab/InternVL3-1B-Instruct --html stats.html --num-proc 8
 """
 
 

@@ -29,7 +29,7 @@ from mpo.commands.outputs import refuse_replacing
 
 EXAMPLES = """\
 mpo data validate pairs.jsonl
-mpo data validate pairs.jsonl --image-root /data/images --model OpenGVLab/InternVL3-1B-hf --max-length 8192
+mpo data validate pairs.jsonl --image-root /data/images --model OpenGVLab/InternVL3-1B-Instruct --max-length 8192
 mpo data validate train.jsonl --eval-path eval.jsonl && mpo train data.path=train.jsonl data.eval_path=eval.jsonl
 """
 

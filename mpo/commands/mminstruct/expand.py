@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> Report:
 
     wrong = [one for one in args.field or [] if "=" not in one]
     if wrong:
-        raise ValueError(f"--field={wrong[0]} is no OURS=THEIRS, such as question=q.")
+        raise ValueError(f"--field={wrong[0]} is not of the form OURS=THEIRS. Write it such as question=q.")
     own = {"image_root": args.image_root, "domain": args.image_domain, "licence": args.licence, "limit": args.limit}
     own["fields"] = dict(one.split("=", 1) for one in args.field or [])
     return written(args, [Check()], Expansion(args.set, args.path, domains=load_domains(args.domains or []), **own))

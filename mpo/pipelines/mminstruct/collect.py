@@ -95,7 +95,7 @@ class Images:
                 if file[0] != "." and file.lower().endswith(ENDINGS):
                     path = os.path.relpath(os.path.join(folder, file), self.path)
                     if (shown := os.fsencode(path).decode(errors="backslashreplace")) != path:
-                        raise ValueError(f"{self.path}: the name of {shown} is no UTF-8. Rename it.")
+                        raise ValueError(f"{self.path}: the name of {shown} is not valid UTF-8. Rename it.")
                     yield path
 
     def _in_order(self) -> list[str]:
@@ -116,7 +116,7 @@ class Images:
             if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
                 raise BadRecord(f"{file}:{number}", "it has no 'file_name'. Give the path of an image, relative to the folder.")
             if (path := os.path.normpath(line["file_name"])) in said:
-                raise BadRecord(f"{file}:{number}", f"{path!r} is there twice. Remove one of the lines.")
+                raise BadRecord(f"{file}:{number}", f"{path!r} is listed twice. Remove one of the lines.")
             said[path] = line
         for path in self._in_order():
             about = _about(said.pop(path, {}))

@@ -93,7 +93,7 @@ def _read(file: Path, changed: int) -> Domain:
     try:
         return Domain.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML: {error}. Fix the file.") from None
+        raise ValueError(f"{file} is not valid YAML: {error}. Fix the file.") from None
     except ValidationError as error:
         one = error.errors()[0]
         place = ".".join(map(str, one["loc"])) or "the file"

@@ -99,7 +99,7 @@ class Expansion:
     def _instruction(self, line: dict[str, Any]) -> Record:
         question, answer = (line[name] for name in ("question", "answer"))
         if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"its question is {question!r:.60}. Expected a text.")
+            raise ValueError(f"its question is {question!r:.60}. Expected text.")
         language = line.get("language") or ("zh" if len(CJK.findall(question)) > len(question) / 8 else "en")
         if language not in YES_NO:
             raise ValueError(f"its language is {language!r}. Expected en or zh.")

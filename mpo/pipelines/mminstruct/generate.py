@@ -238,7 +238,7 @@ def _from_json(text: str, type: str) -> list[dict[str, Any]]:
             return found
     except (BadRecord, TypeError, KeyError, AttributeError):
         pass
-    return [{"fault": "malformed: the response is no JSON of the schema", "raw": text}]
+    return [{"fault": "malformed: the response is not JSON of the schema", "raw": text}]
 
 
 def _listed(text: str) -> list[str]:

@@ -280,4 +280,4 @@ def _refuse_nothing(done: Sequence[tuple[Job, dict[str, Any]]], what: str) -> No
         for step in (step for _, report in done for step in report["steps"]):
             reasons.update(step.get("reasons", {}))
         said = ", ".join(f"{count}: {reason}" for reason, count in reasons.most_common(5))
-        raise ValueError(f"No {what} can be used: {said}. What was said is in {done[0][0].folder / DROPPED}.")
+        raise ValueError(f"No {what} can be used: {said}. The responses are in {done[0][0].folder / DROPPED}.")

@@ -151,7 +151,7 @@ def read_yaml(path: str | Path, kind: type[Read]) -> Read:
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}. Give a YAML file.") from None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}. Fix the file.") from None
+        raise ValueError(f"{path} is not valid YAML: {error}. Fix the file.") from None
     except ValidationError as error:
         raise ValueError(f"{path}: " + " ".join(_said(one) for one in error.errors())) from None
 

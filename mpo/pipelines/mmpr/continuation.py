@@ -73,7 +73,7 @@ class Continue(Step):
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
             raise ValueError(f"Expected the ratio to be a number from 0 to below 1; got ratio={ratio!r}.")
         if sampling.get("n", 1) != 1:
-            raise ValueError(f"A response is gone on with once; got n={sampling['n']}. Leave n out.")
+            raise ValueError(f"A response is continued once; got n={sampling['n']}. Leave n out.")
         self.generator, self.ratio, self.with_image, self.name = generator, ratio, with_image, name
         self.sampling = asdict(Decoding(**sampling))
 
@@ -92,7 +92,7 @@ class Continue(Step):
         """One request: what was asked, without its image, and the start of the response."""
         images, videos = (record.get(name, ()) for name in ("images", "videos"))
         if not (self.with_image or images or videos):
-            raise ValueError("it has no image to leave out. Give a question with one, or go on with the image.")
+            raise ValueError("it has no image to leave out. Give a question with one, or continue with the image (with_image).")
         start, text = self._start(record)[1] or None, record["asked"]["question"]
         if not self.with_image:
             text, images, videos = re.sub("<(?:image|video)>\n?", "", text).strip(), (), ()

@@ -45,7 +45,7 @@ class Records:
                     for name in {"images", "videos"} & set(inner):
                         inner[name] = [str(self.path.parent / one) for one in inner[name]]
                     if not all(isinstance(one["text"], str) for one in inner.get("responses", ())):
-                        raise ValueError("a response is no text. Give the output of mpo mmpr sample.")
+                        raise ValueError("a response is not text. Give the output of mpo mmpr sample.")
                 yield record
 
 
@@ -155,7 +155,9 @@ def _train(config: Config, folder: Path) -> None:
     ]
     done = subprocess.run([sys.executable, "-m", "mpo", "train", "data=mmpr", *words, *config.train])
     if done.returncode:
-        raise ChildProcessError(f"mpo train in {folder / 'run'} has ended with status {done.returncode}; the same command goes on.")
+        raise ChildProcessError(
+            f"mpo train in {folder / 'run'} failed with status {done.returncode}. Run the same command to continue."
+        )
     (folder / "trained").touch()
 
 

@@ -124,7 +124,7 @@ class Output:
             reasons = ", ".join(f"{count}: {reason}" for reason, count in rows[0].get("without pairs: reason", {}).items())
             raise ValueError(
                 f"No pairs of {total['questions']} questions: {reasons}. See {self.folder / PAGE}. Other rules, such as "
-                "another format, judge the same responses again, and nothing is asked anew."
+                "another format, judge the same responses again, and nothing is asked again."
             )
         write_text(self.folder / META, json.dumps(meta, indent=1) + "\n", durable=True)
         return report

@@ -69,7 +69,7 @@ def find_prompt(given: str) -> Prompt:
     if given in PROMPTS:
         return PROMPTS[given]
     if "{{" not in given and not Path(given).is_file():
-        found = f"prompt={given!r} is no name, no file, and no template with {{{{ question }}}}."
+        found = f"prompt={given!r} is not the name of a prompt, a file, or a template with {{{{ question }}}}."
         raise ValueError(found + did_you_mean(given, PROMPTS, most=20))
     prompt = Prompt(given if "{{" in given else Path(given).read_text(encoding="utf-8"), "any")
     if any(render(prompt.template, {}, choices).count(QUESTION) != 1 for choices in ("", CHOICES)):

@@ -291,7 +291,7 @@ function draw() {
   main.replaceChildren();
   const about = [["record", view.where], ["id", view.id], ["kind", view.kind]].filter(([, value]) => value);
   main.append(el("div", { className: "meta" }, ...about.map(([key, value]) => el("span", {}, `${key} `, el("strong", {}, ...plainNodes(value))))));
-  if (view.bad) main.append(el("p", { className: "note" }, ...plainNodes(`This line is no record: ${view.bad} Reject or skip it.`)));
+  if (view.bad) main.append(el("p", { className: "note" }, ...plainNodes(`This line is not a record: ${view.bad} Reject or skip it.`)));
   if (view.decision) main.append(el("p", { className: "note", id: "decision" }, ...plainNodes(decisionText(view.decision, "You"))));
   if (view.disagreeing) main.append(el("p", { className: "note", id: "disagreeing" }, "You disagree. The next decision on this record settles it for all."));
   if (view.settled) main.append(el("p", { className: "note" }, ...plainNodes(`Settled. ${decisionText(view.settled, view.settled.by)}`)));

@@ -175,7 +175,10 @@ def adapted(
             "policy would not start at its base. Use True with a quantized base."
         )
     before = {id(parameter): _checksum(parameter) for parameter in model.parameters()}
-    with_adapter = wrap(model, config)
+    with warnings.catch_warnings():
+        # peft asks by a name that transformers 5.24 deprecates, of which a user can change nothing.
+        warnings.filterwarnings("ignore", ".*checkpointing.* is deprecated", FutureWarning)
+        with_adapter = wrap(model, config)
     _check_head(with_adapter)
     parameters = dict(with_adapter.named_parameters())
     same = sum(before.get(id(parameter)) == _checksum(parameter) for parameter in parameters.values() if id(parameter) in before)

@@ -82,7 +82,7 @@ def test_an_output_among_the_images_and_a_name_that_is_no_text(tmp_path):
         collect([Images(tmp_path)], tmp_path / "jobs" / "collect")
     with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.png"), "wb") as file:
         file.write((tmp_path / "a.png").read_bytes())
-    with pytest.raises(ValueError, match=r"caf\\xe9\.png is no UTF-8"):
+    with pytest.raises(ValueError, match=r"caf\\xe9\.png is not valid UTF-8"):
         collect([Images(tmp_path, limit=5)], tmp_path.with_name("other"))
 
 

@@ -1,6 +1,7 @@
 """`mpo train peft=qlora`: the adapter is trained on a 4-bit base model, the run resumes bitwise, and its folder can be loaded."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from mpo.models.export.run import export
 from mpo.models.loading import load_model
 from mpo.training.job import TrainJob, run_train_job
 
-pytest.importorskip("bitsandbytes")
+bitsandbytes = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.slow
 
 
@@ -145,21 +146,32 @@ def write_with_fuser(folder, kind) -> list[str]:
     return settings
 
 
-@pytest.mark.parametrize("choice", ["train", "freeze"])
-@pytest.mark.parametrize("kind", ["internvl", "llava"])
-def test_a_model_with_a_fuser(tmp_path, kind, choice):
+@pytest.mark.parametrize(
+    "kind, peft, choice",
+    [
+        ("internvl", "qlora", "train"),
+        ("internvl", "qlora", "freeze"),
+        ("llava", "qlora", "train"),
+        ("llava", "qlora", "freeze"),
+        ("llava", "lora", "train"),
+    ],
+)
+def test_a_model_with_a_fuser(tmp_path, kind, peft, choice, capsys):
     """The fuser is never quantized. Trained, it moves beside the adapter and the reference keeps the first one; frozen, it stays
     bit for bit. The folder gives the trained model again, and its export is the adapter and the fuser on the unquantized base."""
     parts = ["train_parts.language=lora", *(["train_parts.fuser=train"] if choice == "train" else [])]
-    settings = [*write_with_fuser(tmp_path, kind), "peft=qlora", "peft.r=4", "trainer.learning_rate=1e-2", *parts]
+    settings = [*write_with_fuser(tmp_path, kind), f"peft={peft}", "peft.r=4", "trainer.learning_rate=1e-2", *parts]
+    assert main(["train", *settings, f"run_dir={tmp_path / 'run'}", "dry_run=true"]) == 0
+    planned = re.search(r"total +[\d,]+ +([\d,]+)\n", capsys.readouterr().out)[1].replace(",", "")
     asked = job(settings, tmp_path / "run")
     loading = {k: v for k, v in asked.model.items() if k != "_target_"} | {"quantization_config": asked.quantization()}
     start, fresh = load_model(**loading), load_model(**loading).model
     batch = PairCollator(start.processor, layout="padded")(image_pairs(2).to_list())
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     trained = run_train_job(asked).model.eval()
-    four_bits = {name for name, module in trained.named_modules() if type(module).__name__ == "Linear4bit"}
-    assert len(four_bits) >= 14 and all(".language_model." in name for name in four_bits)
+    four_bits = {name for name, module in trained.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
+    assert len(four_bits) == (14 if peft == "qlora" else 0) and all(".language_model." in name for name in four_bits)
+    assert int(planned) == sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
     base = load_file(tmp_path / "model" / "model.safetensors")
     begun = {name.partition("fuser.")[2]: value for name, value in base.items() if ".fuser." in name}
     own = trained.base_model.model.model.fuser

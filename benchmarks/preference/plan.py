@@ -69,7 +69,7 @@ def _exploration() -> Iterator[Planned]:
     for batch in (128,):
         for method in ("sft", "mpo"):
             yield _planned("batch", "reason", f"{method}_{batch}", rate=3e-4, batch=batch, steps=50, **METHODS[method])
-    for batch in (64, 256, 32):  # as many pairs at each; their start was warmed up again, and is not the one above
+    for batch in (64, 256, 32):  # as many pairs at each, from a start that was warmed up again
         for method in ("sft", "dpo_sft", "mpo"):
             yield _planned("batches", "reason", f"{method}_{batch}", rate=3e-4, batch=batch, steps=3200 // batch, **METHODS[method])
     for method in ("sft", "mpo"):

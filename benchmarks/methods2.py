@@ -45,10 +45,12 @@ def run_jobs(kind: str, jobs: list[Planned], only: str = "") -> None:
         key = (planned.task, planned.seed, planned.job.epochs)
         if loaded is None or loaded[0] != key:
             loaded = key, prepare(STARTS, planned.task, planned.seed, epochs=planned.job.epochs)
-            save(path.with_name(f"start_{planned.task}_{planned.seed}{_epochs(planned.job)}.json"), loaded[1].numbers)
+            place = path.with_name(f"start_{planned.task}_{planned.seed}{_epochs(planned.job)}.json")
+            if not place.is_file():  # a start that is warmed up again may be another one: every job keeps its own start's
+                save(place, loaded[1].numbers)
         begun = time.monotonic()
         result = run(loaded[1], planned.job, planned.seed, EXPLORED if kind == "explore" else None)
-        save(path, {"name": planned.name, "task": planned.task, **result})
+        save(path, {"name": planned.name, "task": planned.task, "start": loaded[1].numbers["correct"], **result})
         correct = result["correct"]
         half = len(correct) if kind == "explore" else len(correct) // 2
         print(

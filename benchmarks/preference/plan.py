@@ -69,6 +69,9 @@ def _exploration() -> Iterator[Planned]:
     for batch in (128,):
         for method in ("sft", "mpo"):
             yield _planned("batch", "reason", f"{method}_{batch}", rate=3e-4, batch=batch, steps=50, **METHODS[method])
+    for batch in (64, 256, 32):  # as many pairs at each, from a start that was warmed up again
+        for method in ("sft", "dpo_sft", "mpo"):
+            yield _planned("batches", "reason", f"{method}_{batch}", rate=3e-4, batch=batch, steps=3200 // batch, **METHODS[method])
     for method in ("sft", "mpo"):
         yield _planned("pairs", "reason", f"{method}_16_a_question", rate=1e-4, max_pairs=16, **METHODS[method])
         yield _planned("pairs", "reason", f"{method}_300_questions", rate=1e-4, questions=300, **METHODS[method])

@@ -1,12 +1,16 @@
 """The published forms of benchmarks. Each row has the layout of the file that is named beside it; its contents are made up."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
+from stub_server import StubServer
 
+from mpo.commands import main
 from mpo.evaluation.published import FORMS, load_benchmark
 from mpo.evaluation.run import score_of
+from mpo.evaluation.statistics import smallest_difference
 from mpo.io import BadRecord
 from mpo.verification import verify
 
@@ -214,3 +218,39 @@ def test_an_answer_that_is_no_choice_is_refused(tmp_path):
     row = next(row for form, _, row, _ in ROWS if form == "m3cot")
     with pytest.raises(BadRecord, match="none of the choices"):
         load(tmp_path, "m3cot", {**row, "answer": "F"})
+
+
+def test_the_rules_of_a_benchmark_reach_its_figures(tmp_path, capsys):
+    """POPE: yes to 2 of 3 with "yes" and to 1 of 2 with "no": F1 is 2 * 2 / (3 + 3). MMBench: a model that always says A is right
+    in one of the two rotations of a question, which counts as wrong. What can be shown is said before anything is asked."""
+    pope = next(row for form, _, row, _ in ROWS if form == "pope")
+    for place, (label, image) in enumerate(zip(("yes", "yes", "yes", "no", "no"), "abcde", strict=True)):
+        pope = {**pope, "question_id": place, "question": f"Is there a dog ({place})?", "answer": label, "image": f"{image}.png"}
+        Image.new("RGB", (100, 50), (place, 0, 0)).save(tmp_path / f"{image}.png")
+        with open(tmp_path / "pope.jsonl", "a") as file:
+            file.write(json.dumps(pope) + "\n")
+    row = next(row for form, _, row, _ in ROWS if form == "mmbench")
+    (tmp_path / "mmbench.jsonl").write_text(json.dumps({**row, "image": str(tmp_path / "a.png")}) + "\n")
+    before = []
+
+    def says(choose):
+        def text(body, number):
+            before.append(capsys.readouterr().err)
+            asked = json.dumps(body["messages"])
+            if "dog" in asked:
+                return "yes" if any(f"({place})" in asked for place in (0, 1, 3)) else "no"
+            return choose(asked)
+
+        return text
+
+    letter = re.compile(r"([A-Z])\. blue")
+    with StubServer(text=says(lambda asked: "A")) as one, StubServer(text=says(lambda asked: letter.search(asked)[1])) as two:
+        words = [f"first={one.url}", f"knows={two.url}", *(f"{name}={tmp_path / name}.jsonl" for name in ("pope", "mmbench"))]
+        assert main(["evaluate", *words, "--output", str(tmp_path / "out"), "--json"]) == 0
+    rows = {(row["model"], row["benchmark"]): row for row in json.loads(capsys.readouterr().out)["results"]}
+    assert [rows[model, "mmbench"]["correct"] for model in ("first", "knows")] == [0, 1]
+    assert {rows[model, "mmbench"]["total"] for model in ("first", "knows")} == {1}
+    assert (rows["first", "pope"]["score"], rows["first", "pope"]["yes"]) == (0.6, 0.6)
+    assert rows["first", "pope"]["f1"] == pytest.approx(2 / 3)
+    least = f"a difference of {100 * smallest_difference(5):.1f} points"
+    assert f"pope: 5 questions, 5 of them independent: they are likely to show {least}" in before[0]

@@ -219,13 +219,15 @@ def test_generate(processor, kind):
     assert not torch.allclose(cached.scores[0], other.scores[0])
 
 
+@pytest.mark.parametrize("kind", ["internvl", "llava"])
 @torch.no_grad()
-def test_the_tower_is_shared_though_the_fuser_trains(processor):
+def test_the_tower_is_shared_though_the_fuser_trains(processor, kind):
     """The reference's fuser reads the hidden states of the policy's pass, with its own weights."""
-    policy, reference = woken(add_fuser(internvl(processor), 2)), woken(add_fuser(internvl(processor), 2), scale=0.2)
+    policy, reference = (woken(add_fuser(build(kind, processor), 2), scale=scale) for scale in (0.5, 0.2))
     freeze_parts(policy, {"vision": "freeze"})
     assert can_share(policy)
-    inputs = {"input_ids": torch.tensor([[7, *[processor.image_token_id] * 8, 8]]), "pixel_values": pixels_of(policy)}
+    image, tokens = (processor.image_token_id, 4) if kind == "internvl" else (5, 16)
+    inputs = {"input_ids": torch.tensor([[7, *[image] * 2 * tokens, 8]]), "pixel_values": pixels_of(policy)}
     expected = [model(**inputs).logits for model in (policy, reference)]
     tower = SharedTower(policy, reference)
     assert torch.equal(policy(**inputs).logits, expected[0])

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from ranks import run_on_ranks
-from small_runs import record, small_run
+from small_runs import LORA, record, small_run
 
 # Nine pairs, four micro-batches of two or one a step: the last step has one pair, and one rank repeats pairs that do not count.
 STEP = {"pairs": 9, "learning_rate": 5e-6, "num_train_epochs": 2, "warmup_steps": 0, "max_grad_norm": 0.0}
 TWO_RANKS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 ONE_PROCESS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+BESIDE = LoraConfig(r=4, target_modules=LORA.target_modules, modules_to_save=["fuser"], task_type="CAUSAL_LM")
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
 KINDS = {
     "full": {},
@@ -26,6 +28,7 @@ KINDS = {
     "images on some ranks, padded": {"kind": "mixed", "pairs": 12, "rows": "padded", "gradient_checkpointing": True},
     "no images": {"kind": "text"},
     "fuser, checkpointing": {"kind": "fuser", "frozen_tower": True, "gradient_checkpointing": True},
+    "fuser beside lora": {"kind": "fuser", "frozen_tower": True, "peft_config": BESIDE},
     "token budget": {"batching": "tokens", "max_tokens_per_batch": 200},
 }
 CACHED = ("full", "lora")

@@ -96,12 +96,12 @@ def _returns_hidden_states(module: Any, kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("output_hidden_states") or any(config.output_hidden_states for config in configs))
 
 
-def _narrow_layer(attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _narrow_layer(attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Before the last layer's attention, which every call of the layer begins with."""
     positions = kwargs.pop(KEYWORD, None)
     narrows = not torch.compiler.is_compiling() and isinstance(positions, LogitsToKeep) and positions.segments is not None
-    attention.narrowed["index"] = positions.index if narrows else None  # type: ignore[union-attr, operator, index]
-    return args, {**kwargs, "segments": positions.segments} if narrows else kwargs  # type: ignore[union-attr]
+    attention.narrowed["index"] = positions.index if narrows else None
+    return args, {**kwargs, "segments": positions.segments} if narrows else kwargs
 
 
 def _select(module: Any, args: tuple[Tensor]) -> tuple[Tensor] | None:

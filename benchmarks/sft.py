@@ -6,9 +6,10 @@
 Counted, by formulas: the FLOPs of forward and backward passes of an InternVL over conversations with InternVL 2.5's token shares
 (arXiv 2412.05271), per token that is no padding. A multiplication and an addition are two FLOPs; attention has 2 matrix products
 forward, 4 backward; a frozen tower has no backward pass. Of TRL, 8 conversations are padded to the longest of their batch; a
-position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs. Attention counts in full on
-both sides. Beside it is the ratio of what kernels compute: a padded batch has a mask, with which PyTorch's compute whole rows
-(counted_step checks that TRL passes one); of packs' causal segments, the half up to the diagonal (masks: CPU seconds of both).
+position goes through the LM head's matrix only if labelled, as with its fused head. Ours are packs, of which the last layer
+computes labelled positions only, but for keys and values. Attention counts in full on both sides. Beside it is the ratio of what
+kernels compute: a padded batch has a mask, with which PyTorch's compute whole rows (counted_step checks that TRL passes one); of
+packs' causal segments, the half up to the diagonal (masks: CPU seconds of both).
 
 Packing: packs per lower bound (the larger of tokens / 16,384 and tiles / 48), and the most expensive to the mean micro-batch of 64
 ranks; against first fit over a buffer of 20 open packs, as the official procedure is described, and filling packs in random order.
@@ -81,7 +82,16 @@ def conversations(count: int, seed: int = 0) -> tuple[Any, Any]:
 # --- Counted
 
 
-def flops(shape: Shape, tower: str, tokens: Any, lengths: Any, tiles: Any, labelled: Any, causal: bool = False) -> float:
+def flops(
+    shape: Shape,
+    tower: str,
+    tokens: Any,
+    lengths: Any,
+    tiles: Any,
+    labelled: Any,
+    causal: bool = False,
+    last: Any = None,
+) -> float:
     """FLOPs of a pass forward and backward.
 
     Args:
@@ -92,12 +102,20 @@ def flops(shape: Shape, tower: str, tokens: Any, lengths: Any, tiles: Any, label
         tiles: image tiles.
         labelled: positions through the LM head.
         causal: whether the language model's attention kernel skips what lies above the diagonal.
+        last: positions at the end of each sequence that are labelled, if the last layer computes only these (but for keys and
+            values); None: it computes all.
     """
     width, mlp, layers, heads = shape.text
     narrow = width // heads * shape.kv_heads
     language = layers * (2 * width * width + 2 * width * narrow + 3 * width * mlp)
     total = 6.0 * language * tokens + 6.0 * width * shape.vocabulary * labelled
-    total += (3.0 if causal else 6.0) * layers * 2 * width * np.square(np.asarray(lengths, dtype=np.float64)).sum()
+    keys = np.asarray(lengths, dtype=np.float64)
+    whole = np.square(keys) / 2 if causal else np.square(keys)  # pairs of a query and a key
+    total += 12.0 * layers * width * whole.sum()
+    if last is not None:
+        queries = np.asarray(last, dtype=np.float64)
+        needed = queries * keys - (np.square(queries) / 2 if causal else 0)
+        total -= 6.0 * (2 * width * width + 3 * width * mlp) * (tokens - labelled) + 12.0 * width * (whole - needed).sum()
     wide, deep, depth, _ = shape.vision
     patches = (shape.image_size // shape.patch_size) ** 2 + 1
     of_tile = (
@@ -119,7 +137,8 @@ def counted(count: int = 16_000, batch: int = 8) -> list[dict[str, Any]]:
     for name in ("1B", "2B", "8B"):
         for tower in ("trained", "frozen", "cached"):
             own, in_full = (
-                flops(SHAPES[name], tower, tokens.sum(), tokens, tiles.sum(), answers.sum(), causal) for causal in (True, False)
+                flops(SHAPES[name], tower, tokens.sum(), tokens, tiles.sum(), answers.sum(), causal, answers)
+                for causal in (True, False)
             )
             full, causal = {}, {}
             for label, order in (("random", mixed), ("grouped by length", grouped)):
@@ -488,7 +507,8 @@ def sft_counted_step() -> dict[str, Any]:
         lengths = [ids.shape[1]] * len(ids) if segments is None else np.diff([*starts, ids.numel()])
         labelled = int((inputs["labels"] != -100).sum()) if side == "trl" else int(batch.lengths.sum())
         total = sum(count_calls(calls[:1], Case("1B", tower="trained"), shape, image_token)["policy"].values())
-        formula = flops(shape, "trained", ids.numel(), lengths, calls[0].tiles, labelled)
+        last = None if side == "trl" else batch.lengths[0]
+        formula = flops(shape, "trained", ids.numel(), lengths, calls[0].tiles, labelled, last=last)
         found[side] = {"positions": ids.numel(), "tiles": calls[0].tiles, "attention": sorted(kinds), "counted": total}
         found[side]["counted over formula, with attention in full"] = total / formula
         print(side, found[side], flush=True)

@@ -323,7 +323,6 @@ def meta_model(case: Case, shape: Shape, image_token_id: int, logged: tuple[str,
     if case.tower == "frozen":
         find_tower(model).requires_grad_(False)
     add_fused_lm_head(model, outputs=logged)
-    add_logits_to_keep(model.base_model)
     return model
 
 
@@ -347,6 +346,8 @@ def count_calls(calls: list[Call], case: Case, shape: Shape, image_token_id: int
         reference = policy
     else:
         reference = meta_model(case, shape, image_token_id, ("log_probs",)).requires_grad_(False).eval()
+    for model in (policy, reference):
+        add_logits_to_keep(base_model(model).base_model)  # after the adapters, as in a trainer
     policy.train()
     if case.checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

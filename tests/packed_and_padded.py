@@ -170,7 +170,7 @@ def batches_of(groups, pairs):
     labelled = rows.labelled.select(order)
     packed = Batch(
         {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "segments": rows.segments},
-        LogitsToKeep(rows.labelled_positions, rows.input_ids.size(1)),
+        LogitsToKeep(rows.labelled_positions, rows.input_ids.size(1), rows.labelled_segments),
         rows.shift_labels[:, rows.labelled_positions],
         replace(labelled, node=torch.searchsorted(rows.labelled_positions, labelled.node)),
         tokens=rows.input_ids.numel(),

@@ -177,7 +177,7 @@ def _attend(
         kwargs: the layer's other arguments; they must not change the attention.
 
     Returns:
-        shape (1, N, heads, head_dim), and no attention weights.
+        shape (1, N, heads, head_dim), 0 for nodes that are no queries; and no attention weights.
     """
     if segments is None:
         raise ValueError(
@@ -185,7 +185,7 @@ def _attend(
             "recomputed for a backward pass. Pass `segments=`, or run the forward and the backward pass inside "
             "`usual_attention(model)`."
         )
-    if not torch.compiler.is_compiling():  # a compiled check would recompile for every new length
+    if segments.query_index is None and not torch.compiler.is_compiling():  # a compiled check would recompile for every new length
         nodes = sum(queries for queries, _ in segments.lengths)
         if query.shape[0] != 1 or query.shape[2] != nodes or key.shape[2] != nodes:
             raise ValueError(
@@ -202,6 +202,9 @@ def _attend(
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else value.dtype
     query, key, value = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))  # (N, heads, head_dim)
+    nodes_shape = query.shape
+    if segments.query_index is not None:
+        query = query.index_select(0, segments.query_index)
     if segments.key_index is not None:
         key, value = key.index_select(0, segments.key_index), value.index_select(0, segments.key_index)
     if backend.startswith("flash_attn"):
@@ -210,6 +213,8 @@ def _attend(
         output = _varlen(query, key, value, segments, scaling)
     else:
         output = _by_segment_uncompiled(query, key, value, segments, scaling)
+    if segments.query_index is not None:
+        output = output.new_zeros(nodes_shape).index_copy(0, segments.query_index, output)
     return output.unsqueeze(0), None
 
 

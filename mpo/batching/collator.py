@@ -238,7 +238,7 @@ class PairCollator:
         labelled = packed.labelled.select(places)
         return Batch(
             {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments},
-            LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1)),
+            LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1), packed.labelled_segments),
             packed.shift_labels[:, packed.labelled_positions],
             replace(labelled, node=torch.searchsorted(packed.labelled_positions, labelled.node)),
             tokens,

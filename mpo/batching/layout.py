@@ -167,7 +167,8 @@ class Segments(Movable):
     ``cu_seqlens_q``, ``cu_seqlens_k`` (S + 1,) int32: offsets of each segment's queries and keys; queries are the nodes in
     order. ``key_index`` (K,) int64: the node of each key; ``None`` when keys are the nodes in order. ``max_q``, ``max_k``: the
     longest segment's queries and keys, rounded up so that few values occur (`torch.compile` makes a graph for each).
-    ``lengths``: each segment's queries and keys, on the host.
+    ``lengths``: each segment's queries and keys, on the host. ``query_index`` (N,) int64: the node of each query, where some nodes
+    do not attend.
     """
 
     cu_seqlens_q: Tensor
@@ -176,6 +177,7 @@ class Segments(Movable):
     max_q: int
     max_k: int
     lengths: tuple[tuple[int, int], ...]
+    query_index: Tensor | None = None
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Segments:
         """A copy on a device, or itself, with its masks, if it is there already."""
@@ -235,7 +237,8 @@ class PackedRows:
     """Concatenated rows without padding. ``input_ids``, ``position_ids``, ``shift_labels``: (1, N) int64.
 
     ``labelled_positions`` (M,) int64: the nodes that have a label, ascending. Used as ``logits_to_keep``: the LM head skips all
-    other nodes.
+    other nodes. ``labelled_segments``: of each segment the queries from its first labelled node on, which are all that the last
+    layer needs; None without labels.
     """
 
     input_ids: Tensor
@@ -243,6 +246,7 @@ class PackedRows:
     shift_labels: Tensor
     labelled_positions: Tensor
     segments: Segments
+    labelled_segments: Segments | None
     labelled: LabelledTokens
 
 
@@ -254,41 +258,51 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
     """
     if not rows:
         raise ValueError("A batch needs at least one row.")
-    keys: list[Tensor] = []
-    lengths: list[tuple[int, int]] = []
+    branches: list[tuple[Range, list[Range]]] = []
     nodes: list[int] = []
     labelled_lengths: list[int] = []
     offset = 0
     for row in rows:
         for segment in row.segments:
-            parts = [torch.arange(begin + offset, end + offset) for begin, end in (*segment.ancestors, segment.queries)]
-            keys += parts
-            lengths.append((len(parts[-1]), sum(map(len, parts))))
+            ranges = [(begin + offset, end + offset) for begin, end in (*segment.ancestors, segment.queries)]
+            branches.append((ranges[-1], ranges))
         for completion in row.completions:
             labelled = [node + offset for node, counts in zip(completion.nodes, completion.loss_mask, strict=True) if counts]
             nodes += labelled
             labelled_lengths.append(len(labelled))
         offset += len(row.tokens)
-    alone = all(queries == keys_ for queries, keys_ in lengths)
-    segments = Segments(
-        cu_seqlens_q=_cumulative([queries for queries, _ in lengths]),
-        cu_seqlens_k=_cumulative([keys_ for _, keys_ in lengths]),
-        key_index=None if alone else torch.cat(keys),
-        max_q=_bucket(max(queries for queries, _ in lengths)),
-        max_k=_bucket(max(keys_ for _, keys_ in lengths)),
-        lengths=tuple(lengths),
-    )
     count = torch.tensor(labelled_lengths, dtype=torch.int64)
     completion_of = torch.repeat_interleave(torch.arange(len(labelled_lengths)), count)
     ordinal = torch.arange(len(nodes)) - (count.cumsum(0) - count)[completion_of]
     shift_labels = _joined([row.labels for row in rows])
+    labelled_positions = (shift_labels[0] != IGNORED).nonzero()[:, 0]
+    following = torch.cat([labelled_positions, torch.tensor([offset])])
+    first = following[torch.searchsorted(labelled_positions, torch.tensor([begin for (begin, _), _ in branches]))].tolist()
+    labelled_branches = [((begin, end), ranges) for begin, ((_, end), ranges) in zip(first, branches, strict=True) if begin < end]
     return PackedRows(
         input_ids=_joined([row.tokens for row in rows]),
         position_ids=_joined([row.positions for row in rows]),
         shift_labels=shift_labels,
-        labelled_positions=(shift_labels[0] != IGNORED).nonzero()[:, 0],
-        segments=segments,
+        labelled_positions=labelled_positions,
+        segments=_segments(branches),
+        labelled_segments=_segments(labelled_branches, all_nodes=False) if labelled_branches else None,
         labelled=LabelledTokens(torch.tensor(nodes, dtype=torch.int64), completion_of, ordinal, count),
+    )
+
+
+def _segments(branches: Sequence[tuple[Range, list[Range]]], *, all_nodes: bool = True) -> Segments:
+    """Segments from the range of each one's queries and those of its keys."""
+    queries = [end - begin for (begin, end), _ in branches]
+    keys = [sum(end - begin for begin, end in ranges) for _, ranges in branches]
+    alone = all_nodes and queries == keys
+    return Segments(
+        cu_seqlens_q=_cumulative(queries),
+        cu_seqlens_k=_cumulative(keys),
+        key_index=None if alone else torch.cat([torch.arange(*part) for _, ranges in branches for part in ranges]),
+        max_q=_bucket(max(queries)),
+        max_k=_bucket(max(keys)),
+        lengths=tuple(zip(queries, keys, strict=True)),
+        query_index=None if all_nodes else torch.cat([torch.arange(*part) for part, _ in branches]),
     )
 
 

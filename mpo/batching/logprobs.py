@@ -194,7 +194,7 @@ def _packed(model: Any, rows: Sequence[Row], images: Sequence[dict[str, Tensor]]
     shown = [tensors for tensors in images if tensors]
     pixels = {name: torch.cat([tensors[name] for tensors in shown]) for name in (shown[0] if shown else ())}
     inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments, **pixels}
-    kept = LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1))
+    kept = LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1), packed.labelled_segments)
     values = _at_labels(model, inputs, kept, packed.shift_labels[0, packed.labelled_positions])
     ordered = values[torch.searchsorted(packed.labelled_positions, packed.labelled.node)]
     return torch.split(ordered, packed.labelled.lengths.tolist())

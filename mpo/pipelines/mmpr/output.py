@@ -112,7 +112,7 @@ class Output:
         report |= {"unused": unused} if unused else {}
         shown = {"records": total["questions"], "output": total["with pairs"], "dropped": total["without pairs"]}
         tables = [
-            {**rows[0], **{name: report[name] for name in ("spent", "unused") if name in report}},
+            rows[0] | {name: report[name] for name in ("spent", "unused") if name in report},
             *rows[1:],
             *({"job": job["job"], **step} for job in jobs for step in job["steps"]),
         ]

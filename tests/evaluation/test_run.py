@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import torch
 from stub_server import StubServer
 from support import make_image, perturbed
 
@@ -13,7 +14,7 @@ from mpo.curation.contamination import training_records
 from mpo.evaluation.page import still
 from mpo.evaluation.run import clustered_interval, summarize
 from mpo.evaluation.run import evaluate as evaluate_call
-from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer
+from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer, logprobs
 from mpo.generation.generator import Response
 from mpo.generation.local import LocalGenerator
 from mpo.models import add_fuser
@@ -220,6 +221,35 @@ def test_a_process_reward_is_the_mean_over_steps():
     assert scores == pytest.approx([0.5, 0.8, 0.0, 0.8])
     assert [len(request.messages) for request in judge.requests] == [1, 3, 1, 1, 3]
     assert judge.settings == {"temperature": 0.0, "max_new_tokens": 1, "logprobs": True}
+
+
+def test_a_process_reward_of_a_model_in_this_process(internvl, processor):
+    """Its head says "+" or "-" by the sign of one direction; the score is the probability of "+", by the log-probs of both."""
+    model, (good,), (bad,) = (
+        copy.deepcopy(internvl),
+        *(processor.tokenizer(sign, add_special_tokens=False)["input_ids"] for sign in "+-"),
+    )
+    scorer, responses, seen = ProcessReward(LocalGenerator(model, processor)), ["one\n\ntwo 2\n\nthree", "two", "a cat\n\n7"], []
+    hook = model.lm_head.register_forward_pre_hook(lambda head, args: seen.extend(args[0][:, -1]))
+    scorer(QUESTION, responses)
+    hook.remove()
+    states, weight = torch.stack(seen), torch.zeros_like(model.lm_head.weight)
+    weight[good] = 20 * (states[0] - states.mean(0))  # so that some are above the mean, and some below
+    weight[bad] = -weight[good]
+    model.lm_head.weight.data = weight
+    centre = float(states.mean(0) @ weight[good])
+    model.lm_head.bias = torch.nn.Parameter(torch.full((len(weight),), -50.0))
+    model.lm_head.bias.data[good], model.lm_head.bias.data[bad] = -centre, centre
+    judge = LocalGenerator(model, processor)
+    scorer = ProcessReward(judge)
+    expected = []
+    for response in responses:
+        steps = scorer.steps(response)
+        turns = [Question(scorer._request(QUESTION, steps, end).messages, QUESTION.images) for end in range(len(steps))]
+        said = [[float(values[0].exp()) for values in logprobs(judge, turn, ["+", "-"])] for turn in turns]
+        expected.append(sum(plus if plus > minus else 1 - minus for plus, minus in said) / len(said))
+    assert scorer(QUESTION, responses) == pytest.approx(expected, rel=1e-4)
+    assert len({round(score, 3) for score in expected}) == 3 and 0 < min(expected) < max(expected) < 1
 
 
 def test_scorers_of_ones_own():

@@ -35,8 +35,14 @@ def processor():
     return small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
 
 
-def internvl(processor, layers=4):
-    return small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=layers).eval()
+def internvl(processor, layers=4, large=False):
+    """`large`: with the norms of the 6B tower."""
+    model = small_internvl(processor, hidden_size=32, layers=2, vision_hidden_size=32, vision_layers=layers)
+    if large:
+        model.config.vision_config.update({"use_qk_norm": True, "norm_type": "rms_norm", "attention_bias": False})
+        torch.manual_seed(0)
+        model = type(model)(model.config)
+    return model.eval()
 
 
 def llava(layers=4, **settings):
@@ -49,7 +55,7 @@ def llava(layers=4, **settings):
 
 
 def build(kind, processor, **settings):
-    return internvl(processor) if kind == "internvl" else llava(**settings)
+    return internvl(processor, large=kind == "internvl 6B") if kind.startswith("internvl") else llava(**settings)
 
 
 def woken(model, scale=0.5):
@@ -73,14 +79,14 @@ def features_of(model, **settings):
 
 
 @pytest.mark.parametrize("feature_layer", [-1, -2, 3])
-@pytest.mark.parametrize("kind", ["internvl", "llava"])
+@pytest.mark.parametrize("kind", ["internvl", "internvl 6B", "llava"])
 def test_a_new_fuser_changes_nothing(processor, kind, feature_layer):
     """Nor does a concatenation in a LLaVA; InternVL's layer norm spans the new channels. The query is what the projector read."""
     plain = build(kind, processor)
     plain.config.vision_feature_layer = feature_layer
     expected = features_of(plain)
     fused = add_fuser(plain, 2)
-    assert type(fused) is (InternVLWithFuser if kind == "internvl" else LlavaWithFuser)
+    assert type(fused) is (LlavaWithFuser if kind == "llava" else InternVLWithFuser)
     assert torch.equal(features_of(fused), expected)
     again = build(kind, processor)
     again.config.vision_feature_layer = feature_layer
@@ -90,7 +96,7 @@ def test_a_new_fuser_changes_nothing(processor, kind, feature_layer):
 
 
 @pytest.mark.parametrize("fusion", ["mmfuser", "concat"])
-@pytest.mark.parametrize("kind", ["internvl", "llava"])
+@pytest.mark.parametrize("kind", ["internvl", "internvl 6B", "llava"])
 @torch.no_grad()
 def test_the_layers_that_are_read(processor, kind, fusion):
     """Hidden state 0 is the embeddings' output, hidden state i that of the i-th layer: noise after the last one that is read has no
@@ -161,20 +167,22 @@ def test_a_frozen_tower_builds_no_graph(processor):
     assert len(fused.get_image_features(pixels_of(fused), return_dict=True, output_hidden_states=True).hidden_states) == 5
 
 
-@pytest.mark.parametrize("kind, fusion", [("internvl", "mmfuser"), ("llava", "mmfuser"), ("internvl", "concat")])
+@pytest.mark.parametrize(
+    "kind, fusion", [("internvl", "mmfuser"), ("internvl 6B", "mmfuser"), ("llava", "mmfuser"), ("internvl", "concat")]
+)
 def test_save_and_load(processor, tmp_path, kind, fusion):
     """Bit for bit, in bfloat16 and in several files; with its processor, by transformers' and the library's loaders."""
     fused = add_fuser(build(kind, processor), 2, fusion=fusion)
     fused = (woken(fused) if fusion == "mmfuser" else fused).bfloat16()
     fused.save_pretrained(tmp_path, max_shard_size=40_000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    if kind == "internvl":
+    if kind != "llava":
         processor.save_pretrained(tmp_path)
         assert type(AutoProcessor.from_pretrained(tmp_path)) is type(processor)
     for load in (AutoModelForImageTextToText.from_pretrained, load_internvl):
         loaded = load(str(tmp_path))
         assert type(loaded) is type(fused) and loaded.dtype == torch.bfloat16
-        assert (loaded.config.fuser_layers, loaded.config.fusion) == ([2, 3, 4] if kind == "internvl" else [1, 2, 3], fusion)
+        assert (loaded.config.fuser_layers, loaded.config.fusion) == ([1, 2, 3] if kind == "llava" else [2, 3, 4], fusion)
         state, expected = loaded.state_dict(), fused.state_dict()
         assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
         assert torch.equal(features_of(loaded.eval()), features_of(fused))

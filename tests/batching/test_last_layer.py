@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpo.batching.attention import packed_attention
 from mpo.batching.layout import concatenate, lay_out
 from mpo.batching.logits_to_keep import LogitsToKeep, add_logits_to_keep
-from mpo.encoding.turns import Completion
+from mpo.encoding.labels import Completion
 from mpo.models.packable import find_text_model
 
 

@@ -87,8 +87,8 @@ def _plain_last_layer(backbone: nn.Module) -> Any:
 def _take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     positions = module.__dict__[KEYWORD] = kwargs.pop(KEYWORD, None)
     if positions is not None and kwargs.get("segments") is not None and not _returns_hidden_states(module, kwargs):
-        layer: Any = find_text_model(module).layers[-1]
-        if "narrowed" in layer.__dict__:  # still the last one
+        text_model: Any = find_text_model(module)
+        if "narrowed" in text_model.layers[-1].__dict__:  # still the last one
             kwargs[PASSED_ON] = positions  # as `segments` is, also when checkpointing computes the layer again
     return args, kwargs
 

@@ -47,7 +47,8 @@ def add_logits_to_keep(backbone: nn.Module) -> None:
     keyword before its forward. Without it nothing changes.
 
     The last layer computes these positions alone if it is of the usual kind: no experts, whose router counts positions, no dropout,
-    no tensor parallelism, not compiled; and if no hidden states are returned.
+    no tensor parallelism, not compiled; and if no hidden states are returned. Other hooks on this layer then see its output without
+    what attention and MLP add elsewhere, and the dropout of an adapter in it draws numbers for these positions alone.
 
     Args:
         backbone: the model without its LM head (``base_model`` in transformers); changed in place.

@@ -21,6 +21,7 @@ from mpo.models.packable import find_text_model
 # Not `logits_to_keep`: the outer forward of transformers' models has a parameter of that name, which it does not pass on to the
 # backbone. It slices all rows alike; here every row keeps its own positions.
 KEYWORD = "positions_to_keep"
+PASSED_ON = "positions_of_last_layer"  # another name, since the text model within a backbone may be one that takes `KEYWORD` itself
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 """The modules of a decoder layer and of its MLP, if nothing in them after the attention mixes, counts or samples positions."""
@@ -43,10 +44,11 @@ def add_logits_to_keep(backbone: nn.Module) -> None:
     """Let `backbone(..., positions_to_keep=LogitsToKeep)` return the hidden states of these positions alone.
 
     The output has shape (1, M, hidden), and the LM head after it takes labels of shape (1, M). The backbone's hooks remove the
-    keyword before its forward, or, for packed rows, that of the last layer's attention does. Without it nothing changes.
+    keyword before its forward. Without it nothing changes.
 
     The last layer computes these positions alone if it is of the usual kind: no experts, whose router counts positions, no dropout,
-    no tensor parallelism, not compiled; and if no hidden states are returned.
+    no tensor parallelism, not compiled; and if no hidden states are returned. Other hooks on this layer then see its output without
+    what attention and MLP add elsewhere, and the dropout of an adapter in it draws numbers for these positions alone.
 
     Args:
         backbone: the model without its LM head (``base_model`` in transformers); changed in place.
@@ -57,16 +59,15 @@ def add_logits_to_keep(backbone: nn.Module) -> None:
     backbone.register_forward_pre_hook(_take_keyword, with_kwargs=True)
     backbone.register_forward_hook(_keep_positions)
     layer = _plain_last_layer(backbone)
-    if layer is not None:
-        backbone.__dict__["narrows"] = True
+    if layer is not None and "narrowed" not in layer.__dict__:  # not as that of another backbone
         layer.self_attn.register_forward_pre_hook(_narrow_layer, with_kwargs=True)
+        layer.register_forward_hook(_end_layer, always_call=True)
         state: dict[str, Any] = {}  # of one call of the layer; a copy of the model has its own
-        for module in (layer.self_attn, layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
+        for module in (layer, layer.self_attn, layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
             module.__dict__["narrowed"] = state
-            if module is not layer.self_attn:
-                module.register_forward_pre_hook(_select)
-                module.register_forward_hook(_scatter)
-        layer.mlp.register_forward_hook(_end_layer, always_call=True)
+        for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
+            module.register_forward_pre_hook(_select)
+            module.register_forward_hook(_scatter)
 
 
 def _plain_last_layer(backbone: nn.Module) -> Any:
@@ -86,8 +87,10 @@ def _plain_last_layer(backbone: nn.Module) -> Any:
 
 def _take_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     positions = module.__dict__[KEYWORD] = kwargs.pop(KEYWORD, None)
-    if module.__dict__.get("narrows") and kwargs.get("segments") is not None and not _returns_hidden_states(module, kwargs):
-        kwargs[KEYWORD] = positions  # passed on as `segments` is, also when checkpointing computes the layer again
+    if positions is not None and kwargs.get("segments") is not None and not _returns_hidden_states(module, kwargs):
+        text_model: Any = find_text_model(module)
+        if "narrowed" in text_model.layers[-1].__dict__:  # still the last one
+            kwargs[PASSED_ON] = positions  # as `segments` is, also when checkpointing computes the layer again
     return args, kwargs
 
 
@@ -98,7 +101,7 @@ def _returns_hidden_states(module: Any, kwargs: dict[str, Any]) -> bool:
 
 def _narrow_layer(attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Before the last layer's attention, which every call of the layer begins with."""
-    positions = kwargs.pop(KEYWORD, None)
+    positions = kwargs.pop(PASSED_ON, None)
     narrows = not torch.compiler.is_compiling() and isinstance(positions, LogitsToKeep) and positions.segments is not None
     attention.narrowed["index"] = positions.index if narrows else None
     return args, {**kwargs, "segments": positions.segments} if narrows else kwargs
@@ -126,8 +129,9 @@ def _keep_positions(module: nn.Module, args: Any, output: Any) -> Any:
     return output
 
 
-def _end_layer(mlp: Any, args: Any, output: Any) -> None:
-    mlp.narrowed.clear()
+def _end_layer(layer: Any, args: Any, output: Any) -> None:
+    """After the last layer, also when an error, or checkpointing that has all it needs, ended it early."""
+    layer.narrowed.clear()
 
 
 def label_padded_rows(input_ids: Tensor, completion_mask: Tensor) -> tuple[LogitsToKeep, Tensor, LabelledTokens]:

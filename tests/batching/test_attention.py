@@ -384,8 +384,9 @@ def test_a_forward_without_segments_attends_as_before(processor, attention, adap
     with usual_attention(model):
         assert all(map(torch.equal, results(), expected))
         assert find_text_model(model).config._attn_implementation == attention
-    with pytest.raises(TypeError):
-        model(input_ids=ids, attention_mask=mask, use_cache=None, position_ids="none")
+    find_text_model(model).norm.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
     assert find_text_model(model).config._attn_implementation == BACKENDS["auto"]
 
 

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpo.batching.attention import packed_attention
 from mpo.batching.layout import concatenate, lay_out
 from mpo.batching.logits_to_keep import LogitsToKeep, add_logits_to_keep
-from mpo.encoding.turns import Completion
+from mpo.encoding.labels import Completion
 from mpo.models.packable import find_text_model
 
 
@@ -256,3 +256,30 @@ def test_batches_without_a_label_and_positions_without_segments(processor):
             output = model(**inputs, positions_to_keep=LogitsToKeep(kept, 3), use_cache=False)
         assert output.logits.shape[1] == len(kept)
         output.logits.sum().backward()
+
+
+@pytest.mark.parametrize("part", ["self_attn.k_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.down_proj"])
+def test_nothing_is_left_of_a_pass_that_an_error_ended(part):
+    model, hidden = with_head(text_model()), torch.ones(1, 3, 64)
+    expected = layer_of(model).mlp(hidden)
+    batch, _ = batches_of([one_group()], [(0, 1)])
+    layer_of(model).get_submodule(part).register_forward_pre_hook(lambda *_: 1 / 0)
+    with packed_attention(model), pytest.raises(ZeroDivisionError):
+        trained_sums(model, batch)
+    if "mlp" not in part:
+        assert torch.equal(layer_of(model).mlp(hidden), expected)
+    assert not layer_of(model).mlp.narrowed
+
+
+def test_a_text_model_that_two_models_share(processor):
+    """Prepared in each of them, it serves both; of a layer that is no longer the last, all positions are computed."""
+    model = in_float64(internvl(processor))
+    batch, _ = random_batches(processor, 1)
+    expected, _ = values_and_gradients(with_head(copy.deepcopy(model)), unnarrowed(batch))
+    add_logits_to_keep(find_text_model(model))
+    torch.testing.assert_close(values_and_gradients(with_head(model), batch)[0], expected, rtol=1e-12, atol=1e-12)
+    layers = find_text_model(model).layers
+    rows = Rows(layers[1].mlp, layers[0].mlp)
+    layers[0], layers[1] = layers[1], layers[0]
+    values_and_gradients(model, batch)
+    assert set(rows.seen) == {batch["input_ids"].numel()}

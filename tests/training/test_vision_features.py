@@ -488,6 +488,21 @@ def test_features_depend_on_kinds_of_layers_and_on_the_launchers_precision(tmp_p
     assert small_run(tmp_path, **cached(tmp_path))._cached_tower.cache.fingerprint.parts["compute dtype"] == "bfloat16"
 
 
+def test_autocast_of_16_bit_weights_has_features_of_its_own_where_norms_are_summed(tmp_path, monkeypatch):
+    """On a GPU it leaves norms in float32, and what a CLIP adds to its first one; an evaluation computes without it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    how = {"projected": False, "dtype": torch.bfloat16, "device": "cpu"}
+    for given, own in ((llava(*LLAVAS["clip"]), True), ((small_run(tmp_path).model, small_processor(TEXTS)), False)):
+        for dtype in (torch.bfloat16, torch.float32):
+            model, processor = given[0].to(dtype), given[1]
+            with_it, without = (use.vision_fingerprint(model, processor, **how, autocast=on) for on in (True, False))
+            assert (with_it != without) == (own and dtype == torch.bfloat16)
+    model, processor = llava(*LLAVAS["clip"])
+    trainer = small_run(tmp_path, model=model.bfloat16(), processor=processor, **cached(tmp_path))
+    assert trainer._cached_tower.cache.fingerprint.parts["compute dtype"] == "bfloat16, autocast"
+    assert use.cached_tower(model, processor, tmp_path / "features").cache.folder != trainer._cached_tower.cache.folder
+
+
 def test_a_reference_with_another_tower_is_refused_and_one_with_the_same_is_not(tmp_path):
     same = small_run(tmp_path).model
     small_run(tmp_path, **cached(tmp_path), ref_model=same)

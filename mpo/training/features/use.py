@@ -25,6 +25,7 @@ from mpo.generation.local import LocalGenerator
 from mpo.models.family import known_family
 from mpo.models.features import encode_tiles, take_features, vision_modules, why_not_frozen
 from mpo.models.parts import base_model
+from mpo.models.tower import find_tower
 from mpo.training.features.cache import FeatureCache
 from mpo.training.reference.filling import default_folder, refuse_augmented
 from mpo.training.reference.fingerprint import Fingerprint, hash_settings, hash_weights, module_settings, plain, processor_parts
@@ -35,7 +36,14 @@ logger = logging.getLogger(__name__)
 
 
 def vision_fingerprint(
-    model: nn.Module, processing_class: Any, *, projected: bool, dtype: torch.dtype, device: str, is_cast: bool = False
+    model: nn.Module,
+    processing_class: Any,
+    *,
+    projected: bool,
+    dtype: torch.dtype,
+    device: str,
+    is_cast: bool = False,
+    autocast: bool = False,
 ) -> Fingerprint:
     """Compute the fingerprint of the features of images: everything that they depend on besides an image and its tile limits.
 
@@ -46,12 +54,14 @@ def vision_fingerprint(
         dtype: dtype and ...
         device: ... type of device that the model computes in and on.
         is_cast: whether the weights are cast to that dtype, instead of computing with autocast.
+        autocast: whether the model computes with autocast.
 
     Raises:
         ValueError: when weights are sharded or not loaded.
     """
     base = base_model(model)
     modules = vision_modules(base.base_model, projected=projected)
+    weight = next(modules.parameters())
     config = base.config.to_dict() if projected else {"vision_config": base.config.vision_config.to_dict()}
     config |= {name: getattr(base.config, name, None) for name in ("vision_feature_layer", "fuser_layers")}
     unread = {"text_config", "image_token_id", "model_type", "tie_word_embeddings"}
@@ -68,6 +78,7 @@ def vision_fingerprint(
         # On a GPU float32 may be multiplied as TF32.
         "compute dtype": str(dtype).removeprefix("torch.")
         + (", cast weights" if is_cast else "")
+        + (", autocast" if autocast and (is_cast or weight.dtype == dtype) and not _norms_feed_products(base) else "")
         + (", tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else ""),
         "device": device,
         "image processor": processor_parts(processing_class)["image processor"],
@@ -75,6 +86,15 @@ def vision_fingerprint(
     }
     about = {"model": type(base).__name__, "name_or_path": str(base.config._name_or_path)}
     return Fingerprint(parts, {"vision config": settings, "software": software}, about)
+
+
+def _norms_feed_products(base: Any) -> bool:
+    """Whether autocast leaves the features of 16-bit weights as they are.
+
+    On a GPU it returns norms in float32. A product rounds them as they would have been; but a CLIP adds all layers to one.
+    """
+    tower, fused = find_tower(base), getattr(base.config, "fuser_layers", None)
+    return known_family(base.config).tiled and not fused and isinstance(getattr(tower, "layernorm", None), nn.Identity)
 
 
 def why_not_cached(model: nn.Module, processing_class: Any) -> str | None:
@@ -201,6 +221,7 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
         sharded, weights = not self._holds_whole_model(), vision_modules(backbone, projected=projected).parameters()
         is_cast = sharded and any(weight.dtype != dtype for weight in weights)
         self._how = {"projected": projected, "dtype": dtype, "device": args.device.type, "is_cast": is_cast}
+        self._how["autocast"] = self.accelerator.native_amp
         fingerprint, *rest = (vision_fingerprint(each, self.processing_class, **self._how) for each in models[: 1 + others])
         if rest and (differences := fingerprint.differences(rest[0])):
             raise ValueError(

@@ -385,5 +385,5 @@ def test_records_come_go_and_change(tmp_path, server, shards, ids):
         (new_, none), mine = run(numbers, f"new {numbers}"), read(tmp_path / "job")
         assert new_ and not none and [one["id"] for one in mine] == [one["id"] for one in read(tmp_path / f"new {numbers}")]
         assert [one["messages"] for one in mine] == [one["messages"] for one in read(tmp_path / f"new {numbers}")]
-    with pytest.raises(ValueError, match="of other records: none of its 7 is among these 2"):
+    with pytest.raises(ValueError, match="to other records: none of its 7 is among these 2"):
         run([30, 31])

@@ -219,7 +219,7 @@ class Job:
         first = digest.hexdigest()
         for place, record in enumerate(self._read()):
             ids.append(id_hash(record["id"]))
-            digest.update(line := json_line(record, _content))
+            digest.update(line := json_line(record, digestible))
             first = digest.hexdigest() if place + 1 == size else first
             content = look = 0
             try:
@@ -232,7 +232,7 @@ class Job:
                     files = {"": [content_hash(file) for file in shown]} if has_files else {}
                     left_out = {"id", *OF_ANSWER, *(FILES if files else ())}
                     rest = {name: value for name, value in record.items() if name not in left_out}
-                    content = id_hash(json_line({**rest, **files}, _content).decode()) or 1
+                    content = id_hash(json_line({**rest, **files}, digestible).decode()) or 1
             except BadStep:
                 raise
             except ValueError as error:
@@ -370,7 +370,7 @@ def _settings(step: Step, known: Mapping[str, Any] | None) -> dict[str, Any]:
         return step.settings()
 
 
-def _content(value: Any) -> Any:
+def digestible(value: Any) -> Any:
     """What stands in the digest for what JSON lacks."""
     return content_hash(value) if isinstance(value, bytes | bytearray | Image) else plain(value)
 

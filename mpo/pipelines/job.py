@@ -343,7 +343,8 @@ class Job:
                         with open(part.folder / name, "rb") as file:
                             while block := file.read(2**20):
                                 whole.write(block)
-        unused = sum(one.get("kept", 0) for one in progress) - sum(counts[f"{name}/responses"] for name in self.names)
+        used = np.unique(np.concatenate([np.frombuffer(part.used(), np.uint64) for part in parts if part.size]))
+        unused = sum(one["kept"] for one in progress if one["records"]) - len(used)
         report = make_report(counts, self.names) | ({"unused": unused} if unused > 0 else {})
         settings = read_json_object(self.folder / SETTINGS)
         for name in ("shards", "divided", "changed"):

@@ -224,7 +224,7 @@ class Job:
             content = look = 0
             try:
                 shown = self._check(record)
-                mine = [file for name in FILES for file in record.get(name, ()) if isinstance(file, str) and os.path.exists(file)]
+                mine = [file for name in FILES for file in record.get(name) or () if isinstance(file, str) and os.path.exists(file)]
                 look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in (*shown, *mine)]}")  # shown may be pixels
                 content = int(known[place, 0]) if place < len(known) and int(known[place, 1]) == look else 0
                 if not content:

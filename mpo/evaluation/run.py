@@ -11,17 +11,19 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpo.data.eval_part import content_text
 from mpo.evaluation.page import page_of
 from mpo.evaluation.published import ANLS, GROUP, SCORE, SUBJECT
-from mpo.evaluation.scorers import Scorer
+from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, Scorer
 from mpo.evaluation.statistics import clustered_interval, compare_paired, difference_interval, holm, smallest_difference
 from mpo.evaluation.voting import answer_classes, best_at, majority_at
 from mpo.generation.generator import Generator, Response
-from mpo.io import write_text
+from mpo.io import read_json_object, write_text
 from mpo.pipelines.flow import BadStep
-from mpo.pipelines.job import OF_ANSWER, Job
-from mpo.pipelines.ledger import content_hash
+from mpo.pipelines.job import MARKS, OF_ANSWER, SETTINGS, Job, digestible
+from mpo.pipelines.ledger import content_hash, json_line
 from mpo.pipelines.mmpr.verify import unanswerable
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
 from mpo.pipelines.step import Record, Step, to_record
@@ -107,7 +109,7 @@ class Rank(Step):
         if len(ranks) != len(record[SAMPLED]) or not all(map(math.isfinite, ranks)):
             count, said = len(record[SAMPLED]), f"question {record['id']!r}; it gave {given!r:.200}"
             raise BadStep(f"Scorer {self.name} must give {count} finite numbers in order, one per response, for {said}.")
-        return {"id": record["id"], "ranks": ranks}
+        return {"id": record["id"], "key": record.get("key"), "ranks": ranks}
 
 
 def question_of(record: Mapping[str, Any]) -> Question:
@@ -234,26 +236,55 @@ def write_results(
 def _ranks(
     rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Mapping[str, Any], place: Path, **runs: Any
 ) -> dict[str, dict[str, list[float]]]:
-    """The ranks of the samples of each question, by scorer and id, from a job of its own."""
+    """The ranks of the samples of each question, by scorer and id. Those that no job of this scorer has ranked get one."""
     ranks: dict[str, dict[str, list[float]]] = {}
+    marks = np.fromfile(place / MARKS, np.uint64)[::2].tolist()  # of all but the id and the answers, and of images by contents
     for name, scorer in rankings.items():
-        whole = [{**record, SAMPLED: answered[record["id"]][SAMPLED]} for record in records if record["id"] in answered]
-        ranks[name] = {}
-        if not whole:
-            continue
-        asked = [[record.get(field) for field in ("id", "messages", SAMPLED, *OF_ANSWER)] for record in whole]
-        start = f"rank-{slug(name)}-{_short(asked)}"  # no ranks are those of other questions or responses
+        keys, whole = dict[str, str](), list[Record]()
+        for mark, record in zip(marks, records, strict=True):
+            if record["id"] in answered:
+                one = {**record, SAMPLED: answered[record["id"]][SAMPLED]}
+                by_id = not isinstance(scorer, MeanLogProb | ImplicitReward | ProcessReward) and record["id"]
+                keys[record["id"]] = _short([mark, by_id, one[SAMPLED], [record.get(field) for field in OF_ANSWER]])
+                whole.append(one)
         try:
-            step = Rank(name, scorer)
-        except ConnectionError:  # of a server that is not needed where it has ranked all
-            folders = [one.parent for one in place.glob(f"{start}-*/report.json")]
-            if len(folders) != 1:
-                raise
-        else:
-            folders = [place / f"{start}-{_short(step.scorer)}"]
-            Job([step], whole, folders[0]).run(**runs)
-        ranks[name] = {key: one["ranks"] for key, one in read(folders[0] / "output.jsonl").items()}
+            step, away = Rank(name, scorer), None
+        except ConnectionError as error:  # of a server that is not needed where it has ranked all
+            step, away = None, error
+        known = _known(place, slug(name), step and step.scorer, keys, whole, retry_dropped=runs["retry_dropped"])
+        if left := [{**one, "key": keys[one["id"]]} for one in whole if keys[one["id"]] not in known]:
+            if step is None:
+                raise away or ValueError(name)
+            folder = place / f"rank-{slug(name)}-{_short([one['key'] for one in left])}-{_short(step.scorer)}"
+            Job([step], left, folder).run(**runs)
+            known |= {one["key"]: one["ranks"] for one in read(folder / "output.jsonl").values()}
+        ranks[name] = {key: known[of] for key, of in keys.items() if known.get(of)}
     return ranks
+
+
+def _known(
+    place: Path, name: str, scorer: Any, keys: Mapping[str, str], whole: Sequence[Record], *, retry_dropped: bool
+) -> dict[str, list[float]]:
+    """The ranks that finished jobs of a scorer have given, by the key of what they ranked; none of what they dropped.
+
+    Args:
+        scorer: its identity; None for that of the only one of this name.
+        keys, whole: those of the questions now. Jobs of an earlier version lack keys, and are those of exactly these questions.
+    """
+    folders = [one.parent for one in sorted(place.glob(f"rank-{name}-*/report.json"))]
+    by_scorer: dict[str, list[Path]] = {}
+    for folder in folders:
+        by_scorer.setdefault(_short(read_json_object(folder / SETTINGS)["steps"]["rank"]["scorer"]), []).append(folder)
+    chosen = [*by_scorer] if scorer is None and len(by_scorer) == 1 else [_short(scorer)]
+    found: dict[str, list[float]] = {}
+    digest = content_hash(b"".join(json_line(one, digestible) for one in whole))
+    for folder in by_scorer.get(chosen[0], ()):
+        same = read_json_object(folder / SETTINGS)["records"]["digest"] == digest
+        lost = [] if retry_dropped else [one["record"] for one in read(folder / "dropped.jsonl").values()]
+        for one in (*lost, *read(folder / "output.jsonl").values()):
+            if of := one.get("key") or (keys[one["id"]] if same else None):
+                found[of] = one.get("ranks") or found.get(of, [])
+    return found
 
 
 def _short(value: Any) -> str:

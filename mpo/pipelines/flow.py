@@ -56,6 +56,7 @@ class Result:
         outputs: what the last step made of it.
         dropped: ``id``, ``input_id``, ``step``, ``reason`` and ``record`` of each record, it or one made of it, without an output.
         counts: numbers of its records and responses by step, as in `mpo.pipelines.report`.
+        used: the first 64 bits of the key of each response's line in the ledger.
         failed: it has no output for a reason other than a step's `Dropped`.
     """
 
@@ -63,6 +64,7 @@ class Result:
     outputs: list[Record] = field(default_factory=list)
     dropped: list[Record] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    used: list[int] = field(default_factory=list)
     failed: bool = False
 
 
@@ -186,7 +188,7 @@ class Flow:
         current = [record]
         for name, step in zip(self.names, self.steps, strict=True):
             result.counts[f"{name}/in"] += len(current)
-            found = await asyncio.gather(*(self._apply(name, step, one, result.counts) for one in current))
+            found = await asyncio.gather(*(self._apply(name, step, one, result) for one in current))
             following: list[Record] = []
             for given, outputs in zip(current, found, strict=True):
                 if isinstance(outputs, Exception):
@@ -208,10 +210,10 @@ class Flow:
         result.counts["output" if current else "dropped"] += 1
         return result
 
-    async def _apply(self, name: str, step: Step, record: Record, counts: Counter[str]) -> list[Record] | Exception:
+    async def _apply(self, name: str, step: Step, record: Record, result: Result) -> list[Record] | Exception:
         try:
             requests = requests_of(step, record)
-            asked = (self._ask(name, step, record["id"], place, request, counts) for place, request in enumerate(requests))
+            asked = (self._ask(name, step, record["id"], place, request, result) for place, request in enumerate(requests))
             responses: list[Any] = await asyncio.gather(*asked, return_exceptions=True)  # each counts, also where another one fails
             if error := next((one for one in responses if isinstance(one, BaseException)), None):
                 raise error
@@ -231,9 +233,7 @@ class Flow:
             error.add_note(f"in step {name!r}, for record {record['id']!r}")
             raise
 
-    async def _ask(
-        self, name: str, step: Step, record_id: str, number: int, request: Request, counts: Counter[str]
-    ) -> list[Response]:
+    async def _ask(self, name: str, step: Step, record_id: str, number: int, request: Request, result: Result) -> list[Response]:
         about: dict[str, Any] = {"record": record_id, "step": name, "number": number}
         if step.generator is None:
             raise BadStep(f"Step {name!r} has requests and no generator.")
@@ -244,7 +244,9 @@ class Flow:
             keys, others = (
                 [key_of(whose, name, number, about["request"], sample) for sample in range(len(found))] for whose in (record_id, "")
             )
-            found = [self._ledger.get(key) or self._ledger.get(other) for key, other in zip(keys, others, strict=True)]
+            for sample, (key, other) in enumerate(zip(keys, others, strict=True)):
+                if kept := self._ledger.get(key) or self._ledger.get(other):
+                    keys[sample], found[sample] = kept
         asked = _Asked(request, about, found, keys)
         if asked.missing:
             if self._stopping:  # nobody takes it any more
@@ -252,9 +254,10 @@ class Flow:
             self._queues[name].put_nowait(asked)
             await asked.done
         whole = [response for response in asked.found if response is not None]
-        counts[f"{name}/responses"] += len(whole)
+        result.used += [int(key[:16], 16) for key, one in zip(keys, asked.found, strict=bool(keys)) if one is not None]
+        result.counts[f"{name}/responses"] += len(whole)
         for response in whole:
-            counts[f"{name}/finish_reason/{response.finish_reason}"] += 1
+            result.counts[f"{name}/finish_reason/{response.finish_reason}"] += 1
         if asked.errors:
             first = min(asked.errors)
             raise asked.errors[first]

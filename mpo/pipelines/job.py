@@ -219,19 +219,20 @@ class Job:
         first = digest.hexdigest()
         for place, record in enumerate(self._read()):
             ids.append(id_hash(record["id"]))
-            digest.update(line := json_line(record, _content))
+            digest.update(line := json_line(record, digestible))
             first = digest.hexdigest() if place + 1 == size else first
             content = look = 0
             try:
                 shown = self._check(record)
-                look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in shown]}")
+                mine = [file for name in FILES for file in record.get(name) or () if isinstance(file, str) and os.path.exists(file)]
+                look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in (*shown, *mine)]}")  # shown may be pixels
                 content = int(known[place, 0]) if place < len(known) and int(known[place, 1]) == look else 0
                 if not content:
                     has_files = any(name in record for name in FILES) or bool(shown)  # their contents, wherever they are
                     files = {"": [content_hash(file) for file in shown]} if has_files else {}
                     left_out = {"id", *OF_ANSWER, *(FILES if files else ())}
                     rest = {name: value for name, value in record.items() if name not in left_out}
-                    content = id_hash(json_line({**rest, **files}, _content).decode()) or 1
+                    content = id_hash(json_line({**rest, **files}, digestible).decode()) or 1
             except BadStep:
                 raise
             except ValueError as error:
@@ -342,7 +343,8 @@ class Job:
                         with open(part.folder / name, "rb") as file:
                             while block := file.read(2**20):
                                 whole.write(block)
-        unused = sum(one.get("kept", 0) for one in progress) - sum(counts[f"{name}/responses"] for name in self.names)
+        used = np.unique(np.concatenate([np.frombuffer(part.used(), np.uint64) for part in parts if part.size]))
+        unused = sum(one["kept"] for one in progress if one["records"]) - len(used)
         report = make_report(counts, self.names) | ({"unused": unused} if unused > 0 else {})
         settings = read_json_object(self.folder / SETTINGS)
         for name in ("shards", "divided", "changed"):
@@ -369,7 +371,7 @@ def _settings(step: Step, known: Mapping[str, Any] | None) -> dict[str, Any]:
         return step.settings()
 
 
-def _content(value: Any) -> Any:
+def digestible(value: Any) -> Any:
     """What stands in the digest for what JSON lacks."""
     return content_hash(value) if isinstance(value, bytes | bytearray | Image) else plain(value)
 

@@ -144,6 +144,8 @@ class Ledger:
     def __init__(self, path: Path, base: Ledger | None = None, *, shared: bool = False) -> None:
         self.path, self.base, self.shared, self.cut, self.kept = path, base, shared, 0, 0
         self.spent: Counter[str] = Counter()
+        if base is not None:
+            base.close()  # a job may have more of them than files can be open
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._scan()
@@ -180,16 +182,17 @@ class Ledger:
         self._keys = np.frombuffer(keys, np.uint64)[order] if keys else np.empty(0, np.uint64)
         self._places = np.frombuffer(places, np.uint64)[order] if keys else self._keys
 
-    def get(self, key: str) -> Response | None:
-        """Return the response of a key that was there when the ledger was opened, or None."""
+    def get(self, key: str) -> tuple[str, Response] | None:
+        """Return the response of a key that was there when the ledger was opened, with its line's own key, or None."""
         start = int(np.searchsorted(self._keys, np.uint64(int(key[:16], 16))))
         while start < len(self._keys) and int(self._keys[start]) == int(key[:16], 16):
-            with open(self._file, "rb", closefd=False) as file:
+            with open(self.path, "rb") as file:
                 file.seek(int(self._places[start]))
                 line = json.loads(file.readline())
             if line["key"] == key or (self.shared and _without_record(line) == key):
                 found = line["response"]
-                return Response(**{**found, "logprobs": None if found["logprobs"] is None else tuple(found["logprobs"])})
+                logprobs = None if found["logprobs"] is None else tuple(found["logprobs"])
+                return line["key"], Response(**{**found, "logprobs": logprobs})
             start += 1
         return None if self.base is None else self.base.get(key)
 
@@ -223,8 +226,6 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
-        if self.base is not None:
-            self.base.close()
 
 
 def _without_record(line: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,14 +25,16 @@ from mpo.pipelines.ledger import Ledger, content_hash, json_line, plain, write_a
 from mpo.pipelines.report import count_reason
 from mpo.pipelines.step import Step
 
-LEDGER, OUTPUT, DROPPED, PROGRESS = "ledger.jsonl", "output.jsonl", "dropped.jsonl", "progress.json"
+LEDGER, OUTPUT, DROPPED, USED, PROGRESS = "ledger.jsonl", "output.jsonl", "dropped.jsonl", ".job.used", "progress.json"
+FILES = (OUTPUT, DROPPED, USED)
+"""Of each part; the last one has the first 64 bits of the key of each response that was used."""
 LEDGERS = "ledger*.jsonl"
 Show = Callable[[dict[str, Any]], None]
 SHARDS = "shards"
 """Folder of the parts of a job that has several."""
 SYNC_SECONDS = 0.5
 """Between two flushes to disk: what a power failure can cost."""
-_EMPTY: dict[str, Any] = {"records": 0, "sizes": [0, 0], "digests": ["", ""], "counts": {}, "spent": {}}
+_EMPTY: dict[str, Any] = {"records": 0, "sizes": [0, 0, 0], "digests": ["", "", ""], "counts": {}, "spent": {}}
 
 
 class InUse(BlockingIOError):
@@ -85,7 +88,7 @@ class Part:
         """
         try:
             found = read_json_object(self.folder / PROGRESS)
-            if found.pop("checksum", None) == _digest(json.dumps(found).encode()).hexdigest():
+            if found.pop("checksum", None) == _digest(json.dumps(found).encode()).hexdigest() and len(found["sizes"]) == len(FILES):
                 return found
         except (FileNotFoundError, BadRecord):
             pass
@@ -99,13 +102,17 @@ class Part:
     def check(self) -> None:
         """Have the output made again if it is not what was written: cut, edited or gone."""
         now = self.progress()
-        for name, size, digest in zip((OUTPUT, DROPPED), now["sizes"], now["digests"], strict=True):
+        for name, size, digest in zip(FILES, now["sizes"], now["digests"], strict=True):
             path = self.folder / name
             length = path.stat().st_size if path.is_file() else 0
             whole = length == size if now["records"] == self.size else length >= size
             if now["records"] and not (whole and path.is_file() and _digest_of(path, size).hexdigest() == digest):
                 log.warning("%s is not what was written; it is made again from the ledger", path)
                 self.forget()
+
+    def used(self) -> array[int]:
+        """The first 64 bits of the key of each response in the ledger that its records have used."""
+        return array("Q", (self.folder / USED).read_bytes())
 
     def forget(self, *, share: bool = False) -> None:
         """Have all records go through the steps again, with the responses of the ledger, which other parts may `share`."""
@@ -174,7 +181,7 @@ class _Writing:
     def __init__(self, part: Part, ledger: Ledger, max_failures: int, proven: Callable[[], bool], show: Show) -> None:
         self._part, self._ledger = part, ledger
         self._max_failures, self._proven, self._show = max_failures, proven, show
-        paths = [part.folder / name for name in (OUTPUT, DROPPED)]
+        paths = [part.folder / name for name in FILES]
         self._files = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644) for path in paths]
         part.check()
         before = part.progress()
@@ -235,6 +242,7 @@ class _Writing:
         for one in result.dropped:
             count_reason(result.counts, one["step"], one["reason"])
         lines = [b"".join(json_line(one, self._plain) for one in records) for records in (result.outputs, result.dropped)]
+        lines.append(array("Q", result.used).tobytes())
         for file, data in zip(self._files, lines, strict=True):
             write_all(file, data)
         with self._lock:

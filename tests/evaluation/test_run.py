@@ -289,6 +289,25 @@ def test_a_finished_evaluation_needs_no_server(questions, tmp_path, capsys):
     assert evaluate(capsys, *words, "--mode", "both")[0] == 1
 
 
+def test_only_what_is_new_is_scored(questions, tmp_path, capsys):
+    """Also where all responses to a question with another image are the same, and of lines without ids, whose places shift."""
+    lines = [{**json.loads(line), "id": None} for line in questions.read_text().splitlines()]
+    with StubServer(text=lambda body, number: "2") as stub, StubServer() as scorer:
+        words = (f"m={stub.url}", questions, "--output", tmp_path / "out", "--n", 2, "--scorer", f"prm={scorer.url}")
+
+        def scored(lines):
+            questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            before = scorer.asked
+            assert evaluate(capsys, *words)[0] == 0
+            return scorer.asked - before
+
+        assert scored(lines) and [scored(lines), scored(lines[1:]), scored(lines[::-1])] == [0, 0, 0]
+        make_image(9).save(tmp_path / "0.png")
+        assert scored(lines) == 2 * 2
+        make_image(0).save(tmp_path / "0.png")
+        assert scored(lines) == 0
+
+
 def scores_of_ones_own(question, responses):
     """What the tests' own scorer gives: by the question's number."""
     return FAULTS[question.id](responses)

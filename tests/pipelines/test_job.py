@@ -222,7 +222,7 @@ def test_another_configuration_is_refused_with_both_values(whole):
                 stub_job(stub.url, folder, **{"count": COUNT, **other}).run()
         job = stub_job(stub.url, folder, COUNT)
         job.records = [{**question, "messages": [{"role": "user", "content": question["id"]}]} for question in job.records]
-        with pytest.raises(ValueError, match="of other records"):
+        with pytest.raises(ValueError, match="to other records"):
             job.run()
         job = stub_job(stub.url, folder, COUNT)
         for steps in (job.steps[:1], [job.steps[0], *[Judge()] * 2], job.steps[::-1]):

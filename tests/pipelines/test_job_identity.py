@@ -385,5 +385,19 @@ def test_records_come_go_and_change(tmp_path, server, shards, ids):
         (new_, none), mine = run(numbers, f"new {numbers}"), read(tmp_path / "job")
         assert new_ and not none and [one["id"] for one in mine] == [one["id"] for one in read(tmp_path / f"new {numbers}")]
         assert [one["messages"] for one in mine] == [one["messages"] for one in read(tmp_path / f"new {numbers}")]
-    with pytest.raises(ValueError, match="of other records: none of its 7 is among these 2"):
+    with pytest.raises(ValueError, match="to other records: none of its 7 is among these 2"):
         run([30, 31])
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_unused_responses_where_records_ask_the_same(tmp_path, server, shards):
+    """A response that two records share is one: of A, B, C and then A, C, A' those of B are unused."""
+
+    def unused(*words):
+        given = [{"id": word, "messages": [{"role": "user", "content": word.strip("'")}]} for word in words]
+        return (
+            Job([Sample(ServerGenerator(server.url, "tiny"), n=2)], given, tmp_path / "job", shards=shards).run().get("unused", 0)
+        )
+
+    assert [unused(*words) for words in ("ABC", ["A", "C", "A'"], "AC", ["C", "A'"], "ABC")] == [0, 2, 2, 2, 0]
+    assert server.asked == 3

@@ -155,6 +155,8 @@ class Images:
         if domain is not None:
             domain = check_domain(domain, self._known, where or os.path.join(self.path, path))
         given = {"domain": domain, "licence": self.licence, "origin": self.origin, **about}
+        if isinstance(image, str) and os.path.isfile(image):
+            given["state"] = content_hash(image, read=False)  # so that a replaced image is looked at again
         return {"id": f"{self.name}/{name}", "images": [image], "source": self.name, **{k: v for k, v in given.items() if v}}
 
 
@@ -185,6 +187,7 @@ class Look(Step):
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         try:
+            record.pop("state", None)
             image = open_image(record["images"][0])
         except ValueError as error:
             raise Dropped(str(error), kind="broken") from None

@@ -282,9 +282,11 @@ def _report(
         cost["cost"] = spent["cost"] / number
         if config.manual_price:
             cost |= {"manual price": config.manual_price, "of the manual price": spent["cost"] / number / config.manual_price}
+    unused = sum(report.get("unused", 0) for _, report in jobs)  # responses to what is gone or has changed
     return {
         "instructions": len(kept),
         "dropped": len(lost),
+        **({"unused": unused} if unused else {}),
         "images": len({one["images"][0] for one in kept}),
         "domains": dict(sorted(domains.items())),
         "types": {**Counter(one["type"] for one in kept)},
@@ -328,6 +330,7 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
     parts[1] = (parts[1][0], f"{parts[1][1]}<p>In the paper: a sixth ({PAPER_RATIO:.3f}).</p>")
     shown = "".join(_example(one) for _, one in sorted(first.items()))
     title = f"{report['instructions']:,} instructions about {report['images']:,} images; {report['dropped']:,} dropped"
+    title += f"; unused responses, to what is gone or has changed: {report['unused']:,}" if "unused" in report else ""
     style = f"{STYLE}.g{{display:flex;flex-wrap:wrap;gap:0 2em}}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}"
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"

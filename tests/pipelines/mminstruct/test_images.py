@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from stub_server import StubServer
 from support import make_image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from mpo.generation.generator import Response
+from mpo.generation.server import ServerGenerator
 from mpo.io import BadRecord, read_json_lines
+from mpo.pipelines.job import Job
+from mpo.pipelines.mminstruct.caption import Caption
 from mpo.pipelines.mminstruct.collect import Classify, Images, Look, duplicates
 from mpo.pipelines.mminstruct.make import collect
 from mpo.pipelines.mminstruct.retrieve import Index, Retrieved
@@ -74,6 +78,30 @@ def test_more_images_later(tmp_path):
     (tmp_path / "in" / "2.png").unlink()
     collect([Images(tmp_path / "in")], tmp_path / "out")
     assert kept() == ["in/5.png", "in/1.png", "in/3.png"]
+
+
+def test_an_image_that_is_replaced(tmp_path):
+    """It is looked at again, and asked about again, also where a smaller picture of it is shown; captions are kept."""
+    (tmp_path / "in").mkdir()
+    soft(1, (800, 600)).save(tmp_path / "in" / "1.png")
+    soft(2, (800, 600)).save(tmp_path / "in" / "2.png")
+
+    def run():
+        before = server.asked
+        collect([Images(tmp_path / "in")], tmp_path / "out", progress=False)
+        seen = [*read_json_lines(tmp_path / "out" / "output.jsonl")]
+        step = Caption(ServerGenerator(server.url, "tiny"), max_side=512)
+        Job([step], [{**one, "content": ""} for one in seen], tmp_path / "captions").run(progress=False)
+        return [one["width"] for one in seen], server.asked - before
+
+    with StubServer() as server:
+        assert run() == ([800, 800], 2) and run() == ([800, 800], 0)
+        soft(3, (900, 700)).save(tmp_path / "in" / "1.png")
+        assert run() == ([900, 800], 1)
+        soft(4, (900, 700)).save(tmp_path / "in" / "1.png")  # what is known of it is the same
+        assert run() == ([900, 800], 1)
+        soft(1, (800, 600)).save(tmp_path / "in" / "1.png")
+        assert run() == ([800, 800], 0)
 
 
 def test_an_output_among_the_images_and_a_name_that_is_no_text(tmp_path):

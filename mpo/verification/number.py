@@ -210,7 +210,7 @@ def _unit(rest: str) -> str | None:
 
 _NO_UNIT = re.compile(
     r"(?i)[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
-    r"|plus|minus|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed|[ap]\.?m)\b|[或和到是为有]"
+    r"|plus|minus|past|after|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed|[ap]\.?m)\b|[或和到是为有]"
 )
 
 

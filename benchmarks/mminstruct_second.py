@@ -198,6 +198,8 @@ def asked_by_other_words(random, item, image, images):
 
 @fault("contradicting itself", "rule", "of two things compared both ways, one answer must be the other's opposite", "judgement")
 def compared_both_ways(random, item, image, images):
+    if item[3] in ("No", "否"):  # both may be false: in a tie
+        return None
     found = re.fullmatch(r"Is the bar of (.+) higher than that of (.+)\?", item[1])
     if found:
         return after(image, item, f"Is the bar of {found[2]} higher than that of {found[1]}?")
@@ -209,7 +211,7 @@ def compared_both_ways(random, item, image, images):
 def opposite_asked(random, item, image, images):
     for first, second in (("higher", "lower"), ("upright", "upside down"), ("indoors", "outdoors"), ("高吗", "低吗")):  # fmt: skip
         if re.search(rf"\b{first}\b", item[1]) or first in item[1] and image["language"] == "zh":
-            if item[3] in ("Yes", "是") or first in ("higher", "高吗"):
+            if item[3] in ("Yes", "是"):  # of a comparison, both may be false
                 return after(image, item, item[1].replace(first, second))
     return None
 
@@ -304,7 +306,7 @@ worded("format", "pieces_of_json", "rule", "signs of JSON at an end", ALL,
        **{language: [("{q}", '{"answer": "{w}"}'), ("{q}", '{w}",'), ('"question": "{q}', "{w}"), ("{q}", "{w}}]")] for language in ("en", "zh")})  # fmt: skip
 worded("format", "no_answer", "rule", "a closed list of words for nothing", ("short", "long", "judgement"),
        en=[("{q}", "N/A"), ("{q}", "null"), ("{q}", "-"), ("{q}", "None given."), ("{q}", "?"), ("{q}", "See above.")],
-       zh=[("{q}", "无"), ("{q}", "null"), ("{q}", "——"), ("{q}", "见上文"), ("{q}", "？"), ("{q}", "略")])  # fmt: skip
+       zh=[("{q}", "null"), ("{q}", "——"), ("{q}", "见上文"), ("{q}", "？"), ("{q}", "略")])  # fmt: skip
 worded("format", "no_question", "rule", "too few words to ask for anything", ALL, en=[("What?", "{w}"), ("Question?", "{w}"), ("?", "{w}")],
        zh=[("什么？", "{w}"), ("问题？", "{w}"), ("？", "{w}")])  # fmt: skip
 worded("format", "swapped", "rule", "the answer asks, and the question does not", OPEN, en=[("{a}", "{q}")], zh=[("{a}", "{q}")])

@@ -12,6 +12,10 @@ _CONTRAST = re.compile(
     rf"{_LETTER}(?:(?:\s?[,，、/]\s?|\s)(?:(?:or|nor|and)\s)?{_LETTER})*[)）]?(?=$|[\s,.;:!，。；])"
 )
 _BEFORE = re.compile(rf"(?:(?i:not)\s|不是|不选)\s?{_LETTER}[,，]?\s?(?:but\s|而是|而选|是)")
+_ALSO = re.compile(
+    rf"(?:\b(?i:not (?:only|just|merely))\s(?P<one>{_LETTER}),?\s(?i:but)\s(?:(?i:also)\s)?"
+    rf"|不[仅但只]是?\s?(?P<other>{_LETTER})[^\s，,。A-J]{{0,4}}[，,]?\s?(?:而且|并且|还有?|也))(?P<second>\s?{_LETTER})"
+)
 _OVER = re.compile(rf"(?i:\b(?:pick|choose|prefer|select|take)\s)(?P<kept>{_LETTER})\sover\s{_LETTER}")
 _NO_SOLUTION = (
     r"(?:reject\w*|discard\w*|extraneous|inadmissible|invalid|impossible|excluded"
@@ -44,12 +48,31 @@ def without_contrast(text: str) -> str:
 
     >>> without_contrast("B (not A)"), without_contrast("Not A but B."), without_contrast("It is not B.")
     ('B', 'B.', 'It is not B.')
+    >>> without_contrast("Not only A but also B")
+    'A and B'
     """
+    text = _ALSO.sub(lambda found: f"{found['one'] or found['other']} and {found['second'].strip()}", text)
     text = _OVER.sub(lambda found: f"choose {found['kept']}", _BEFORE.sub("", text))
     return _CONTRAST.sub(
         lambda found: "" if re.search(r"[A-J](?![A-Za-z])\W*$", text[max(0, found.start() - 12) : found.start()]) else found[0],
         text,
     )
+
+
+_NOT_BUT = re.compile(
+    r"(?i)(?P<before>^|[.!?\n]\s*|\b(?:is|was|says|reads)\s|['’]s\s)not (?!only\b|just\b|merely\b|all\b|every)"
+    r"[^,.;!?\n]{1,60}?,? but (?:rather )?(?=[^,.;\n]{1,60}[\s.*]*$)"
+)
+_NOT_THAT = re.compile(r"(?i),\s(?:and )?not [^,;.!?\n]{1,60}(?=[\s.*]*$)")
+
+
+def without_denied(text: str) -> str:
+    """Return a text without what it names at its end in contrast to its answer.
+
+    >>> without_denied("Not Paris, but Lyon."), without_denied("The ratio is 3 to 4, not 4 to 3."), without_denied("It is not red.")
+    ('Lyon.', 'The ratio is 3 to 4.', 'It is not red.')
+    """
+    return _NOT_THAT.sub("", _NOT_BUT.sub(lambda found: found["before"], text))
 
 
 def without_rejected(text: str) -> str:

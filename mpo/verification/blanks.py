@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from mpo.verification.sequences import read_list
+
 _BLANK = re.compile(
     r"_{2,}|\\_(?:\\_)+|\\underline\{[\s\\,~quad]*\}|[(（]\s{1,20}[)）]|【\s*】|\[\s*(?:blank|mask)\s*\]", re.IGNORECASE
 )
@@ -12,7 +14,8 @@ _ORDINALS = "first second third fourth fifth sixth".split()
 _PLACE = re.compile(
     r"(?:\b(?P<word>first|second|third|fourth|fifth|sixth) blank|\bblank\s?[(#]?(?P<number>\d)[)]?"
     r"|第(?P<han>[一二三四五六\d])[个]?空格?)\s?(?:is|should be|:|：|填|为|是|应填|=)\s?[:：]?\s?"
-    r"(?P<value>[^\n;；,，。]{1,80}?)(?=\s?(?:[;；,，。\n]|\.(?:\s|$)|$))",
+    r"(?P<value>[^\n;；。]{1,80}?)(?=\s?(?:[;；。\n]|\.(?:\s|$)|$"
+    r"|[,，]?\s?(?:and |和)?(?:the )?(?:\w+ blank|blank\s?[(#]?\d|第[一二三四五六\d])))",
     re.IGNORECASE,
 )
 
@@ -20,6 +23,17 @@ _PLACE = re.compile(
 def count_blanks(asked: str) -> int:
     """Return how many blanks a question has."""
     return len(_BLANK.findall(asked[-4000:]))
+
+
+def in_blanks(text: str, many: int) -> list[str]:
+    """Return the parts of an answer for so many blanks: those between semicolons where it has as many, as a part may have commas.
+
+    >>> in_blanks("red; blue, green", 2), in_blanks("red, blue", 2)
+    (['red', 'blue, green'], ['red', 'blue'])
+    """
+    parts = [part.strip() for part in re.split("[;；]", text.strip(" ;；"))]
+    parts = [re.sub(rf"^(?:{chr(0x2460 + at)}|[(（]{at + 1}[)）])\s*", "", part) for at, part in enumerate(parts)]
+    return parts if len(parts) == many else read_list(text)[0]
 
 
 def filled(response: str, asked: str) -> list[str] | None:

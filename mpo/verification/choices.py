@@ -175,8 +175,13 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
         clause = re.split(r"[,;]\s(?:as|since|because|which|whereas)\b", text, maxsplit=1)[0]
         if clause != text and (chosen := named_inside(clause, choices)).method == "text":
             return chosen
+        if (clause := _SO_IT_IS.sub("", text)) != text and (chosen := named_inside(clause, choices)).method == "text":
+            return chosen
         return Named(frozenset(kept), "it names several choices", both=True)
     return Named(frozenset(kept), "text" if kept else "it names no choice")
+
+
+_SO_IT_IS = re.compile(r"(?is).*[,;]\s(?:and )?(?:so|thus|therefore|hence),? (?:it|this|that|the answer)(?:['’]s| is) ")
 
 
 def _places(text: str, words: str) -> list[int]:
@@ -251,13 +256,18 @@ def same_choice(text: str, choice: str) -> bool:
     return bool(one) and (one == other or same_rational(one, other) == (True, True))
 
 
+_JUDGED = re.compile(
+    r"(?i)^both (?=\S+ and \S)|(?<! not) (?:are|is) (?:both |all )?(?:right|correct|true)\W*$|[都均也]?(?:对|正确)\W*$"
+)
+
+
 def same_selection(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:
     """Whether an answer names all the choices that are right, in any order, and no other: by letters, together or apart, or texts.
 
     >>> [same_selection(said, "A, C", ["red", "blue", "green"])[0] for said in ("AC", "green and red", "A", "A or C")]
     [True, True, False, False]
     """
-    given, known = (_selected(undress(text)[:MOST_CHARACTERS], choices) for text in (answer, truth))
+    given, known = (_selected(_JUDGED.sub("", undress(text)[:MOST_CHARACTERS]), choices) for text in (answer, truth))
     if not known:
         return normalize(answer) == normalize(truth), "the ground truth is none of the choices; compared as texts"
     if not given:

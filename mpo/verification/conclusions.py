@@ -27,7 +27,9 @@ from mpo.verification.statements import (
 )
 from mpo.verification.texts import read_yes_no
 
-_DESPITE = re.compile(r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)")
+_DESPITE = re.compile(
+    r"(?im)^[^.!?\n]{0,200}?(?:n['’]t|not|unable|sorry|unclear|uncertain)\b[^.!?\n]{0,200}?[,;]? (?:but|however)\b,? (?=\S)"
+)
 _UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
     r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|supports|suggests|indicates"
@@ -196,6 +198,8 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     else:
         chosen, method = last, "conclusion"
     example = re.match(r"(?:for (?:instance|example)|suppose)\b", chosen, re.IGNORECASE)
+    if re.match(r"(?i)(?:but|however)\b", sentences[-1]) and (REFUSAL.search(sentences[-1]) or "unknown" in sentences[-1]):
+        return no_answer("refusal")
     if REFUSAL.search(chosen) or example or (REFUSAL.search(sentences[0]) and not cues):
         return no_answer("refusal")
     shown = said[chosen]

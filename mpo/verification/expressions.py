@@ -119,6 +119,10 @@ if hasattr(os, "register_at_fork"):  # a forked process leaves its parent's work
     os.register_at_fork(after_in_child=_workers.reset)
 
 
+_FUNCTION = re.compile(r"^\s*(?:[A-Za-z]{2,},? )*[A-Za-z]'?\s?\([a-z]\)\s?=\s?(?=[^=]+$)")
+"""The name of a function on the left, `f(x) =`."""
+
+
 def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float | None, str]:
     r"""Whether two expressions are mathematically equal, their values where they are numbers, and why.
 
@@ -128,7 +132,9 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
     Raises:
         ValueError: where math-verify is not installed.
     """
-    given, known = latex(answer), latex(truth)
+    given, known = (
+        _FUNCTION.sub("", latex(text)) if "=" not in other else latex(text) for text, other in ((answer, truth), (truth, answer))
+    )
     if _squeezed(given) == _squeezed(known):
         return True, None, None, "the same expression"
     if any(_SEVERAL.search(text) for text in (given, known)):

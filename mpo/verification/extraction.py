@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mpo.verification.alternatives import without_contrast, without_rejected, without_struck
+from mpo.verification.alternatives import without_contrast, without_denied, without_rejected, without_struck
 from mpo.verification.blanks import count_blanks, filled
 from mpo.verification.choices import read_choice
 from mpo.verification.conclusions import unstated_answer
@@ -99,6 +99,10 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     text = without_struck(_LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
     if kind in {"number", "math", "chart", "list"}:
         text = without_rejected(text)
+    if kind in {"text", "math", "expression", "document"}:
+        text = without_denied(text)
+    elif kind == "choices":
+        text = without_contrast(text)
     if kind in {"number", "math", "chart"} and ASKS_SHARE.search(asked) and (share := _SHARE.fullmatch(text.strip(" \n*.。"))):
         above, below = read_number(share[1]), read_number(share[2])
         text = f"{above.value}/{below.value}" if above and below and below.value else text

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -97,7 +98,7 @@ _FIND = re.compile(
     rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{HAN}{{1,8}}又)?(?:\d{{1,6}}|{HAN}{{1,8}})分之[\d{HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?"
-    rf"|[1-9]\d{{0,2}}(?:[ \u2009\u202f\u00a0]\d{{3}})+(?![\d/])(?:[.,]\d{{1,30}})?"
+    rf"|(?<!\broom )(?<!\bbus )(?<!\bgate )(?<!\broute )[1-9]\d{{0,2}}(?:[ \u2009\u202f\u00a0]\d{{3}})+(?![\d/])(?:[.,]\d{{1,30}})?"
     rf"|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
     rf"|{HAN}{{1,12}}(?:点{HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})",
     re.IGNORECASE,
@@ -209,7 +210,7 @@ def _unit(rest: str) -> str | None:
 
 _NO_UNIT = re.compile(
     r"(?i)[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
-    r"|plus|minus|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed|[ap]\.?m)\b|[或和到是为有]"
+    r"|plus|minus|past|after|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed|[ap]\.?m)\b|[或和到是为有]"
 )
 
 
@@ -416,9 +417,11 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
     """
     runs = [(*found.span(), found[0].strip()) for found in _RUN.finditer(text) if _is_expression(found[0])]
     runs += [(*found.span(), found[0]) for found in _COMPOUND.finditer(text) if _compound(found[0])]
-    numbers = list(runs)
+    numbers, following, covered = list(runs), deque(sorted(runs)), 0
     for found in _FIND.finditer(text):
-        if any(start <= found.start() < end for start, end, _ in runs):
+        while following and following[0][0] <= found.start():
+            covered = max(covered, following.popleft()[1])
+        if found.start() < covered:
             continue
         after = found_unit[0] if (found_unit := _UNIT_AFTER.match(text, found.end())) else ""
         ways = (found[0] + unit for unit in (after, *after.split()[:1], ""))

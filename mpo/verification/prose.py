@@ -47,7 +47,8 @@ _COPULA = re.compile(
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
     r"(?i)(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
-    r"|level|than|not|cannot be|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
+    r"|level|than|not(?: be)?|cannot be|half of|twice|double|triple"
+    r"|[%％] of|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
     r"|at most|up to|out of|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
     r"|instead of|rather than|舍去?(?:[a-z]\s?=)?|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
     r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out|After"
@@ -79,7 +80,9 @@ _MONTH_AND_DAY = re.compile(
 _BRACKET = re.compile(r"(?<=\s)\((?!or\b)[^()]*\)(?!\s*[=*/+^-])")
 _SO = re.compile(
     r"(?is).*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
-    r"|leaving|giving|making|(?:for )?a (?:total|change|difference) of|所以|因此|故|剩下?|还剩|共)(?![A-Za-z])"
+    r"|leaving|giving|making|(?:for )?a (?:total|change|difference) of"
+    r"|(?:but )?(?:it(?:['’]s| is)|there (?:is|are)) (?:actually|really|in fact)|but (?:actually|in fact|really)"
+    r"|所以|因此|故|剩下?|还剩|共)(?![A-Za-z])"
 )
 
 

@@ -63,6 +63,7 @@ def _items(text: str) -> tuple[list[str], bool]:
     letters = re.findall(LETTERED, text)
     if len(letters) > 1 and "abcdefghijklmnopqrstuvwxyz".startswith("".join(letters).lower()):
         text = re.sub(LETTERED, "\n", text)
+    text = re.sub("[\u2460-\u2468]", lambda found: f" ({ord(found[0]) - 0x245F}) ", text).strip()
     if (inline := re.findall(r"(?:^|[\s;；,，])[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
         text = re.sub(r"(?:^|[\s;；,，])[(（]\d{1,2}[)）]\s", "\n", text)
     text = re.sub(rf"(?m)^{MARKER}", "\n", text)

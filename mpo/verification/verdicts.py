@@ -6,12 +6,11 @@ import re
 from dataclasses import replace
 
 from mpo.schema import Question
-from mpo.verification.blanks import count_blanks
+from mpo.verification.blanks import count_blanks, in_blanks
 from mpo.verification.extraction import find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
 from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
-from mpo.verification.sequences import read_list
 from mpo.verification.statements import Extraction
 from mpo.verification.texts import normalize, read_yes_no
 
@@ -86,7 +85,7 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     if kind == "chart" and tolerance is None and re.fullmatch(r"\s*[12]\d{3}\s*", truth) and ASKS_YEAR.search(asked):
         tolerance = 0.0
     if kind == "list" and count_blanks(asked) > 1:  # in the order of the blanks
-        given, wanted = read_list(answer)[0], read_list(truth)[0]
+        given, wanted = (in_blanks(text, count_blanks(asked)) for text in (answer, truth))
         if len(given) == len(wanted) == count_blanks(asked):
             same = all(
                 _compare(*pair, detect_kind(pair[1]), replace(question, kind=None, choices=None, messages=[])).correct

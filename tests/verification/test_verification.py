@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mpo.schema import Question
 from mpo.verification import MATCHERS, extract, match, register, verify
 from mpo.verification.expressions import refused, same_expression
-from mpo.verification.number import read_number
+from mpo.verification.number import find_numbers, read_number
 from mpo.verification.rational import same_rational
 
 TABLES = [Path(__file__).with_name(name) for name in ("cases.jsonl", "endings.jsonl")]
@@ -451,3 +451,10 @@ def test_measured_precision_and_recall():
         if pooled or not published:
             assert row["precision"] >= (0.96 if published else 0.98), row
             assert row["recall"] >= (0.92 if published else 0.93), row
+
+
+def test_numbers_in_expressions_of_a_long_text_are_found_once():
+    text = "x_1 = 2, " * 7000
+    found = find_numbers(text)
+    assert len(found) == len({start for start, _, _ in found}) == len(find_numbers("x_1 = 2, ")) * 7000
+    assert [shown for _, _, shown in find_numbers("In room 12 345 people, 12 345 in all.")] == ["12", "345 people", "12 345 in all"]

@@ -51,17 +51,20 @@ def find_fault(item: Record) -> str | None:
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
 
     def found(text: str, name: str) -> str | None:  # the image may say it: a sign, a speech bubble, code
+        text = re.sub(r"(\\[A-Za-z]+|√) *(?=\{)", r"\1_", text) if name in ("marks", "signs") else text  # LaTeX
         said = found_in(text, name)
         return said if said and said.strip().casefold() not in known.casefold() else None
 
     for name, text in (("question", question), ("answer", answer), *(("option", one) for one in choices)):
         if not text.strip():
             return f"malformed: the {name} is empty"
-        if said := found(text, "marks"):
+        # "f(-1) is ____ f(0).", not "What is the ____?"
+        cloze = name == "question" and not re.search("[?？]", text) and length(re.sub("_{2,}", " ", text), language) > 2
+        if said := found(re.sub("_{3,}", "__", text) if cloze else text, "marks"):
             return f"malformed: the {name} has {said!r:.40}"
         if known and (name == "question" or type != "long") and (said := found(text, "signs")):
             return f"malformed: the {name} has {said!r:.40}"
-        if name != "option" and (said := _cut(text.strip(), type if name == "answer" else name, language, bool(known))):
+        if name != "option" and (said := _cut(text.strip(), type if name == "answer" else name, language, known)):
             return f"malformed: the {name} is cut off at {said!r:.40}"
         if not re.search(r"\S" if choices and name != "question" else r"\w", text):
             return f"malformed: the {name} {text!r:.40} has no word"
@@ -99,7 +102,7 @@ def yes_or_no(text: str, language: str) -> bool | None:
     return None if then is not None and then != said or rule("hedged").search(text) else said
 
 
-def _cut(text: str, kind: str, language: str, known: bool) -> str | None:
+def _cut(text: str, kind: str, language: str, known: str) -> str | None:
     """Where a question or an answer is cut off: it has not its end or its start, or what it opens stays open."""
     if (kind in ("question", "long") or length(text, language) > 1) and (said := found_in(text, f"cut_{language}")):
         return said
@@ -109,10 +112,17 @@ def _cut(text: str, kind: str, language: str, known: bool) -> str | None:
     if not known or kind in ("judgement", "choice", "short"):
         return None
     if kind == "question":
-        ended = language == "zh" or re.search(r"[?？]|[.!:)\"”’'。]$", text)
+        ended = language == "zh" or re.search(r"[?？]|(?:[.!:)）\"”’'。$]|__)$", text) or _asks_all(text, known)
         return None if ended and not found_in(text, "headless") else text[-20:] if not ended else text[:20]
     listed = re.match(r"\s*(?:[-*•]|\d+[.)、])", text.rsplit("\n", 1)[-1])
     return None if listed or re.search(r"[.!?。！？:]\W*$|[|`]$", text) else text[-20:]
+
+
+def _asks_all(text: str, known: str) -> bool:
+    """Whether an English question without a mark at its end asks for something, and is not cut off in a phrase or a word."""
+    part = re.search(r"[A-Za-z]+$", text)
+    cut = part and re.search(rf"\b{part[0]}(?!\b|e?s\b|e?d\b|ing\b)", known) and not re.search(rf"\b{part[0]}\b", known)
+    return bool(rule("asks_en").match(text)) and not cut and not rule("open_end").search(text)
 
 
 def _repeats(text: str, most: int) -> str | None:
@@ -144,8 +154,13 @@ def _choice(item: Record, language: str) -> str | None:
     plain = [normalised(one) for one in choices]
     if found := next((one for one in plain if sum(_has(one, other) for other in {*plain} - {one, ""}) > 1), None):
         return f"options: {found!r:.40} holds two of the others"
-    if choices == [*"ABCDEFGH"][: len(choices)] and not re.search(
-        rf"(?i:letter)|字母|(?<![^\W{_IDEOGRAPHS}])[B-H](?![^\W{_IDEOGRAPHS}])", f"{item['question']} {item.get('caption', '')}"
+    known = item.get("caption") or item.get("ocr")
+    if (
+        known
+        and choices == [*"ABCDEFGH"][: len(choices)]
+        and not re.search(
+            rf"(?i:letter)|字母|(?<![^\W{_IDEOGRAPHS}])[B-H](?![^\W{_IDEOGRAPHS}])", f"{item['question']} {item.get('caption', '')}"
+        )
     ):
         return "options: they are letters alone"
     if (found := next(filter(rule("shown").search, choices), None)) is not None:
@@ -184,7 +199,7 @@ _FORM = {"judgement": _judgement, "choice": _choice, "long": _long, "short": _sh
 
 def _leak(item: Record) -> str | None:
     question, answer = item["question"], item["answer"]
-    asked, said = normalised(question), normalised(answer)
+    asked, said = (normalised(_whole_numbers(text)) for text in (question, answer))
     if (found := rule("given").search(question)) and re.match(
         rf"{re.escape(said)}(?!\w)" if said else "$", normalised(found[1] or found[2] or "")
     ):
@@ -198,7 +213,15 @@ def _leak(item: Record) -> str | None:
     if item["type"] == "long":
         first = normalised(re.split(r"(?<=[.!?。！？])", answer)[0])
         return "leak: the question contains the answer's first sentence" if first and first in asked else None
-    alternatives = re.search(r"\bor\b|\b(?:of|between)\b.*\band\b|还是|或|[和与跟].*[哪谁]", asked.replace(said, " ")) is not None
+    if said in ("a", "i"):  # words, too
+        return None
+    alternatives = (
+        re.search(r"\bor\b|\bamong\b|\bcompar|\b(?:of|between)\b.*\band\b|还是|或|[和与跟].*[哪谁]", asked.replace(said, " "))
+        is not None
+    )
+    alternatives = alternatives or re.search(r"[(（][^()（）]*[,，、][^()（）]*[)）]", question) is not None
+    if re.fullmatch(r"[\d_]+", said) and rule("bound").search(re.sub(rf"(?<![\w_]){said}(?![\w_])", "#", asked)):
+        return None
     if said and _has(asked, said) and not alternatives and not any(_has(asked, one) for one in others):
         return f"leak: the question contains the answer {answer!r:.60}"
     return None
@@ -217,10 +240,15 @@ def _foreign(text: str, language: str) -> bool:
     return (CJK.search(text) is None) == (language == "zh") and re.search(r"[^\W\d_]", text) is not None
 
 
+def _whole_numbers(text: str) -> str:
+    """A text whose decimal points stay when it is normalised, as underlines."""
+    return re.sub(r"(?<=\d)\.(?=\d)", "_", text)
+
+
 def _figures(text: str) -> str:
     """A normalised text with its numbers in digits."""
     text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
-    text = normalised(re.sub(r"(?<=\d)\.(?=\d)", "_", text))
+    text = normalised(_whole_numbers(text))
     return " ".join(_NUMBERS.get(word, word) for word in re.sub(r"(?<=\d)_(?=\d)", ".", text).split())
 
 
@@ -241,7 +269,8 @@ def _unsupported(item: Record) -> str | None:
     if not known:
         return None
     plain = {one: re.sub(r"^(?:an?|the) (?=\w)", "", _figures(one)) for one in item["choices"]}
-    there = {one: _has(known, text) for one, text in plain.items()}
+    asked = _figures(item["question"])  # what the question gives is no answer
+    there = {one: _has(known, text) and not _has(asked, text) for one, text in plain.items()}
     if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
         other = next(one for one, found in there.items() if found)
         return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"

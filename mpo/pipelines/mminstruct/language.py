@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
@@ -81,11 +82,17 @@ def other_language(text: str, language: str, known: str = "") -> bool:
         text = re.sub('“[^”]*”|"[^"]*"', "", text) if CJK.search(text) else text  # a slogan, a sign
         own = any(len({*_WORD.findall(run)} & {*new}) > 3 for run in CJK.split(text))
         return own or len(new) > len(CJK.findall(text)) // 2
-    if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(ord(max(word)) >= _LATIN for word in new):
+    if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(map(_other_script, new)):
         return True
     parts = [part for part in re.findall(r"[^.!?\n]+[.!?]*", text) if _WORD.search(part)]
     none = not any(word.casefold() in words("english") for word in said)
     return any(_foreign(part, {*new}, none) for part in parts)
+
+
+def _other_script(word: str) -> bool:
+    """Whether a word has letters that are not Latin, but for one or two Greek ones, which are symbols: `ΔSSIM`, `kΩ`."""
+    letters = [one for one in normalize("NFKC", word) if one.isalpha() and ord(one) >= _LATIN]
+    return len(letters) > 2 or any(not "\u0370" <= one <= "\u03ff" for one in letters)
 
 
 def _foreign(sentence: str, new: set[str], alone: bool) -> bool:

@@ -413,3 +413,23 @@ def test_a_letter_may_be_another_word(one, other):
     items = [{"type": "judgement", "question": question, "answer": "No"} for question in (one, other)]
     mark_repeats(items)
     assert "fault" not in items[1]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "fault"),
+    [
+        ("What is the difference in the value in Kenya and India", "3", None),
+        ("What is the difference in the value in Kenya and", "3", "malformed"),
+        ("What is shown beside the ele", "a tree", "malformed"),
+        ("How many bars have values smaller than 0?", "0", None),
+        ("Explain that 24: How many bars are there?", "24", "leak"),
+        ("At what value of y is x = -2.5?", "2", None),
+        ("Which method has the highest ΔSSIM in the region’s line?", "ours", None),
+        ("Какая машина here is it?", "red", "language"),
+        ("The slope of f(x) at x=0 is ____", "positive", None),
+        ("What is the ____?", "positive", "malformed"),
+    ],
+)
+def test_questions_of_public_sets(question, answer, fault):
+    found = find_fault({"type": "short", "question": question, "answer": answer, "caption": "A chart beside an elephant."})
+    assert (found and found.partition(":")[0]) == fault

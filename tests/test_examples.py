@@ -31,6 +31,7 @@ ON_CPU = ["trainer.use_cpu=true", "trainer.bf16=false", "trainer.max_steps=1", "
 MODULES = {
     "mpo": "mpo",
     "torchrun": "torch.distributed.run",
+    "accelerate": "accelerate.commands.accelerate_cli",
     "transformers": "transformers.cli.transformers",
 }
 SRUN = """#!/bin/sh

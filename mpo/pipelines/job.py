@@ -224,7 +224,9 @@ class Job:
             content = look = 0
             try:
                 shown = self._check(record)
-                mine = [file for name in FILES for file in record.get(name) or () if isinstance(file, str) and os.path.exists(file)]
+                lists = (record.get(name) for name in FILES)  # of any kind, where records are kept as they are
+                mine = [file for found in lists if isinstance(found, list) for file in found if isinstance(file, str)]
+                mine = [*filter(os.path.exists, mine)]
                 look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in (*shown, *mine)]}")  # shown may be pixels
                 content = int(known[place, 0]) if place < len(known) and int(known[place, 1]) == look else 0
                 if not content:

@@ -201,7 +201,7 @@ SAMPLE = [("0.json", line(0)), ("0.png", b"an image")]
         ([*SAMPLE, ("0.caption.json", line(0))], "one member 0.json"),
         ([*SAMPLE, ("0.txt", b"a text")], "'0.txt' is not an image"),
         ([*SAMPLE, ("1.json", line(1)), ("0.jpg", b"another")], "key was there before"),
-        ([*SAMPLE, ("0.png", b"another")], "there twice"),
+        ([*SAMPLE, ("0.png", b"another")], "in the tar twice"),
         ([("0.json", line(0)), ("0.png", None)], "link or a device"),
         ([("0.json", b"{"), ("0.png", b"an image")], "0: not JSON"),
         ([("0.json", b"[]")], "a JSON list"),

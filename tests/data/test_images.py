@@ -314,7 +314,7 @@ def test_what_is_no_image(source):
 
 
 def test_sizes_without_pixels():
-    with pytest.raises(ValueError, match="0 x 5 pixels has none"):
+    with pytest.raises(ValueError, match="0 x 5 pixels is empty"):
         open_image(PILImage.new("RGB", (0, 5)))
 
 

@@ -103,7 +103,7 @@ def test_an_answer_that_is_a_list_and_several_answers(tmp_path, line, truths):
         ({"question": "Why?", "A": "x", "B": float("nan")}, "'choices' has nan"),
         ({"question": "Why?", "choices": "A. x\nB. y"}, "'choices' has text"),
         ({"question": "Why?", "A": "x", "C": "y"}, "'A'"),
-        ({"question": "Why?", "options": "[x, y"}, "'options' is a text"),
+        ({"question": "Why?", "options": "[x, y"}, "'options' looks like a list"),
         ({"question": "Why?", "tolerance": "5 %"}, "'tolerance'"),
         ({"question": "Why?", "id": ["x"]}, "'id'"),
         ({"conversations": ["Why?", {"from": "human", "value": "Why?"}]}, "where a message"),

@@ -346,8 +346,8 @@ PART = b'data: {"model": "tiny", "choices": [{"index": 0, "delta": {"content": "
 
 BEFORE_TEXT = {"empty": "sent none", "garbage": "sent none", "no choices": "sent none", "half": "broke|failed", "slow": "0.3 s"}
 AFTER_TEXT = {
-    PART: "broke off",
-    PART + b"data: [DONE]\n\n": "broke off",
+    PART: "ended its response early",
+    PART + b"data: [DONE]\n\n": "ended its response early",
     PART + b'data: {"object": "error", "message": "OOM", "code": 500}\n\n': "OOM",
     PART + b'data: {"error": {"message": "OOM"}}\n\n': "OOM",
     PART + b'data: {"model": "ti\n\n': "JSON",

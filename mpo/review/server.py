@@ -36,6 +36,8 @@ MAX_BODY = 4 * 2**20
 BODY_SECONDS = 30
 UNREAD_SECONDS = 5
 """Maximum seconds that a response waits for the rest of a request that is refused before it was read."""
+UNREAD = "mpo.unread"
+"""The entry of a request's scope that says whether its response waits so: its connection may be closed for another."""
 HEAD_SECONDS = 10
 """Maximum seconds from the first byte of a request, or from the connection, to the end of its head."""
 CONNECTIONS = 48
@@ -196,8 +198,10 @@ class Guard:
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 # A connection that is closed with unread bytes is reset, and its client never sees why it was refused.
+                scope[UNREAD] = unread
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(rest(), UNREAD_SECONDS)
+                scope[UNREAD] = False
                 own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                 message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
@@ -269,8 +273,8 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def is_idle(self) -> bool:
-        """Whether no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether no request is being answered, but for one that is refused and whose rest does not come."""
+        return self.cycle is None or self.cycle.response_complete or bool(self.cycle.scope.get(UNREAD))
 
     def close_idle(self) -> None:
         """Close it, unless a request is being answered."""

@@ -160,6 +160,27 @@ def test_idle_connections_keep_nobody_out(served):
         one.close()
 
 
+def test_refused_requests_whose_rest_does_not_come_keep_nobody_out(served, monkeypatch):
+    """300 of another page announce a body that they never send; all but a bounded number of them are closed."""
+    from mpo.review import server
+
+    monkeypatch.setattr(server, "UNREAD_SECONDS", 300)
+    address = served.server.socket.getsockname()
+    head = f"POST /api/decide HTTP/1.1\r\nHost: {address[0]}:{address[1]}\r\nOrigin: null\r\nContent-Length: 9\r\n\r\n".encode()
+    waiting = []
+    for number in range(300):
+        waiting.append(socket.create_connection(address))
+        waiting[-1].sendall(head)
+        if number % 50 == 0:
+            assert served.ask("/api/state")[0] == 200
+    assert [served.ask(path)[0] for path in ("/", "/api/records/0", "/api/images/0/image/0")] == [200] * 3
+    for one in waiting:
+        one.setblocking(False)
+    assert sum(map(is_closed, waiting)) >= 300 - server.CONNECTIONS
+    for one in waiting:
+        one.close()
+
+
 def is_closed(connection):
     try:
         return connection.recv(1) == b""

@@ -75,12 +75,12 @@ def test_all_of_it_and_again(make, folder):
         assert "sampling.n is 8 there and 4 now" in make(stub.url, CONFIG.replace("n: 8", "n: 4"))[2]
     all_, *sources = report["sources"]
     assert [one["source"] for one in report["sources"]] == ["all", "q", "s_0", "s_1"]
-    for name in ("questions", "with pairs", "without pairs", "pairs", "responses"):
-        assert all_.get(name, 0) == sum(one.get(name, 0) for one in sources)
-    assert all_["questions"] == 12 == all_["with pairs"] + all_.get("without pairs", 0)
+    for name in output.COUNTED:  # also where it is 0
+        assert all_[name] == sum(one[name] for one in sources)
+    assert all_["questions"] == 12 == all_["with pairs"] + all_["without pairs"]
     assert sum(all_["pairs by kind"].values()) == all_["pairs"] == all_["pairs made"]
     assert 0 < report["spent"]["requests"] <= asked and report["spent"]["cost"] > 0
-    assert len(read_json_lines(folder / "out" / "dropped.jsonl")) == all_.get("without pairs", 0)
+    assert len(read_json_lines(folder / "out" / "dropped.jsonl")) == all_["without pairs"]
     page = (folder / "out" / "report.html").read_text()
     assert page.count("<img") == min(output.SHOWN, all_["with pairs"]) and "characters" in page and "cost" in page
 

@@ -29,6 +29,8 @@ PLACEHOLDER = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}|<IMG_CONTEXT>
 LARGE, OF_LARGE, LONGEST = 500_000, 3, 1_200_000
 """A file of more lines than `LARGE` has `OF_LARGE` pairs of a question at most; one of more than `LONGEST` is split."""
 SHOWN = 8
+COUNTED = ("questions", "with pairs", "without pairs", "responses", "pairs made", "pairs")
+"""Counts that every row of the report has, also where they are 0."""
 ENDINGS = {"wrong_answer": "pairs_vqa_correctness_rules", "wrong_format": "pairs_vqa_format_rules"}
 
 
@@ -78,7 +80,7 @@ class Output:
         self._dropped.append({"id": record["id"], "source": source, "step": step, "reason": reason})
 
     def _count(self, source: str, record: Mapping[str, Any], place: str) -> Counter[str]:
-        counts = self.sources.setdefault(source, Counter())
+        counts = self.sources.setdefault(source, Counter(dict.fromkeys(COUNTED, 0)))
         counts.update(["questions", place])
         for one in record.get("responses", ()):
             counts.update(["responses", f"responses/{one.get('verdict') or 'not judged'}"])
@@ -101,7 +103,7 @@ class Output:
                 (self.folder / form / f"{part}.jsonl").unlink(missing_ok=True)
         with atomic_write(self.folder / DROPPED) as written:
             written.writelines(map(json_line, self._dropped))
-        total, spent = Counter[str](), Counter[str]()
+        total, spent = Counter(dict.fromkeys(COUNTED, 0)), Counter[str]()
         for counts in self.sources.values():
             total.update(counts)
         for job in jobs:

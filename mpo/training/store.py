@@ -129,17 +129,18 @@ def read_fingerprint(folder: Path) -> Fingerprint:
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text())
+        found, other = f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}.", "or use another folder."
+        if meta["format"] > FORMAT:
+            raise ValueError(f"{found} Update mpo, {other}")
+        fingerprint = Fingerprint(meta["parts"], meta["settings"], meta["about"])
         if meta["format"] != FORMAT:
-            found, other = f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}.", "or use another folder."
-            if meta["format"] > FORMAT:
-                raise ValueError(f"{found} Update mpo, {other}")
             fix = f"Delete {folder} (`mpo cache prune --old {folder}`), whose content is then computed again, {other}"
             raise EarlierFormat(f"{found} {fix}")
-        return Fingerprint(meta["parts"], meta["settings"], meta["about"])
+        return fingerprint
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Delete it: the next run with these settings "
-            "writes it again, and keeps the shards."
+            f"{path} is damaged, or of something else ({type(error).__name__}: {error}). Delete it if this is the folder of a "
+            "cache: the next run with these settings writes it again, and keeps the shards."
         ) from error
 
 

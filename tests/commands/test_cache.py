@@ -237,10 +237,12 @@ def test_folders_that_cannot_be_read_are_named_and_the_others_done(cache, run, c
     assert status == 1 and "remove 3 files of an earlier format, 1.0 MB" in said and (old / "meta.json").exists()
     assert run("prune", "--old", root)[0] == 1 and [path.name for path in old.iterdir()] == ["notes.txt"]
     assert (later / "0a" / f"{'0a' * 16}.safetensors").exists() and values_in(cache)
+    (other := root / "Made-0" / "meta.json").parent.mkdir()
+    other.write_text('{"format": 1, "made": "by another program"}')
     (old / "notes.txt").rename(root / "notes.txt")
     of_format(1, root, "Other-0").joinpath("notes.txt").unlink()
     run("prune", "--old", root)
-    assert not (root / "Other-0").exists() and (root / "notes.txt").exists()
+    assert not (root / "Other-0").exists() and other.exists() and (root / "notes.txt").exists()
 
 
 def test_a_folder_that_is_no_cache_is_refused(tmp_path, run):

@@ -132,7 +132,7 @@ def read_fingerprint(folder: Path) -> Fingerprint:
         found, other = f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}.", "or use another folder."
         if meta["format"] > FORMAT:
             raise ValueError(f"{found} Update mpo, {other}")
-        fingerprint = Fingerprint(meta["parts"], meta["settings"], meta["about"])
+        fingerprint = Fingerprint({**meta["parts"]}, {**meta["settings"]}, {**meta["about"]})
         if meta["format"] != FORMAT:
             fix = f"Delete {folder} (`mpo cache prune --old {folder}`), whose content is then computed again, {other}"
             raise EarlierFormat(f"{found} {fix}")

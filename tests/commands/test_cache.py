@@ -223,18 +223,19 @@ def test_folders_that_cannot_be_read_are_named_and_the_others_done(cache, run, c
     root = cache.folder.parent
     old, later, broken = of_format(1, root, "InternVL-0"), of_format(3, root, "Zed-0"), root / "A-0"
     (broken / "meta.json").mkdir(parents=True)  # an OSError, as that of a folder of another user
+    of_format(2, root, "B-0").joinpath("meta.json").write_text('{"format": 2, "parts": 3, "settings": {}, "about": {}}')
     for action, done in (("inspect", "completions +5\n"), ("verify", "4 entries in 3 intact"), ("prune", "merge 3 shards")):
         status, said = run(action, root)
         assert status == 1 and re.search(done, said) and "has format 3" in said and str(broken) in said
         assert f"{old / 'meta.json'} has format 1" in said and f"mpo cache prune --old {old}" in said
         main(["cache", action, str(root), "--json"])
         found = json.loads(capsys.readouterr().out)
-        assert len(found["folders"]) == 1 and len(found["problems"]) == 3
+        assert len(found["folders"]) == 1 and len(found["problems"]) == 4
         status, said = run(action, old)
         assert status == 1 and "has format 1" in said
     ReferenceCache(root, HERE)  # a run with a cache of its own goes on too
     status, said = run("prune", "--old", "--dry-run", root)
-    assert status == 1 and "remove 3 files of an earlier format, 1.0 MB" in said and (old / "meta.json").exists()
+    assert status == 1 and "remove the files of an earlier format (3, 1.0 MB)" in said and (old / "meta.json").exists()
     assert run("prune", "--old", root)[0] == 1 and [path.name for path in old.iterdir()] == ["notes.txt"]
     assert (later / "0a" / f"{'0a' * 16}.safetensors").exists() and values_in(cache)
     (other := root / "Made-0" / "meta.json").parent.mkdir()

@@ -102,7 +102,7 @@ def remove_old(folder: Path, *, dry_run: bool) -> list[str]:
         for path in (*folder.glob("??"), folder):
             with suppress(OSError):  # not empty, or no folder
                 path.rmdir()
-    return [f"remove {len(files):,} files of an earlier format, {size / 1e6:,.1f} MB"]
+    return [f"remove the files of an earlier format ({len(files):,}, {size / 1e6:,.1f} MB)"]
 
 
 def prune_folder(folder: Path, fingerprint: Fingerprint, *, dry_run: bool) -> list[str]:

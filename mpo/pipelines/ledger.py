@@ -8,7 +8,7 @@ import os
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import date
 from decimal import Decimal
@@ -226,6 +226,15 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def requests_in(paths: Iterable[Path]) -> set[str]:
+    """Hashes (`request_hash`) of the requests that ledgers have responses to."""
+    found = set[str]()
+    for path in paths:
+        with open(path, "rb") as lines:
+            found.update(one["request"] for one in map(json.loads, filter(_is_whole, lines)) if one["response"])
+    return found
 
 
 def _without_record(line: Mapping[str, Any]) -> str:

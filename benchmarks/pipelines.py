@@ -5,9 +5,9 @@
 
 The stub server (tests/stub_server.py) answers at once, in a process of its own: the client is measured. Images are 448 x 448 JPEGs.
 CPU times hold on a busy machine, requests a second only on an idle one with two cores. ``--sampling`` measures the sampling of
-`mpo demo` with the warmed-up model of a run, 8 responses a question, by `LocalGenerator.generate`, through the step, and through the
-step called in a thread of its own, in random order: CPU seconds of the program and, of these, of the system; page faults; and the
-median of the ratios to `generate` in the same round.
+`mpo demo` with the warmed-up model of a run, 8 responses a question, by `LocalGenerator.generate`, through the step, and through
+the step called in a thread of its own, in random order: CPU seconds of the program and, of these, of the system; page faults; and
+the median of the ratios to `generate` in the same round.
 """
 
 import argparse

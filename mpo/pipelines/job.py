@@ -197,6 +197,17 @@ class Job:
             for name in (REPORT, PAGE):
                 (self.folder / name).unlink(missing_ok=True)
 
+    def changed(self) -> bool:
+        """Whether the records are others than those of the folder, or in other places. Its models are not needed.
+
+        Raises:
+            ValueError: as in `run`, for records none of which was there before.
+        """
+        if not (self.folder / SETTINGS).is_file():
+            return True
+        before = read_json_object(self.folder / SETTINGS)
+        return bool(self._check_records(before, before["steps"])[1] != before["records"])
+
     def _refuse_others(self, before: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         there, here = _flat(before), _flat(own)
         wrong = [name for name in here if there.get(name) != here[name]]
@@ -273,7 +284,7 @@ class Job:
                 "all of them would be asked again. Give the file of those records, changed as you like, or another folder."
             )
         if moved and lost:
-            log.warning("%s: %d of %d records are gone or have changed; the output is made again.", self.folder, lost, size)
+            log.warning("%s: %d of %d records are gone or have changed since the last run.", self.folder, lost, size)
         return found, own, moved
 
     def _answered(self, settings: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from mpo.pipelines.report import count_reason, page
 META, REPORT, PAGE, DROPPED, LINES = "meta.json", "report.json", "report.html", "dropped.jsonl", "annotations"
 WRITTEN = (META, REPORT, PAGE, DROPPED, LINES, "jobs", "trl", "swift", "run")
 NAMES = ".annotations"
-"""Lists all files of pairs that may be there, one a line, also those of a run that was killed while it wrote them."""
+"""Lists the files of pairs that may be there, one a line, while they are written and META is not there."""
 PLACEHOLDER = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}|<IMG_CONTEXT>")
 """What a model may write and no reader of the data takes in a response: it stands for an image."""
 LARGE, OF_LARGE, LONGEST = 500_000, 3, 1_200_000
@@ -129,12 +129,14 @@ class Output:
         write_text(self.folder / PAGE, html.replace("</body>", f"<h2>Pairs</h2>{''.join(map(_article, self._shown))}</body>"))
         write_text(self.folder / REPORT, json.dumps(report, indent=1) + "\n")
         if not meta:
+            (self.folder / NAMES).unlink()
             reasons = ", ".join(f"{count}: {reason}" for reason, count in rows[0].get("without pairs: reason", {}).items())
             raise ValueError(
                 f"No pairs of {total['questions']} questions: {reasons}. See {self.folder / PAGE}. Other rules, such as "
                 "another format, judge the same responses again, and nothing is asked again."
             )
         write_text(self.folder / META, json.dumps(meta, indent=1) + "\n", durable=True)
+        (self.folder / NAMES).unlink()
         return report
 
     def _write(self, name: str, file: _File) -> Iterator[tuple[str, dict[str, Any]]]:

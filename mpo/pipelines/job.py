@@ -20,8 +20,8 @@ from mpo.data.paths import regular_file
 from mpo.generation.generator import Request, whole_number
 from mpo.io import FULL, atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import BadStep, Record, finished, log, requests_of, step_names
-from mpo.pipelines.ledger import content_hash, json_line, plain, request_hash, requests_in
-from mpo.pipelines.part import DROPPED, LEDGERS, OUTPUT, PROGRESS, SHARDS, Part, locked, total
+from mpo.pipelines.ledger import Ledger, content_hash, json_line, plain, request_hash, requests_in
+from mpo.pipelines.part import DROPPED, LEDGERS, OUTPUT, PROGRESS, SHARDS, Part, base_ledger, locked, total
 from mpo.pipelines.report import Progress, make_report, page
 from mpo.pipelines.step import FILES, Dropped, Step, to_record
 
@@ -87,6 +87,7 @@ class Job:
         self.shards, self.max_failures, self.drop_bad = shards, max_failures, drop_bad
         self.concurrency = whole_number("concurrency", concurrency, optional=True)
         self.count = self.divided = 0
+        self._base: list[Ledger | None] = []
         self._asks = any(step.generator is not None for step in self.steps)
 
     def run(self, *, workers: int = 1, retry_dropped: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class Job:
         Raises:
             ValueError: as in `run`.
         """
-        path = self.folder / SETTINGS
+        path, self._base = self.folder / SETTINGS, []
         before = read_json_object(path) if path.exists() else None
         known = before["steps"] if before else {}
         steps = {name: _settings(step, known.get(name)) for name, step in zip(self.names, self.steps, strict=True)}
@@ -343,11 +344,15 @@ class Job:
         """Run one part. Raises as `run`, and InUse if another process works on it."""
         parts = self.parts()
         start, job = self._start(number), read_json_object(self.folder / SETTINGS)
+        shared = job.get("changed", False)
+        if len(parts) > 1 and not self._base:
+            self._base = [base_ledger(self.folder, shared=shared)]  # read once, for all parts
         parts[number].run(
             self.steps,
             islice(self._read(), start, start + parts[number].size),
             asked_with=_asked_with(job["steps"]),
-            shared=job.get("changed", False),
+            base=self._base[0] if self._base else None,
+            shared=shared,
             concurrency=self.concurrency,
             max_failures=self.max_failures,
             proven=lambda: any(part.progress()["records"] for part in parts),

@@ -224,8 +224,10 @@ class Ledger:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file, if it is open. Its responses are still found."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
 
 
 def requests_in(paths: Iterable[Path]) -> set[str]:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from mpo.generation.generator import Request
 from mpo.generation.server import ServerGenerator
 from mpo.io import read_json_lines
 from mpo.pipelines.job import Job
+from mpo.pipelines.ledger import Ledger
 from mpo.pipelines.sample import Sample
 from mpo.pipelines.step import Dropped, Step
 
@@ -460,6 +462,25 @@ def test_records_come_go_and_change(tmp_path, server, shards, ids):
         assert [one["messages"] for one in mine] == [one["messages"] for one in read(tmp_path / f"new {numbers}")]
     with pytest.raises(ValueError, match="to other records: none of its 7 is among these 2"):
         run([30, 31])
+
+
+def test_ledgers_of_earlier_parts_are_read_once(tmp_path, server, monkeypatch):
+    """By 4 parts: those of the 4 parts before, and their own 4; after another change the 4 and 1 new one before, and their own."""
+    read_, scan = [], Ledger._scan
+    monkeypatch.setattr(Ledger, "_scan", lambda self: (read_.append(self.path.name), scan(self))[1])
+
+    def run(numbers):
+        given = [{"id": f"r{number}", "messages": [{"role": "user", "content": f"What is {number}?"}]} for number in numbers]
+        read_.clear()
+        before = server.asked
+        Job([Sample(ServerGenerator(server.url, "tiny"))], given, tmp_path, shards=4).run()
+        return Counter(read_), server.asked - before
+
+    run(range(8))
+    earlier = [f"ledger-{number}.jsonl" for number in range(4)]
+    assert run([9, *range(1, 8)]) == ({"ledger.jsonl": 4, **dict.fromkeys(earlier, 1)}, 1)
+    found, new = run(range(7, -1, -1))
+    assert new == 0 and found.pop("ledger.jsonl") == 4 and set(found.values()) == {1} and set(earlier) < set(found)
 
 
 @pytest.mark.parametrize("shards", [None, 2])

@@ -5,8 +5,9 @@
 
 The stub server (tests/stub_server.py) answers at once, in a process of its own: the client is measured. Images are 448 x 448 JPEGs.
 CPU times hold on a busy machine, requests a second only on an idle one with two cores. ``--sampling`` measures the sampling of
-`mpo demo` with the warmed-up model of a run, 8 responses a question: through the step and by `LocalGenerator.generate`, in turn,
-one thread; CPU seconds of the program and, of these, of the system, which threads other than the first one cost in malloc.
+`mpo demo` with the warmed-up model of a run, 8 responses a question, by `LocalGenerator.generate`, through the step, and through
+the step called in a thread of its own, in random order: CPU seconds of the program and, of these, of the system; page faults; and
+the median of the ratios to `generate` in the same round.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mpo.data import load_questions
@@ -143,20 +145,28 @@ def sampling(run, count, times):
         made = MMPRSample(generator, prompt="plain", name="warm", **settings)(questions)
         return [[one["text"] for one in record["responses"]] for record in made]
 
+    def thread():
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(pipeline).result()
+
     assert direct() == pipeline()
-    ways = {"direct": direct, "pipeline": pipeline}
+    ways = {"direct": direct, "pipeline": pipeline, "thread": thread}
     taken = {name: [] for name in ways}
     for number in range(times):
-        for name in list(ways) if number % 2 else reversed(ways):
-            before = os.times()
+        for name in random.Random(number).sample([*ways], len(ways)):
+            before, faults = os.times(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             ways[name]()
-            after = os.times()
-            taken[name].append((after.user + after.system - before.user - before.system, after.system - before.system))
+            after, faults = os.times(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+            taken[name].append((after.user + after.system - before.user - before.system, after.system - before.system, faults))
     found = {"questions": len(questions), "responses": 8 * len(questions), "times": times}
-    for name, pairs in taken.items():
-        total, system = (statistics.median(column) for column in zip(*pairs, strict=True))
-        found[name] = {"cpu_s": round(total, 3), "system_s": round(system, 3), "all": [round(one, 2) for one, _ in pairs]}
-    return found | {"ratio": round(found["pipeline"]["cpu_s"] / found["direct"]["cpu_s"], 4)}
+    for name, runs in taken.items():
+        total, system, faults = (statistics.median(column) for column in zip(*runs, strict=True))
+        found[name] = {"cpu_s": round(total, 3), "system_s": round(system, 3), "page_faults": round(faults)}
+        found[name]["all"] = [round(one, 2) for one, *_ in runs]
+    for name in ("pipeline", "thread"):
+        ratios = [one / other for (one, *_), (other, *_) in zip(taken[name], taken["direct"], strict=True)]
+        found[name]["ratio"] = round(statistics.median(ratios), 4)
+    return found
 
 
 def main():

@@ -132,6 +132,7 @@ def filter_records(
         outcome = ("dropped", f"dropped: {dropped[line][0]['rule']}") if line in dropped else ("kept",)
         counts = by_source.setdefault(name, Counter(records=0, kept=0, dropped=0, unscored=0))
         counts.update(["records", *outcome, *["unscored"] * (line in unscored and line not in dropped)])
+    (folder / REPORT).unlink(missing_ok=True)  # of other lines, and after a kill of none
     with atomic_write(folder / DROPPED, "wb") as file:
         kept = sum(_split(path, shards, source, folder / KEPT, sources, dropped, file) for path, shards in source.files())
     report: dict[str, Any] = dict(sum(by_source.values(), Counter()))

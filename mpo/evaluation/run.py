@@ -222,7 +222,8 @@ def write_results(
         found: the rows of questions (`judged`), by model, benchmark and mode.
         records: the questions as records, by benchmark and id.
     """
-    write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
+    for name in (RESULTS, PAGE):  # of other answers, and after a kill of none
+        (folder / name).unlink(missing_ok=True)
     answers = [
         {"model": model, "benchmark": benchmark, "mode": mode, **one}
         for (model, benchmark, mode), rows in found.items()
@@ -230,6 +231,7 @@ def write_results(
     ]
     write_text(folder / ANSWERS, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers))
     write_text(folder / PAGE, page_of(results, answers, records))
+    write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     return results
 
 

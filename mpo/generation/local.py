@@ -28,6 +28,7 @@ from mpo.encoding.keys import image_key
 from mpo.encoding.labels import end_of_turn_token
 from mpo.encoding.templates import is_processor
 from mpo.encoding.turns import Record, describe
+from mpo.generation.calling import run_model
 from mpo.generation.generator import (
     Decoding,
     GenerationError,
@@ -174,7 +175,7 @@ class LocalGenerator:
                         if taken is not None:
                             waiting.append((taken[0], *decoding.samples_of(taken[1])))
                         continue
-                for found in await asyncio.to_thread(self._answer, waiting, decoding):  # also where the next ones wait for these
+                for found in await run_model(self, self._answer, waiting, decoding):  # also where the next ones wait for these
                     yield found
                 waiting = []
         finally:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import signal
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mpo.generation.calling import CALLING, CallingThread
 from mpo.generation.generator import GenerationError, Request, Response, checked_requests, first_error, whole_number
 from mpo.io import StoreError
 from mpo.pipelines.ledger import NO_KEY, Ledger, key_of, request_hash
@@ -106,6 +109,7 @@ class Flow:
         self._queues: dict[str, asyncio.Queue[_Asked | None]] = {}
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+        self._calling = CallingThread()
         self._finishing = ThreadPoolExecutor(1, "finish")  # its threads start with its first task
 
     def run(self, records: Iterable[Record], emit: Callable[[Result], None]) -> None:
@@ -120,16 +124,17 @@ class Flow:
             ConnectionError: for a server that cannot be used.
         """
         try:
-            with ThreadPoolExecutor(1) as pool, self._finishing:  # a notebook's own thread has a loop already
+            # a notebook's own thread has a loop already
+            with self._interrupts(), ThreadPoolExecutor(1) as pool, self._finishing:
                 running = pool.submit(asyncio.run, self._run(records, emit))
                 while True:
                     try:
+                        self._calling.wait(running)
                         running.result()
                         break
                     except KeyboardInterrupt:
-                        again, self._stopping = self._stopping, True
-                        if self._task is not None:
-                            self._task.get_loop().call_soon_threadsafe(self._task.cancel if again else self._close)
+                        self._stopping = True
+                        self._soon(lambda task: task.cancel())
                     except asyncio.CancelledError:
                         break
                     except BaseExceptionGroup as group:
@@ -140,8 +145,34 @@ class Flow:
         if self._stopping:
             raise KeyboardInterrupt
 
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """Where a signal raises KeyboardInterrupt, the first one does not: what a model works on in this thread is finished."""
+
+        def stop(*_: Any) -> None:
+            if self._stopping:
+                raise KeyboardInterrupt
+            self._stopping = True
+            self._soon(lambda _: self._close())
+
+        in_first = threading.current_thread() is threading.main_thread()
+        both = [one for one in (signal.SIGINT, signal.SIGTERM) if in_first and signal.getsignal(one) is signal.default_int_handler]
+        for one in both:
+            signal.signal(one, stop)
+        try:
+            yield
+        finally:
+            for one in both:
+                signal.signal(one, signal.default_int_handler)
+
+    def _soon(self, do: Callable[[asyncio.Task[None]], object]) -> None:
+        if self._task is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._task.get_loop().call_soon_threadsafe(do, self._task)
+
     async def _run(self, records: Iterable[Record], emit: Callable[[Result], None]) -> None:
         self._task = asyncio.current_task()
+        CALLING.set(self._calling)
         self._queues = {
             name: asyncio.Queue() for name, step in zip(self.names, self.steps, strict=True) if step.generator is not None
         }

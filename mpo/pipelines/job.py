@@ -7,6 +7,7 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from PIL.Image import Image
 
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.paths import regular_file
-from mpo.generation.generator import whole_number
+from mpo.generation.generator import Request, whole_number
 from mpo.io import FULL, atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import BadStep, Record, finished, log, requests_of, step_names
-from mpo.pipelines.ledger import content_hash, json_line, plain
-from mpo.pipelines.part import DROPPED, OUTPUT, PROGRESS, SHARDS, Part, locked, total
+from mpo.pipelines.ledger import Ledger, content_hash, json_line, plain, request_hash, requests_in
+from mpo.pipelines.part import DROPPED, LEDGERS, OUTPUT, PROGRESS, SHARDS, Part, base_ledger, locked, total
 from mpo.pipelines.report import Progress, make_report, page
 from mpo.pipelines.step import FILES, Dropped, Step, to_record
 
@@ -86,6 +87,8 @@ class Job:
         self.shards, self.max_failures, self.drop_bad = shards, max_failures, drop_bad
         self.concurrency = whole_number("concurrency", concurrency, optional=True)
         self.count = self.divided = 0
+        self._base: list[Ledger | None] = []
+        self._asks = any(step.generator is not None for step in self.steps)
 
     def run(self, *, workers: int = 1, retry_dropped: bool = False, progress: bool = True) -> dict[str, Any]:
         """Run the job, or go on with it.
@@ -116,6 +119,7 @@ class Job:
                     for part in self.parts():
                         if part.progress()["counts"].get("dropped"):
                             part.forget()
+                    self._drop_reports()
                 if workers > 1:
                     from mpo.pipelines.scale import run_local
 
@@ -152,7 +156,7 @@ class Job:
         Raises:
             ValueError: as in `run`.
         """
-        path = self.folder / SETTINGS
+        path, self._base = self.folder / SETTINGS, []
         before = read_json_object(path) if path.exists() else None
         known = before["steps"] if before else {}
         steps = {name: _settings(step, known.get(name)) for name, step in zip(self.names, self.steps, strict=True)}
@@ -169,7 +173,7 @@ class Job:
             left = [one for one in self.folder.iterdir() if not one.name.startswith(".job.")]
             if left:
                 raise ValueError(f"{self.folder} holds {left[0].name} and no {SETTINGS}, so it is not a job. Give another folder.")
-        marks, records, moved = self._check_records(before)
+        marks, records, moved = self._check_records(before, steps)
         self.count = self.divided = len(marks)
         if before is not None and there == self.shards:
             self.divided = self.count if moved else before.get("divided", before["records"]["number"])  # or the last takes the new
@@ -183,9 +187,27 @@ class Job:
                     part.forget(share=True)
                 elif part.finished:
                     part.check()
+            self._drop_reports()
         write_text(path, json.dumps(own, indent=1) + "\n", durable=True)
         with atomic_write(self.folder / MARKS, "wb", durable=True) as written:
             written.write(marks.tobytes())
+
+    def _drop_reports(self) -> None:
+        """Remove the reports of an output that is made again or goes on: after a kill, no report is of another output."""
+        if not all(part.finished for part in self.parts()):
+            for name in (REPORT, PAGE):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def changed(self) -> bool:
+        """Whether the records are others than those of the folder, or in other places. Its models are not needed.
+
+        Raises:
+            ValueError: as in `run`, for records none of which was there before.
+        """
+        if not (self.folder / SETTINGS).is_file():
+            return True
+        before = read_json_object(self.folder / SETTINGS)
+        return bool(self._check_records(before, before["steps"])[1] != before["records"])
 
     def _refuse_others(self, before: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         there, here = _flat(before), _flat(own)
@@ -199,7 +221,7 @@ class Job:
             listed += f"; and {len(wrong) - SHOWN_LINES} more" if len(wrong) > SHOWN_LINES else ""
             raise ValueError(f"{self.folder} belongs to another job: {listed}. Give the same settings, or another folder.")
 
-    def _check_records(self, before: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any], bool]:
+    def _check_records(self, before: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], bool]:
         """Look at all records and their files, and compare them with those in the `job.json` before.
 
         Returns:
@@ -256,37 +278,45 @@ class Job:
         own = {"number": len(found), "digest": digest.hexdigest(), "contents": _contents(found)}
         moved = before is not None and not (same and _contents(found[:size]) == before["records"]["contents"])
         lost = np.count_nonzero(~np.isin(known[:, 0], found[:, 0]))
-        if moved and lost and lost == len(known) and any(step.generator is not None for step in self.steps):
+        if moved and lost == len(known) and self._asks and not self._answered(settings):
             name = next(iter(self._read()))["id"]
             raise ValueError(
                 f"{self.folder} belongs to other records: none of its {size} is among these {len(found)} ({name!r}, ...), so that "
                 "all of them would be asked again. Give the file of those records, changed as you like, or another folder."
             )
         if moved and lost:
-            log.warning("%s: %d of %d records are gone or have changed; the output is made again.", self.folder, lost, size)
+            log.warning("%s: %d of %d records are gone or have changed since the last run.", self.folder, lost, size)
         return found, own, moved
+
+    def _answered(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a ledger has a response to what one of the records asks, or no ledger has any."""
+        kept = requests_in([*self.folder.glob(LEDGERS), *self.folder.glob(f"{SHARDS}/*/{LEDGERS}")])
+        asked_with = next(one for one in _asked_with(settings).values() if one["generator"] is not None)
+        for record in self._read() if kept else ():
+            with suppress(ValueError):  # of a file that is gone
+                if any(request_hash(request, asked_with) in kept for request in self._first_requests(record)):
+                    return True
+        return not kept
+
+    def _first_requests(self, record: Record) -> list[Request]:
+        """The requests of the first step that asks."""
+        current = [record]
+        for step in self.steps if self._asks else ():
+            try:
+                if step.generator is not None:
+                    return [request for one in current for request in requests_of(step, one)]
+                current = [output for one in current for output in finished(step, one, ())]
+            except Dropped:
+                break
+        return []
 
     def _check(self, record: Record) -> list[Any]:
         """Make the requests of the first step that asks, and look for their files. Return these."""
-        if all(step.generator is None for step in self.steps):
-            return []
-        current = [record]
-        for step in self.steps:
-            if step.generator is not None:
-                try:
-                    asked = [request for one in current for request in requests_of(step, one)]
-                except Dropped:
-                    return []
-                files = [file for request in asked for file in (*request.images, *request.videos)]
-                for file in files:
-                    if isinstance(file, str | os.PathLike) and not os.path.isdir(file):
-                        regular_file(file, str(file), "image")
-                return files
-            try:
-                current = [output for one in current for output in finished(step, one, ())]
-            except Dropped:
-                return []
-        return []
+        files = [file for request in self._first_requests(record) for file in (*request.images, *request.videos)]
+        for file in files:
+            if isinstance(file, str | os.PathLike) and not os.path.isdir(file):
+                regular_file(file, str(file), "image")
+        return files
 
     def _read(self) -> Iterator[Record]:
         return (to_record(given, place) for place, given in enumerate(self.records))
@@ -314,11 +344,15 @@ class Job:
         """Run one part. Raises as `run`, and InUse if another process works on it."""
         parts = self.parts()
         start, job = self._start(number), read_json_object(self.folder / SETTINGS)
+        shared = job.get("changed", False)
+        if len(parts) > 1 and not self._base:
+            self._base = [base_ledger(self.folder, shared=shared)]  # read once, for all parts
         parts[number].run(
             self.steps,
             islice(self._read(), start, start + parts[number].size),
-            asked_with={name: {what: one.get(what) for what in ("generator", "sampling")} for name, one in job["steps"].items()},
-            shared=job.get("changed", False),
+            asked_with=_asked_with(job["steps"]),
+            base=self._base[0] if self._base else None,
+            shared=shared,
             concurrency=self.concurrency,
             max_failures=self.max_failures,
             proven=lambda: any(part.progress()["records"] for part in parts),
@@ -371,6 +405,11 @@ def _settings(step: Step, known: Mapping[str, Any] | None) -> dict[str, Any]:
         log.warning("%s Without it, only what is in the ledger can be used.", error)
         step.generator.name = name  # type: ignore[union-attr]
         return step.settings()
+
+
+def _asked_with(steps: Mapping[str, Any]) -> dict[str, Any]:
+    """The model and the sampling of each step, of its settings."""
+    return {name: {what: one.get(what) for what in ("generator", "sampling")} for name, one in steps.items()}
 
 
 def digestible(value: Any) -> Any:

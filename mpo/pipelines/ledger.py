@@ -8,7 +8,7 @@ import os
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import date
 from decimal import Decimal
@@ -224,8 +224,19 @@ class Ledger:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file, if it is open. Its responses are still found."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+
+def requests_in(paths: Iterable[Path]) -> set[str]:
+    """Hashes (`request_hash`) of the requests that ledgers have responses to."""
+    found = set[str]()
+    for path in paths:
+        with open(path, "rb") as lines:
+            found.update(one["request"] for one in map(json.loads, filter(_is_whole, lines)) if one["response"])
+    return found
 
 
 def _without_record(line: Mapping[str, Any]) -> str:

@@ -128,6 +128,7 @@ class Part:
         records: Iterable[Record],
         *,
         asked_with: Mapping[str, Any] | None = None,
+        base: Ledger | None = None,
         shared: bool = False,
         concurrency: int | None = None,
         max_failures: int,
@@ -139,6 +140,7 @@ class Part:
         Args:
             steps, asked_with, concurrency: as in `Flow`.
             records: the records of this part, from its first one.
+            base: `base_ledger` of the job, if it has several parts.
             shared: responses to the same requests about other records are taken.
             max_failures: how many records may fail before any succeeds.
             proven: whether records of another part have succeeded.
@@ -150,9 +152,6 @@ class Part:
         with locked(self.folder, "part"):
             if self.finished:
                 return
-            base, job = None, self.images.parent
-            for one in sorted(job.glob(LEDGERS)) if self.folder != job else ():  # of the job when it had other parts
-                base = Ledger(one, base, shared=shared)
             ledger = Ledger(self.folder / LEDGER, base, shared=shared)
             while base is not None and self.last:
                 ledger.spent, ledger.kept, base = ledger.spent + base.spent, ledger.kept + base.kept, base.base
@@ -163,6 +162,16 @@ class Part:
                 rest = (record for place, record in enumerate(records) if place >= writing.done)
                 flow.run(rest, writing.emit)
                 writing.end()
+
+
+def base_ledger(job: Path, *, shared: bool) -> Ledger | None:
+    """The responses of a job from when it had other parts; None if it had none. All its parts may use it, one after another."""
+    base = None
+    for path in sorted(job.glob(LEDGERS)):
+        base = Ledger(path, base, shared=shared)
+    if base is not None:
+        base.close()
+    return base
 
 
 def total(parts: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str]]:

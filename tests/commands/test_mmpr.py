@@ -307,7 +307,7 @@ def test_step_by_step(folder, capsys):
 
 
 @pytest.mark.slow
-def test_rounds_train_and_go_on_with_the_trained_model(folder, interpreter, monkeypatch):
+def test_rounds_train_and_go_on_with_the_trained_model(folder, interpreter, monkeypatch, caplog):
     """Two rounds of the open route, on the model's own responses; the same command again does nothing more."""
     monkeypatch.setattr("sys.executable", interpreter)
     arguments = [one for one in write_job(folder, pairs=2) if not one.startswith("data.")]
@@ -329,6 +329,12 @@ def test_rounds_train_and_go_on_with_the_trained_model(folder, interpreter, monk
     assert main(["mmpr", "make", "c.yaml", "--output", "out"]) == 0 and contents(folder / "out") == before
     name = read_json_lines(next((folder / "out" / "round_2" / "annotations").iterdir()))[0]["chosen_meta"]["model"]
     assert name == "round_1"
+    assert "stays as it is: its" not in caplog.text
+    write(folder, read_json_lines(folder / "q.jsonl")[1:])
+    (folder / "c.yaml").write_text(json.dumps({**config, "continue": {"ratio": 0.25}}))
+    assert main(["mmpr", "make", "c.yaml", "--output", "out"]) == 0 and contents(folder / "out") == before
+    for number in (1, 2):  # what is not followed is said, with what to do
+        assert re.search(rf"round_{number} has trained its model.*questions, continue have changed.*another folder", caplog.text)
 
 
 @pytest.mark.parametrize(

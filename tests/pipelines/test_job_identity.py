@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from mpo.generation.generator import Request
 from mpo.generation.server import ServerGenerator
 from mpo.io import read_json_lines
 from mpo.pipelines.job import Job
+from mpo.pipelines.ledger import Ledger
 from mpo.pipelines.sample import Sample
 from mpo.pipelines.step import Dropped, Step
 
@@ -229,6 +231,79 @@ def test_a_folder_of_an_earlier_version_goes_on(shown, server):
     assert server.asked == asked and read(shown / "job")[0]["ground_truths"] == ["4"]
 
 
+@pytest.mark.parametrize("shards", [None, 2])
+def test_other_records_are_refused_without_hashes(shown, server, shards):
+    """In a folder of an earlier version: unless nothing was answered, or one of the records has a response, at any place."""
+    lines = [json.loads(line) for line in (shown / "q.jsonl").read_text().splitlines()]
+
+    def go_on(lines):
+        (shown / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (shown / "job" / ".job.marks").unlink(missing_ok=True)
+        return look(shown, server, shards=shards).run()
+
+    go_on(lines)
+    asked, before = server.asked, contents(shown / "job")
+    for others in (
+        [{**line, "question": "Other?"} for line in lines],
+        [{**line, "image": "0.png", "question": "?"} for line in lines],
+    ):
+        with pytest.raises(ValueError, match="to other records: none of its 3 is among these 3"):
+            go_on(others)
+    assert server.asked == asked and contents(shown / "job") == before
+    assert go_on([{**lines[0], "id": "new", "question": "New?"}, {**lines[2], "id": "moved"}])["unused"] == 2
+    assert server.asked == asked + 1
+    for ledger in (shown / "job").rglob("ledger*.jsonl"):
+        ledger.write_text("")
+    assert go_on([{**line, "question": "Other?"} for line in lines])["output"] == 3
+
+
+def test_reports_are_gone_while_an_output_is_made_again(tmp_path, server):
+    """Where it goes on, is made again, is tried again or is divided; a finished one keeps them, also where it is refused."""
+
+    def check(count, **settings):
+        seen = []
+
+        class Look(Make):
+            def finish(self, record, responses):
+                seen.append([(folder / name).exists() for name in ("report.json", "report.html")])
+                return super().finish(record, responses)
+
+        retry = settings.pop("retry_dropped", False)
+        job = Job([Look(drop_first)], records(count), folder, **settings)
+        job.run(retry_dropped=retry)
+        assert all((folder / name).exists() for name in ("report.json", "report.html"))
+        assert not any(any(one) for one in seen)
+        return len(seen)
+
+    def drop_first(record):
+        if record["id"] == "r0":
+            raise Dropped("no")
+        return record
+
+    folder = tmp_path / "job"
+    assert [check(3), check(3), check(5), check(4), check(4, retry_dropped=True)] == [3, 0, 2, 4, 4]
+    with pytest.raises(ValueError, match="another job"):
+        Job([Make(dict), Make(dict)], records(4), folder).run()
+    assert (folder / "report.json").exists()
+    (folder / "output.jsonl").write_text("")
+    assert check(4) == 4
+
+
+def test_whether_records_have_changed(shown, server):
+    """Without the model that was asked."""
+    assert look(shown, server).changed()
+    look(shown, server).run()
+    asked, lines = server.asked, (shown / "q.jsonl").read_text()
+    job = Job([Sample(object())], load_questions(shown / "q.jsonl"), shown / "job", drop_bad=True)
+    assert not job.changed()
+    (shown / "q.jsonl").write_text(lines.replace("What?", "Which?", 1))
+    assert job.changed()
+    (shown / "q.jsonl").write_text(lines)
+    assert not job.changed()
+    make_image(9).save(shown / "2.png")
+    assert job.changed() and server.asked == asked
+
+
 def test_a_ledger_of_other_settings_has_no_response(server, tmp_path):
     """Neither of another sampling nor of another model; also where the output is made again."""
 
@@ -387,6 +462,25 @@ def test_records_come_go_and_change(tmp_path, server, shards, ids):
         assert [one["messages"] for one in mine] == [one["messages"] for one in read(tmp_path / f"new {numbers}")]
     with pytest.raises(ValueError, match="to other records: none of its 7 is among these 2"):
         run([30, 31])
+
+
+def test_ledgers_of_earlier_parts_are_read_once(tmp_path, server, monkeypatch):
+    """By 4 parts: those of the 4 parts before, and their own 4; after another change the 4 and 1 new one before, and their own."""
+    read_, scan = [], Ledger._scan
+    monkeypatch.setattr(Ledger, "_scan", lambda self: (read_.append(self.path.name), scan(self))[1])
+
+    def run(numbers):
+        given = [{"id": f"r{number}", "messages": [{"role": "user", "content": f"What is {number}?"}]} for number in numbers]
+        read_.clear()
+        before = server.asked
+        Job([Sample(ServerGenerator(server.url, "tiny"))], given, tmp_path, shards=4).run()
+        return Counter(read_), server.asked - before
+
+    run(range(8))
+    earlier = [f"ledger-{number}.jsonl" for number in range(4)]
+    assert run([9, *range(1, 8)]) == ({"ledger.jsonl": 4, **dict.fromkeys(earlier, 1)}, 1)
+    found, new = run(range(7, -1, -1))
+    assert new == 0 and found.pop("ledger.jsonl") == 4 and set(found.values()) == {1} and set(earlier) < set(found)
 
 
 @pytest.mark.parametrize("shards", [None, 2])

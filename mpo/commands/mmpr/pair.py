@@ -24,6 +24,6 @@ def run(args: argparse.Namespace) -> Report:
     from mpo.pipelines.mmpr.pair import Pair
 
     step = Pair(max_pairs=args.max_pairs, accuracy=args.accuracy, rewrite=args.rewrite, seed=args.seed)
-    corrected = reviewed(Records(args.input), args)
+    corrected = reviewed(Records(args.input, as_shown=True), args)
     report = run_step(args, step, corrected, pairs=True)
     return replace(report, text=f"{report.text}\n{corrected}") if corrected else report

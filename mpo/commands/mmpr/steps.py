@@ -79,7 +79,7 @@ def run_step(args: argparse.Namespace, step: Any, records: Any = None, *, pairs:
     from mpo.pipelines.mmpr.make import Records, write
     from mpo.pipelines.report import summarize
 
-    steps, records = step if isinstance(step, list) else [step], Records(args.input) if records is None else records
+    steps, records = step if isinstance(step, list) else [step], Records(args.input, as_shown=True) if records is None else records
     job = Job(steps, records, args.output, drop_bad=args.drop_bad)
     report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
     if pairs:

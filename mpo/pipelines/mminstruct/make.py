@@ -84,6 +84,7 @@ def collect(
         reports.append(named.run(**how))
         kept = [*(one for one in kept if one["source"] != name), *Records(named.folder)]
         dropped += Records(named.folder, DROPPED)
+    (folder / REPORT).unlink(missing_ok=True)  # of other files, and after a kill of none
     write_json_lines(folder / OUTPUT, kept)
     write_json_lines(folder / DROPPED, dropped)
     report = _collected(kept, dropped, reports)

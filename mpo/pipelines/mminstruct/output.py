@@ -194,18 +194,21 @@ def write(
     for _, report in jobs:
         spent.update(report["spent"])
     report = _report(kept, lost, config, collected, jobs, spent, root)
-    _write_files(output, kept, config.turns, root)
+    for name in (META, REPORT, PAGE):  # of other files, and after a kill of none
+        (output / name).unlink(missing_ok=True)
+    meta = _write_files(output, kept, config.turns, root)
     write_json_lines(output / DROPPED, lost)
     write_text(output / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(output / PAGE, page(report, kept))
     if not kept:
-        (output / META).unlink()
         said = ", ".join(f"{count}: {reason}" for reason, count in report["drops"].items())
         raise ValueError(f"No instruction is left: {said}. See {output / PAGE}.")
+    write_text(output / META, json.dumps(meta, ensure_ascii=False, indent=1) + "\n", durable=True)
     return report
 
 
-def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) -> None:
+def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) -> dict[str, Any]:
+    """Write all but META, which is returned."""
     groups = [*conversations(kept, turns)]
     lines: dict[str, list[dict[str, Any]]] = {}
     shared, trl = [], []
@@ -242,8 +245,9 @@ def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) ->
     later = {one["id"] for group in groups if "dialogue" in group[0] for one in group[1:]}
     write_json_lines(output / QUESTIONS, (_question(one) for one in kept if one["id"] not in later))
     whole = [one for own in lines.values() for one in own]
-    for file, value in ((LLAVA, whole), (SHAREGPT, shared), ("dataset_info.json", {"mminstruct": info}), (META, meta)):
-        write_text(output / file, json.dumps(value, ensure_ascii=False, indent=1) + "\n", durable=file == META)
+    for file, value in ((LLAVA, whole), (SHAREGPT, shared), ("dataset_info.json", {"mminstruct": info})):
+        write_text(output / file, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    return meta
 
 
 def _question(one: Record) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mpo.data import load_questions
+from mpo.data.ids import id_hash
 from mpo.data.questions import BAD
 from mpo.generation.generator import Generator
-from mpo.io import bad_record, parse_json, read_json_object
+from mpo.io import bad_record, parse_json, read_json_object, write_text
+from mpo.pipelines.flow import log
 from mpo.pipelines.job import SETTINGS, Job
+from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mmpr.config import Config, Model, Sampling, Source, Verifying, file_name, is_server
 from mpo.pipelines.mmpr.continuation import Continue
 from mpo.pipelines.mmpr.output import META, REPORT, WRITTEN, Output
@@ -25,11 +29,21 @@ from mpo.pipelines.part import DROPPED, OUTPUT, locked
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.schema import Question
 
+TRAINED = "trained"
+"""In the folder of a round whose model is trained: what of the configuration made it."""
+
 
 class Records:
-    """The records that a job has written, by its folder or the file; read anew each time, with absolute paths."""
+    """The records that a job has written, by its folder or the file; read anew each time, with absolute paths.
 
-    def __init__(self, path: str | Path, name: str = OUTPUT) -> None:
+    Args:
+        path: the folder or the file.
+        name: the file in the folder.
+        as_shown: refuse images and videos that are not those that the model was shown (`Sample`).
+    """
+
+    def __init__(self, path: str | Path, name: str = OUTPUT, *, as_shown: bool = False) -> None:
+        self._looked: set[int] | None = set() if as_shown else None
         self.path = (Path(path) / name if Path(path).is_dir() else Path(path)).absolute()
         if not self.path.is_file():
             raise ValueError(f"There is no file {self.path}. Give the --output folder of the step before, or its {OUTPUT}.")
@@ -46,7 +60,22 @@ class Records:
                         inner[name] = [str(self.path.parent / one) for one in inner[name]]
                     if not all(isinstance(one["text"], str) for one in inner.get("responses", ())):
                         raise ValueError("a response is not text. Give the output of mpo mmpr sample.")
+                    if self._looked is not None:
+                        self._look(inner, self._looked)
                 yield record
+
+    def _look(self, record: Record, looked: set[int]) -> None:
+        files = [file for name in ("images", "videos") for file in record.get(name) or ()]
+        for file, shown in zip(files, record.get("shown", ()), strict=False):  # not where it was sampled by an earlier version
+            if not shown or not Path(file).exists():  # on a machine without the images, responses can still be judged
+                continue
+            now = id_hash(f"{file} {shown} {content_hash(file, read=False)}")
+            if now not in looked and content_hash(file) != shown:
+                raise ValueError(
+                    f"{record['id']!r} has responses to another image than {file}, which has been replaced. Run mpo mmpr sample "
+                    "again, which asks about it alone, and what follows it."
+                )
+            looked.add(now)
 
 
 class Route:
@@ -135,8 +164,9 @@ def make(
         if not (folder / ".mmpr.lock").exists() and (found := [name for name in WRITTEN if (folder / name).exists()]):
             raise ValueError(f"{folder} holds {found[0]}, which mpo mmpr has not written. Give another folder.")
         with locked(folder, "mmpr"):
-            if (folder / "trained").exists():
+            if (folder / TRAINED).exists():
                 report = read_json_object(folder / REPORT)
+                _name_changes(config, folder)
             else:
                 report = _round(config, folder, {"workers": workers, "retry_dropped": retry_dropped}, drop_bad, correct or dict)
                 if config.rounds > 1:
@@ -158,12 +188,33 @@ def _train(config: Config, folder: Path) -> None:
         raise ChildProcessError(
             f"mpo train in {folder / 'run'} failed with status {done.returncode}. Run the same command to continue."
         )
-    (folder / "trained").touch()
+    write_text(folder / TRAINED, json.dumps(_made_with(config)))
 
 
-def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool, correct: Correct) -> dict[str, Any]:
-    opened = cache(lambda number, max_tiles: open_model(config.models[number], max_tiles))
-    output, reports, verify, pair = Output(folder, config.formats), [], Verify(**dict(config.verify)), Pair(**dict(config.pair))
+def _made_with(config: Config) -> dict[str, Any]:
+    """What of a configuration decides the pairs of a round and its training, but for the questions."""
+    return config.model_dump(mode="json", by_alias=True, exclude={"models", "rounds", "sources", "formats"})
+
+
+def _name_changes(config: Config, folder: Path) -> None:
+    """Say what has changed since a round has trained its model, which stays as it is."""
+    jobs = _jobs(config, folder, lambda *_: object(), drop_bad=True)  # its model is not asked
+    before = json.loads((folder / TRAINED).read_text() or "{}")  # empty in folders of earlier versions
+    changed = [name for name, value in _made_with(config).items() if before and before.get(name) != value]
+    there = {path.parent.name for path in (folder / "jobs").glob(f"*/{SETTINGS}")}
+    if {job.folder.name for job, *_ in jobs} != there or any(job.changed() for job, *_ in jobs):
+        changed.insert(0, "questions")
+    if changed:
+        log.warning(
+            "%s has trained its model, and stays as it is: its %s have changed since (or moved), which only rounds that are not "
+            "trained yet follow. For a model of the new ones, give another folder.",
+            *(folder, ", ".join(changed)),
+        )
+
+
+def _jobs(
+    config: Config, folder: Path, opened: Callable[[int, int | None], Any], drop_bad: bool
+) -> list[tuple[Job, Route, Source]]:
     kept, planned = config.continue_, list[tuple[str, list[Step], Route, Source]]()
     for source in config.sources:
         questions = load_questions(source.path, image_root=source.image_root, limit=source.limit, keep_bad=True)
@@ -184,11 +235,17 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool, co
             ]
             route = Route(questions, source.route, is_open=True, needs_image=not kept.with_image)
             planned.append((f"{source.name}-continue{number or ''}", steps, route, source))
-    jobs = [
+    return [
         (Job(steps, route, folder / "jobs" / name, drop_bad=drop_bad), route, source)
         for name, steps, route, source in planned
         if next(iter(route), None) is not None
     ]
+
+
+def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool, correct: Correct) -> dict[str, Any]:
+    opened = cache(lambda number, max_tiles: open_model(config.models[number], max_tiles))
+    output, reports, verify, pair = Output(folder, config.formats), [], Verify(**dict(config.verify)), Pair(**dict(config.pair))
+    kept, jobs = config.continue_, _jobs(config, folder, opened, drop_bad)
     news = [job for job, route, _ in jobs if route.is_open and kept.ratio and not (job.folder / REPORT).exists()]
     for job, *_ in jobs if news else ():
         with locked(job.folder, "job"):

@@ -24,6 +24,8 @@ from mpo.pipelines.report import count_reason, page
 
 META, REPORT, PAGE, DROPPED, LINES = "meta.json", "report.json", "report.html", "dropped.jsonl", "annotations"
 WRITTEN = (META, REPORT, PAGE, DROPPED, LINES, "jobs", "trl", "swift", "run")
+NAMES = ".annotations"
+"""Lists the files of pairs that may be there, one a line, while they are written and META is not there."""
 PLACEHOLDER = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}|<IMG_CONTEXT>")
 """What a model may write and no reader of the data takes in a response: it stands for an image."""
 LARGE, OF_LARGE, LONGEST = 500_000, 3, 1_200_000
@@ -96,10 +98,15 @@ class Output:
         Raises:
             ValueError: if there are no pairs, with the reasons; the report is written, and there is no ``meta.json``.
         """
-        before = read_json_object(self.folder / META) if (self.folder / META).is_file() else {}
+        before = {*read_json_object(self.folder / META)} if (self.folder / META).is_file() else set[str]()
+        before |= {*(self.folder / NAMES).read_text().splitlines()} if (self.folder / NAMES).is_file() else set()
+        planned = {_part(name, number) for name, file in self._files.items() for number in range(-(-file.lines // LONGEST))}
+        write_text(self.folder / NAMES, "\n".join(sorted(before | planned)), durable=True)
+        for name in (META, REPORT, PAGE):  # of other files, and after a kill of none
+            (self.folder / name).unlink(missing_ok=True)
         meta = {part: entry for name, file in sorted(self._files.items()) for part, entry in self._write(name, file)}
         for form in (LINES, "trl", "swift"):  # nothing stays of pairs that are no more
-            for part in {*before} if form not in (LINES, *self.formats) else {*before} - {*meta}:
+            for part in before if form not in (LINES, *self.formats) else before - {*meta}:
                 (self.folder / form / f"{part}.jsonl").unlink(missing_ok=True)
         with atomic_write(self.folder / DROPPED) as written:
             written.writelines(map(json_line, self._dropped))
@@ -122,13 +129,14 @@ class Output:
         write_text(self.folder / PAGE, html.replace("</body>", f"<h2>Pairs</h2>{''.join(map(_article, self._shown))}</body>"))
         write_text(self.folder / REPORT, json.dumps(report, indent=1) + "\n")
         if not meta:
-            (self.folder / META).unlink(missing_ok=True)
+            (self.folder / NAMES).unlink()
             reasons = ", ".join(f"{count}: {reason}" for reason, count in rows[0].get("without pairs: reason", {}).items())
             raise ValueError(
                 f"No pairs of {total['questions']} questions: {reasons}. See {self.folder / PAGE}. Other rules, such as "
                 "another format, judge the same responses again, and nothing is asked again."
             )
         write_text(self.folder / META, json.dumps(meta, indent=1) + "\n", durable=True)
+        (self.folder / NAMES).unlink()
         return report
 
     def _write(self, name: str, file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -137,7 +145,7 @@ class Output:
         counts, number = self.sources[file.source], 0
         pairs = file.read(counts)
         while (following := next(pairs, None)) is not None:
-            part, length = f"{name}_{number:03d}" if number else name, 0
+            part, length = _part(name, number), 0
             with ExitStack() as stack:
                 lines = stack.enter_context(atomic_write(self.folder / LINES / f"{part}.jsonl", durable=True))
                 others = [(form, stack.enter_context(atomic_write(self.folder / form / f"{part}.jsonl"))) for form in self.formats]
@@ -153,6 +161,11 @@ class Output:
             entry = {"root": near, "annotation": f"{LINES}/{part}.jsonl", "data_augment": False, "repeat_time": 1, "length": length}
             yield part, entry | ({} if file.tiles is None else {"max_dynamic_patch": file.tiles})
             number += 1
+
+
+def _part(name: str, number: int) -> str:
+    """The name of a part of a file."""
+    return f"{name}_{number:03d}" if number else name
 
 
 class _File:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines import sample as plain
+from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mmpr.prompts import PROMPTS, find_prompt, render
 from mpo.pipelines.step import Record, Step
 
@@ -22,7 +23,8 @@ SHORT = re.compile(
 
 
 class Sample(Step):
-    """Add ``responses`` to a question: ``text``, ``finish_reason``, ``model``, ``seed``, ``sample``; and ``asked``, what was asked.
+    """Add ``responses`` to a question: ``text``, ``finish_reason``, ``model``, ``seed``, ``sample``; ``asked``, what was asked; and
+    ``shown``, hashes of the image files.
 
     Several, one after another, fill one pool: of other models, or of the same one with another seed, where needed (`until`).
 
@@ -89,6 +91,8 @@ class Sample(Step):
             for number, one in enumerate(several)
         ]
         asked = {"asked": record.get("asked") or asked_of(self._request(record)), "format": self._prompt.format}
+        if files := [file for name in ("images", "videos") for file in record.get(name) or ()]:
+            asked["shown"] = [content_hash(file) if isinstance(file, str) else None for file in files]
         return {**record, **asked, "responses": [*record.get("responses", ()), *new]}
 
 

@@ -162,12 +162,8 @@ def evaluate(
         raise ValueError("Best of N needs several samples per question. Give k (--n), such as 8.")
     folder = Path(folder).absolute()
     data = {name: checked_questions(name, questions) for name, questions in benchmarks.items()}
-    for name, records in data.items():
-        images = len({cluster_of(record) for record in records})
-        least = smallest_difference(images)
-        if progress:
-            said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
-            print(f"{said} {100 * least:.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
+    if progress:
+        _say_power(data)
     names = [(model, benchmark, mode) for model in models for benchmark in data for mode in modes]
     folders = {one: folder / JOBS / "/".join(slug(part) for part in one) for one in names}
     if len({*folders.values()}) < len(folders):
@@ -197,6 +193,14 @@ def evaluate(
     results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
     by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
     return write_results(folder, results, found, by_id)
+
+
+def _say_power(data: Mapping[str, Sequence[Record]]) -> None:
+    """Say which difference so many questions can show, before any is asked."""
+    for name, records in data.items():
+        images = len({cluster_of(record) for record in records})
+        said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
+        print(f"{said} {100 * smallest_difference(images):.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
 
 
 def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequence[str], k: Any) -> None:

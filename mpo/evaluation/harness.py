@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mpo.evaluation.run import GREEDY, slug, summarize, write_results
+from mpo.evaluation.results import GREEDY, summarize, write_results
+from mpo.evaluation.run import slug
 from mpo.io import read_json_lines, read_json_object, write_text
 from mpo.pipelines.ledger import content_hash
 
@@ -223,7 +224,7 @@ def read_results(folder: Path) -> Iterator[tuple[str, str, list[tuple[dict[str, 
     Their layout is that of ``lmms_eval/loggers/evaluation_tracker.py`` (EvolvingLMMs-Lab/lmms-eval, 75571cfe).
 
     Yields:
-        for each task and metric: their names, each question's row as `mpo.evaluation.run.judged` makes it, with its record, and
+        for each task and metric: their names, each question's row as `mpo.evaluation.results.judged` makes it, with its record, and
         the number as lmms-eval gives it. There are no rows for a metric that is not the mean of scores from 0 to 1.
     """
     path = newest(folder)

@@ -2,6 +2,7 @@
 
     python benchmarks/features.py                  # the shape "small" of benchmarks/step.py on a CPU, float32 and bfloat16
     python benchmarks/features.py --epochs 3 --images 12 --workers 2
+    python benchmarks/features.py --measure steps runs     # the times alone
 
 Exactness, by dtype of the weights: `tower` is the largest difference between the output of a tile in two batches of the live tower
 (alone, and among others), relative to the largest value; `live` the difference between two compositions of a live batch
@@ -17,6 +18,7 @@ import copy
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from datetime import date
@@ -198,22 +200,28 @@ def timed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs="+", default=["exactness", "steps", "runs"], choices=["exactness", "steps", "runs"])
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / f"features_cpu_{date.today()}.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, quiet():
+        parts: dict[str, Any] = {
+            "exactness": lambda: {dtype: exactness(Path(name), dtype) for dtype in ("float32", "bfloat16")},
+            "steps": steps,
+            "runs": lambda: timed(Path(name), options),
+        }
+        found = {part: parts[part]() for part in options.measure}
         result = {
+            "command": " ".join(["python benchmarks/features.py", *sys.argv[1:]]),
             "how": __doc__,
             "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "versions": {package: version(package) for package in ("torch", "transformers", "trl", "mpo-trainer")},
-            "exactness": {dtype: exactness(Path(name), dtype) for dtype in ("float32", "bfloat16")},
-            "steps": steps(),
-            "runs": timed(Path(name), options),
+            **found,
         }
     options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("exactness", "steps", "runs")}, indent=1))
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

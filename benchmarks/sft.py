@@ -1,7 +1,7 @@
 """Compare packed conversations with TRL's SFTTrainer: counted FLOPs, packing against other procedures, and the speed of planning.
 
     python benchmarks/sft.py                                   # all of it, JSON into results/
-    python benchmarks/sft.py --measure planning --records 20000
+    python benchmarks/sft.py --measure planning --records 1000000
 
 Counted, by formulas: the FLOPs of forward and backward passes of an InternVL over conversations with InternVL 2.5's token shares
 (arXiv 2412.05271), per token that is no padding. A multiplication and an addition are two FLOPs; attention has 2 matrix products
@@ -14,8 +14,9 @@ packs' causal segments, the half up to the diagonal (masks: CPU seconds of both)
 Packing: packs per lower bound (the larger of tokens / 16,384 and tiles / 48), and the most expensive to the mean micro-batch of 64
 ranks; against first fit over a buffer of 20 open packs, as the official procedure is described, and filling packs in random order.
 
-Planning: CPU seconds per record, by part; text is counted by shapes and words. The texts are made of docstrings, the tokenizer has
-32,000 tokens, and images are files, of another size each.
+Planning: records per CPU second in one process (text is counted by shapes and words, or each record one by one), and seconds of
+planning all of them in as many processes as `measure` takes. The texts are made of docstrings, the tokenizer has 32,000 tokens, and
+each record has a name of its own of one of 20,000 image files.
 
 Timed: full steps on all batches of 64 conversations of a small model, in alternating passes, medians of CPU seconds; peak memory of
 each side in its own process. TRL's LM head skips unlabelled positions, as on a GPU. Exact: loss and gradients of packs against one
@@ -232,7 +233,7 @@ def masks(tokens: int = 4096, device: str = "cpu") -> dict[str, Any]:
 def sft_counted_step() -> dict[str, Any]:
     """FLOPs of a pack and of TRL's batch on the 1B shape, counted on the meta device, over those of the formulas."""
     shape, found = SHAPES["1B"], {}
-    stand_in = replace(shape, vision=(32, 32, 1, 1), text=(32, 32, 1, 2), kv_heads=1, vocabulary=512)
+    stand_in = replace(shape, vision=(32, 32, 1, 1), text=(32, 32, 2, 2), kv_heads=1, vocabulary=512)
     dataset = small_set(replace(shape, scale=1), BATCH)
     for side in SIDES:
         calls: list[Call] = []

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_deepspeed_available
 from small_runs import record, small_run, warm_up, whole_weights
 from small_sft import small_sft
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing import start_processes
+from transformers import training_args
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
@@ -80,6 +81,11 @@ def shard_on_cpus() -> None:
     def gloo(self, cpu=False, *args, **kwargs):
         return choose(self, cpu, *args, **kwargs) if cpu else ("gloo", DistributedType.MULTI_GPU)
 
+    training_args.is_torch_bf16_gpu_available = lambda: True
+    if is_deepspeed_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__ = {}  # its kernel for ranks of one computer is compiled first, and waits without rest
     AcceleratorState.__init__ = as_on_gpus
     PartialState._prepare_backend = gloo
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"

@@ -146,6 +146,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--model-name": {"metavar": "NAME", "help": "model to use on a server with several (default: its first one)"},
     "--n": {**NUMBER, "help": "responses per question"},
     "--num-proc": {**NUMBER, "help": "number of processes (default: one per CPU core)"},
+    "--old": {**FLAG, "help": "remove what earlier versions of mpo wrote and this one cannot read, too"},
     "--origin": {"metavar": "TEXT", "help": "where images come from that do not say it themselves"},
     "--output": {"type": path, "metavar": "PATH", "help": "file or folder to write"},
     "--output-format": {"help": "format to write"},

@@ -78,11 +78,8 @@ def logprobs(model: LocalGenerator, question: Question, responses: Sequence[str]
     """The log-probs of the tokens of each response, none of an empty one; each distinct text is computed once."""
     import torch
 
-    from mpo.batching.logprobs import completion_logprobs
-
     texts = [*dict.fromkeys(text for text in responses if text.strip())]
-    asking = [asked(question)]
-    found = completion_logprobs(model.model, model.processor, asking, [texts], tower=model.tower)[0] if texts else []
+    found = model.logprobs([asked(question)], [texts])[0] if texts else []
     by_text = dict(zip(texts, found, strict=True))
     return [by_text.get(text, torch.zeros(0)) for text in responses]
 

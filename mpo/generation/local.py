@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import inspect
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from accelerate.utils import is_peft_model
@@ -18,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from mpo.batching.logprobs import check_prompt, context_of, prompt_record
+from mpo.batching.logprobs import check_prompt, completion_logprobs, context_of, prompt_record
 from mpo.batching.randomness import eval_mode
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.features import VISION_FEATURES
@@ -98,11 +99,11 @@ class LocalGenerator:
         progress: label of the progress bar; None for no bar.
         tile_budget: whether the tile limit applies per prompt or per image, as in `MPOConfig`.
         sharded: the weights are sharded over several ranks, all of which make the same calls.
-        tower: a `mpo.training.features.use.CachedTower` of the model, for which every image is encoded once.
 
     Attributes:
         usage: the tokens so far.
         concurrency: of a job's requests: a full batch of single responses.
+        tower: the `mpo.training.features.use.CachedTower` of the model, or None; see `with_tower`.
 
     Raises:
         ValueError: for an invalid argument.
@@ -117,7 +118,6 @@ class LocalGenerator:
         progress: str | None = None,
         tile_budget: str = "prompt",
         sharded: bool = False,
-        tower: Any = None,
     ) -> None:
         if tile_budget not in TILE_BUDGETS:
             raise ValueError(f"Expected tile_budget to be {' or '.join(TILE_BUDGETS)}; got tile_budget={tile_budget!r}.")
@@ -127,14 +127,23 @@ class LocalGenerator:
         self.responses_per_batch: int = whole_number("responses_per_batch", responses_per_batch)
         self.progress = progress
         self.sharded = sharded
-        self.tower = tower
+        self.tower: Any = None
         self.usage = Usage()
         self.concurrency = responses_per_batch
-        self._encoder = Encoder(processor, tile_budget=tile_budget, features=None if tower is None else tower.cache)
+        self._encoder = Encoder(processor, tile_budget=tile_budget)
         self._ends = _end_tokens(model, processor)
         self._pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
         self._context = context_of(model)
         self._busy = threading.RLock()  # two steps of a job may ask it from two threads
+
+    def with_tower(self, tower: Any) -> Self:
+        """Return this generator with a `mpo.training.features.use.CachedTower` of its model, for which every image is encoded once.
+
+        All else, with the usage and the lock of the model, is shared with it.
+        """
+        other = copy.copy(self)
+        other.tower, other._encoder = tower, replace(self._encoder, features=tower.cache)
+        return other
 
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate` for the settings."""
@@ -209,6 +218,11 @@ class LocalGenerator:
         """
         decoding = Decoding(**settings)
         return self._sample(records, [range(decoding.n)] * len(records), decoding)
+
+    def logprobs(self, requests: Sequence[Request], completions: Sequence[Sequence[str]]) -> list[list[Tensor]]:
+        """Compute the log-prob of every token of given completions; see `mpo.batching.logprobs.completion_logprobs`."""
+        budget, tower = self._encoder.tile_budget, self.tower
+        return completion_logprobs(self.model, self.processor, requests, completions, tile_budget=budget, tower=tower)
 
     def identity(self) -> dict[str, Any]:
         """The fingerprint of the weights, and what turns a request into the model's input."""

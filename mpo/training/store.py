@@ -30,7 +30,8 @@ LEFTOVER_AGE_SECONDS = 60.0
 """A younger `.tmp` file may be a shard that is being written, which takes well under a second."""
 KIND, FEATURES = "cache", "vision features"
 """The part of a fingerprint that names what its cache holds, and the value for vision features. Log-probs have none."""
-SHARD_NAME = re.compile(r"answers-r\d+-\d+-[0-9a-f]{12}\.safetensors|[0-9a-f]{32}\.safetensors")
+SHARD_NAME = re.compile(r"(answers-r\d+-\d+-[0-9a-f]{12}|[0-9a-f]{32})\.(safetensors|parquet)")
+"""Names of files that mpo writes, or wrote in format 1."""
 
 
 class DamagedShard(StoreError):
@@ -39,6 +40,10 @@ class DamagedShard(StoreError):
 
 class ForeignShard(StoreError):
     """A shard of another fingerprint."""
+
+
+class EarlierFormat(ValueError):
+    """A folder of an earlier format."""
 
 
 def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]:
@@ -66,7 +71,7 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]
         return folder, None
     others = {}
     for meta in root.glob(f"*/{META_FILE}"):
-        with suppress(ValueError):  # damaged, and not used here
+        with suppress(ValueError, OSError):  # damaged, of another format or user, and not used here
             if what_of(other := read_fingerprint(meta.parent)) == what:
                 others[meta.parent.name] = fingerprint.differences(other)
     if not others:
@@ -103,23 +108,39 @@ def cache_folders(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
+def read_caches(folder: str | os.PathLike[str]) -> tuple[list[tuple[Path, Fingerprint]], dict[Path, Exception]]:
+    """Return the folders of `cache_folders` with their fingerprints, and those of which it cannot be read, with the reason."""
+    found, unread = [], dict[Path, Exception]()
+    for path in cache_folders(folder):
+        try:
+            found.append((path, read_fingerprint(path)))
+        except (ValueError, OSError) as error:
+            unread[path] = error
+    return found, unread
+
+
 def read_fingerprint(folder: Path) -> Fingerprint:
     """Read the fingerprint in a folder's meta.json.
 
     Raises:
-        ValueError: when it is damaged or has another format version.
+        EarlierFormat: when an earlier version of mpo wrote the folder.
+        ValueError: when it is damaged or has a later format.
     """
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text())
+        found, other = f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}.", "or use another folder."
+        if meta["format"] > FORMAT:
+            raise ValueError(f"{found} Update mpo, {other}")
+        fingerprint = Fingerprint({**meta["parts"]}, {**meta["settings"]}, {**meta["about"]})
         if meta["format"] != FORMAT:
-            fix = f"Delete {folder}, whose content is then computed again, or use another folder."
-            raise ValueError(f"{path} has format {meta['format']}, and this version of mpo reads {FORMAT}. {fix}")
-        return Fingerprint(meta["parts"], meta["settings"], meta["about"])
+            fix = f"Delete {folder} (`mpo cache prune --old {folder}`), whose content is then computed again, {other}"
+            raise EarlierFormat(f"{found} {fix}")
+        return fingerprint
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Delete it: the next run with these settings "
-            "writes it again, and keeps the shards."
+            f"{path} is damaged, or of something else ({type(error).__name__}: {error}). Delete it if this is the folder of a "
+            "cache: the next run with these settings writes it again, and keeps the shards."
         ) from error
 
 

@@ -1,5 +1,6 @@
 """`mpo cache`: its output, the problems it finds, the files it removes and the files it keeps."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -206,6 +207,43 @@ def test_pruning_again_and_again_while_another_process_writes(tmp_path, run):
     run("prune", folder)
     assert len(shards(folder)) == 1
     assert values_in(ReferenceCache(folder, HERE), 300) == {number: -number for number in range(300)}
+
+
+def of_format(number: int, root, name: str):
+    """A folder as mpo wrote it in that format, with shards of format 1, features and a file of its user."""
+    (folder := root / name).mkdir()
+    (folder / "meta.json").write_text(json.dumps({"format": number, "parts": {}, "settings": {}, "about": {}}))
+    (folder / "0a").mkdir()
+    for file in ("answers-r0-4711-9a0b3c5d7e1f.parquet", f"0a/{'0a' * 16}.safetensors", "notes.txt"):
+        (folder / file).write_bytes(b"x" * 500_000)
+    return folder
+
+
+def test_folders_that_cannot_be_read_are_named_and_the_others_done(cache, run, capsys):
+    root = cache.folder.parent
+    old, later, broken = of_format(1, root, "InternVL-0"), of_format(3, root, "Zed-0"), root / "A-0"
+    (broken / "meta.json").mkdir(parents=True)  # an OSError, as that of a folder of another user
+    of_format(2, root, "B-0").joinpath("meta.json").write_text('{"format": 2, "parts": 3, "settings": {}, "about": {}}')
+    for action, done in (("inspect", "completions +5\n"), ("verify", "4 entries in 3 intact"), ("prune", "merge 3 shards")):
+        status, said = run(action, root)
+        assert status == 1 and re.search(done, said) and "has format 3" in said and str(broken) in said
+        assert f"{old / 'meta.json'} has format 1" in said and f"mpo cache prune --old {old}" in said
+        main(["cache", action, str(root), "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert len(found["folders"]) == 1 and len(found["problems"]) == 4
+        status, said = run(action, old)
+        assert status == 1 and "has format 1" in said
+    ReferenceCache(root, HERE)  # a run with a cache of its own goes on too
+    status, said = run("prune", "--old", "--dry-run", root)
+    assert status == 1 and "remove the files of an earlier format (3, 1.0 MB)" in said and (old / "meta.json").exists()
+    assert run("prune", "--old", root)[0] == 1 and [path.name for path in old.iterdir()] == ["notes.txt"]
+    assert (later / "0a" / f"{'0a' * 16}.safetensors").exists() and values_in(cache)
+    (other := root / "Made-0" / "meta.json").parent.mkdir()
+    other.write_text('{"format": 1, "made": "by another program"}')
+    (old / "notes.txt").rename(root / "notes.txt")
+    of_format(1, root, "Other-0").joinpath("notes.txt").unlink()
+    run("prune", "--old", root)
+    assert not (root / "Other-0").exists() and other.exists() and (root / "notes.txt").exists()
 
 
 def test_a_folder_that_is_no_cache_is_refused(tmp_path, run):

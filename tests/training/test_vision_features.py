@@ -26,6 +26,7 @@ from mpo.commands.outcome import user_errors
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.images import _OncePerImage
 from mpo.encoding.keys import image_key
+from mpo.evaluation.scorers import MeanLogProb
 from mpo.generation.generator import Request
 from mpo.generation.local import LocalGenerator
 from mpo.models.features import tile_shape
@@ -34,6 +35,7 @@ from mpo.models.parts import base_model
 from mpo.models.small import small_internvl, small_processor
 from mpo.models.tower import find_tower
 from mpo.preflight.dry_run import feature_lines
+from mpo.schema import Question
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.features.cache import FeatureCache, feature_files, open_features
 from mpo.training.reference.fingerprint import Fingerprint
@@ -143,7 +145,8 @@ def test_a_frozen_projector_does_not_run_either(tmp_path):
     assert trainer._cached_tower.cache.read([trainer._cached_tower.cache.find(bytes.fromhex(path.stem))]).shape[1:] == (4, 32)
 
 
-def test_a_fuser_reads_the_same_layers(tmp_path):
+def test_a_fuser_reads_the_same_layers(tmp_path, encoded):
+    """In training, and in a generator."""
     from mpo.models.fused import add_fuser
 
     processor = small_processor(TEXTS, image_size=32, patch_size=8, max_patches=4)
@@ -154,6 +157,11 @@ def test_a_fuser_reads_the_same_layers(tmp_path):
         fused = add_fuser(model, layers=[1, 2, 3], num_heads=2, num_points=2)
         ends.append(ended(small_run(tmp_path, model=fused, pairs=2, num_train_epochs=2, **more), tmp_path))
     assert difference(ends[0]["weights"], ends[1]["weights"]) < 1e-6
+    plain, asked = LocalGenerator(fused, processor), [Request.ask("What is it?", images=[make_image(0)])]
+    usual = plain.generate(asked, max_new_tokens=6)
+    encoded.clear()
+    shared = use.with_cached_features(plain, tmp_path / "asked")
+    assert shared.generate(asked, max_new_tokens=6) == shared.generate(asked, max_new_tokens=6) == usual and len(encoded) == 1
 
 
 LLAVAS = {  # tower, layers that the projector reads, with the class token or without
@@ -205,9 +213,34 @@ def test_a_llava_encodes_each_image_once_too(tmp_path, name, kind, encoded, proc
     model, processor = llava(*LLAVAS[name])
     usual = [LocalGenerator(model, processor).generate(asked, max_new_tokens=6, seed=1, temperature=1.0, n=2)]
     encoded.clear()
-    tower = use.cached_tower(model, processor, tmp_path / "asked")
-    assert LocalGenerator(model, processor, tower=tower).generate(asked, max_new_tokens=6, seed=1, temperature=1.0, n=2) == usual[0]
+    shared = use.with_cached_features(LocalGenerator(model, processor), tmp_path / "asked")
+    assert shared.generate(asked, max_new_tokens=6, seed=1, temperature=1.0, n=2) == usual[0]
     assert len(encoded) == 2
+
+
+def test_a_generator_with_cached_features_keeps_what_it_is(tmp_path, encoded):
+    """Its class and all settings, and so the tiles of images: of a prompt with two, a scorer has those of the response."""
+
+    class Own(LocalGenerator):
+        pass
+
+    trainer = small_run(tmp_path)
+    parts = trainer.model, trainer.processing_class
+    images = [make_image(number).resize((64, 64)) for number in (0, 2)]  # 4 tiles and a thumbnail, or 1 of 2 for each
+    asked, texts = [Request.ask("Which?", images=images)], [["This.", "That one."]]
+    others = LocalGenerator(*parts).logprobs(asked, texts)
+    plain = Own(*parts, responses_per_batch=3, progress="asked", tile_budget="image")
+    usual, score = plain.logprobs(asked, texts), MeanLogProb(plain)(Question(asked[0].messages, images=images), texts[0])
+    assert encoded == [2, 10, 10] and difference(usual, others) > 0
+    assert score == [one.mean().item() for one in usual[0]]
+    encoded.clear()
+    shared = use.with_cached_features(plain, tmp_path / "features")
+    assert type(shared) is Own and shared.identity() == plain.identity() and plain.tower is None
+    kept = {name for name in vars(plain) if vars(plain)[name] is vars(shared)[name]}
+    assert vars(plain).keys() - kept == {"tower", "_encoder"}
+    assert difference(shared.logprobs(asked, texts), usual) < 1e-6 and len(encoded) == 2
+    shared.generate(asked, max_new_tokens=3)
+    assert len(encoded) == 2 and plain.usage.responses == 1
 
 
 @pytest.mark.parametrize("model_type", ["llava_next", "qwen2_5_vl", "qwen3_vl"])

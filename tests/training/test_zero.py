@@ -100,6 +100,25 @@ def test_a_run_goes_on_from_its_checkpoint(two_ranks, stage, kind):
         assert straight["logs"][3][name] == resumed["logs"][3][name]
 
 
+def test_cached_features_are_live_ones(tmp_path):
+    """DeepSpeed casts float32 weights to bfloat16 when training begins, which autocast does not: other features, another key."""
+    settings = {"pairs": 4, "per_device_train_batch_size": 1, "num_train_epochs": 2, "max_grad_norm": 0.5, "frozen_tower": True}
+    cached = {"vision_features": "cached", "vision_feature_cache": str(tmp_path / "features")}
+    kinds = [(stage, bf16) for stage in (1, 2) for bf16 in (False, True)]
+    runs = {
+        f"{stage} {bf16} {len(how)}": {**settings, **zero(stage), "bf16": bf16, **how}
+        for stage, bf16 in kinds
+        for how in ({}, cached)
+    }
+    run_on_ranks(tmp_path, runs)
+    for stage, bf16 in kinds:
+        live, ours = (torch.load(tmp_path / f"{stage} {bf16} {size}.pt") for size in (0, 2))
+        assert difference(live["weights"], ours["weights"]) == difference(live["logs"], ours["logs"]) == 0
+    metas = [json.loads(path.read_text()) for path in (tmp_path / "features").glob("*/meta.json")]
+    assert {meta["parts"]["compute dtype"] for meta in metas} == {"float32", "bfloat16, cast weights"}
+    assert len(list((tmp_path / "features").glob("*/??/*.safetensors"))) == 2 * 4  # the stages and ranks share them
+
+
 def test_a_cache_of_pieces_is_refused(two_ranks):
     """A reference is known by its weights, and no rank has them."""
     settings = {**STEP, **TWO_RANKS, **zero(3), "checkpoint": str(two_ranks / "start"), "reference": "cached"}

@@ -1,7 +1,7 @@
 """Show the contents of a cache.
 
 For each folder: the model and settings, the number of completions or images, the size, the age and the temporary
-files.
+files. A folder that cannot be read, as of an earlier format, is named, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    from mpo.training.store import cache_folders
+    from mpo.training.store import read_caches
 
-    folders = [_contents(folder) for folder in cache_folders(args.folder)]
-    return Report("\n".join(map(_table, folders)), {"folders": folders})
+    caches, unread = read_caches(args.folder)
+    folders, problems = [_contents(*cache) for cache in caches], list(map(str, unread.values()))
+    return Report("\n".join([*map(_table, folders), *problems]), {"folders": folders, "problems": problems}, int(bool(unread)))
 
 
-def _contents(folder: Path) -> dict[str, Any]:
+def _contents(folder: Path, fingerprint: Any) -> dict[str, Any]:
     from mpo.training.features.cache import feature_files
     from mpo.training.reference.shards import shards
-    from mpo.training.store import FEATURES, leftovers, read_fingerprint, what_of
+    from mpo.training.store import FEATURES, leftovers, what_of
 
-    fingerprint, temporary = read_fingerprint(folder), leftovers(folder)
-    has_features = what_of(fingerprint) == FEATURES
+    temporary, has_features = leftovers(folder), what_of(fingerprint) == FEATURES
     files = list(feature_files(folder)) if has_features else shards(folder)
     rows, times = (
         [1 if has_features else _rows(path, fingerprint) for path in files],

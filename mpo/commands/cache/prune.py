@@ -2,7 +2,8 @@
 
 Temporary files of killed runs, damaged shards and invalid log-probs (verify lists them) are removed, and small shards
 of log-probs merged. Shards with other settings and files not written by mpo are never touched. Removed entries are computed again
-by the next run that needs them. Training runs may continue at the same time.
+by the next run that needs them. Training runs may continue at the same time. A folder that cannot be read, as of an
+earlier format, is named, and the exit status is then 1; --old removes those of an earlier format.
 """
 
 from __future__ import annotations
@@ -15,22 +16,29 @@ from mpo.commands.outcome import Report
 EXAMPLES = """\
 mpo cache prune --dry-run runs/reference   show the changes
 mpo cache prune runs/reference
+mpo cache prune --old runs/reference       remove folders of earlier formats too
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", type=path, help="folder of the cache, or one of its sub-folders")
-    add(parser, "--dry-run")
+    add(parser, "--dry-run", "--old")
 
 
 def run(args: argparse.Namespace) -> Report:
-    from mpo.training.reference.maintenance import prune_folder
-    from mpo.training.store import cache_folders, read_fingerprint
+    from mpo.training.reference.maintenance import prune_folder, remove_old
+    from mpo.training.store import EarlierFormat, read_caches
 
     lines, folders = [], []
-    for folder in cache_folders(args.folder):
-        done = prune_folder(folder, read_fingerprint(folder), dry_run=args.dry_run)
+    caches, unread = read_caches(args.folder)
+    pruned = {folder: prune_folder(folder, fingerprint, dry_run=args.dry_run) for folder, fingerprint in caches}
+    for folder in [folder for folder, error in unread.items() if args.old and isinstance(error, EarlierFormat)]:
+        pruned[folder] = remove_old(folder, dry_run=args.dry_run)
+        del unread[folder]
+    for folder, done in pruned.items():
         lines += [f"{folder}: " + ("nothing to do" if not done else "would" if args.dry_run else "done")]
         lines += [f"  {line}" for line in done]
         folders.append({"folder": folder, "changes": done})
-    return Report("\n".join(lines), {"dry_run": args.dry_run, "folders": folders})
+    problems = list(map(str, unread.values()))
+    data = {"dry_run": args.dry_run, "folders": folders, "problems": problems}
+    return Report("\n".join([*lines, *problems]), data, int(bool(unread)))

@@ -1,7 +1,8 @@
 """Check every shard of a cache.
 
 Read every shard and check its checksum and its fingerprint, that log-probs are finite and not positive, and that
-completions stored twice agree. Changes nothing. The exit status is 1 if there are problems.
+completions stored twice agree. Changes nothing. The exit status is 1 if there are problems, such as a folder of an
+earlier format.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.training.reference.maintenance import check_folder
-    from mpo.training.store import cache_folders, read_fingerprint
+    from mpo.training.store import read_caches
 
     lines, folders = [], []
-    for folder in cache_folders(args.folder):
-        check = check_folder(folder, read_fingerprint(folder))
+    caches, unread = read_caches(args.folder)
+    for folder, fingerprint in caches:
+        check = check_folder(folder, fingerprint)
         problems = [str(problem) for problem in check.problems]
         folders.append({"folder": folder, "entries": check.entries, "intact_shards": len(check.whole), "problems": problems})
         lines.append(f"{folder}: {check.entries:,} entries in {len(check.whole)} intact shards, {len(problems)} problems")
@@ -41,4 +43,5 @@ def run(args: argparse.Namespace) -> Report:
         lines.append(
             f"Run `mpo cache prune {args.folder}` to remove damaged and invalid entries; the next run computes them again."
         )
-    return Report("\n".join(lines), {"folders": folders}, int(bad))
+    others = list(map(str, unread.values()))
+    return Report("\n".join([*lines, *others]), {"folders": folders, "problems": others}, int(bad or bool(unread)))

@@ -186,9 +186,8 @@ def cached_tower(model: nn.Module, processing_class: Any, folder: str | Path) ->
 
 
 def with_cached_features(generator: LocalGenerator, folder: str | Path | None) -> LocalGenerator:
-    """Return a generator of the same model with the features of `cached_tower`, or, without a folder, the same generator."""
-    model, processor = generator.model, generator.processor
-    return generator if folder is None else LocalGenerator(model, processor, tower=cached_tower(model, processor, folder))
+    """Return a generator with its settings and the features of `cached_tower`, or, without a folder, the same generator."""
+    return generator if folder is None else generator.with_tower(cached_tower(generator.model, generator.processor, folder))
 
 
 class UsesFeatures(Trainer):  # type: ignore[misc]

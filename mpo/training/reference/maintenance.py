@@ -1,5 +1,6 @@
 """Check and prune a folder of cached reference log-probs, or of vision features."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,17 @@ import numpy as np
 from mpo.io import StoreError
 from mpo.training.features.cache import feature_files, open_features
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.reference.shards import SMALL_SHARD, Entries, read_shard, shards, write_shard
-from mpo.training.store import FEATURES, LEFTOVER_AGE_SECONDS, SHARD_NAME, DamagedShard, leftovers, read_tensors, what_of
+from mpo.training.reference.shards import SMALL_SHARD, Entries, read_shard, shards, size_of, write_shard
+from mpo.training.store import (
+    FEATURES,
+    LEFTOVER_AGE_SECONDS,
+    META_FILE,
+    SHARD_NAME,
+    DamagedShard,
+    leftovers,
+    read_tensors,
+    what_of,
+)
 
 HIGHEST_LOGPS = 1e-3
 """A log-prob is at most 0, up to rounding."""
@@ -79,6 +89,20 @@ def check_folder(folder: Path, fingerprint: Fingerprint) -> Check:
         blame(second, reason + check.whole[names[first]].name)
     check.entries = len(keys) - int(twice.sum())
     return check
+
+
+def remove_old(folder: Path, *, dry_run: bool) -> list[str]:
+    """Remove a folder of an earlier format, but not files of other names; return what was done or would be."""
+    shards = [path for path in (*folder.glob("*"), *folder.glob("??/*")) if SHARD_NAME.fullmatch(path.name)]
+    files = [*shards, *leftovers(folder, min_age_seconds=LEFTOVER_AGE_SECONDS), folder / META_FILE]  # this last, if it is killed
+    size = sum(map(size_of, files))
+    if not dry_run:
+        for path in files:
+            path.unlink(missing_ok=True)
+        for path in (*folder.glob("??"), folder):
+            with suppress(OSError):  # not empty, or no folder
+                path.rmdir()
+    return [f"remove the files of an earlier format ({len(files):,}, {size / 1e6:,.1f} MB)"]
 
 
 def prune_folder(folder: Path, fingerprint: Fingerprint, *, dry_run: bool) -> list[str]:

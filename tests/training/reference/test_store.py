@@ -338,9 +338,12 @@ def test_a_folder_of_an_earlier_format_is_refused_by_name_and_left_alone(cache, 
     meta.write_text(meta.read_text().replace('"format": 2', '"format": 1'))
     before = {path: path.read_bytes() for path in cache.folder.iterdir()}
     for root in (tmp_path / "cache", cache.folder):
-        with pytest.raises(ValueError, match=f"has format 1, .*Delete {cache.folder}, "):
+        with pytest.raises(ValueError, match=f"has format 1, .*Delete {cache.folder} "):
             ReferenceCache(root, HERE)
     assert before == {path: path.read_bytes() for path in cache.folder.iterdir()}
+    meta.write_text(meta.read_text().replace('"format": 1', '"format": 3'))
+    with pytest.raises(ValueError, match="has format 3, .*Update mpo"):
+        ReferenceCache(cache.folder, HERE)
     shutil.rmtree(cache.folder)
     assert known(ReferenceCache(tmp_path / "cache", HERE), range(50)) == []
 

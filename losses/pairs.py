@@ -128,6 +128,10 @@ LOSSES: dict[str, type["PairLoss"]] = {}
 """All losses, by name: TRL's, ``cdpo`` and ``orpo``, and those of the user's own."""
 
 
+SETTINGS = ("beta", "divergence", "label_smoothing", "tau", "reward_shift", "average")
+"""What `Mixture.from_trl` can give the constructor of a loss."""
+
+
 class PairLoss(nn.Module):
     """Base class of losses. Called on a `PairLogps` it returns one value per pair, shape (pairs,); their mean is the loss.
 
@@ -136,13 +140,13 @@ class PairLoss(nn.Module):
         needs_reference: whether it uses reference log-probs.
         scope: ``"pair"`` if a pair's value depends on that pair only; ``"batch"`` if the definition sorts or averages over the
             batch, so that splitting the batch changes the loss.
-        takes: what its constructor gets from `Mixture.from_trl`: beta, divergence, label_smoothing, tau, reward_shift, average.
+        takes: what its constructor gets from `Mixture.from_trl`, some of `SETTINGS`.
         takes_weight: whether each value belongs to one pair, so that `PairLogps.weight` can multiply it.
 
     A class with a name of its own is in `LOSSES`.
 
     Raises:
-        ValueError: for a class with the name of another one.
+        ValueError: for a class with the name of another one, and for `takes` that are none of `SETTINGS`.
     """
 
     name: ClassVar[str]
@@ -153,6 +157,10 @@ class PairLoss(nn.Module):
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
+        if not isinstance(cls.takes, tuple) or {*cls.takes} - {*SETTINGS}:
+            raise ValueError(
+                f"Expected {cls.__qualname__}.takes to be a tuple of some of {', '.join(SETTINGS)}; got {cls.takes!r}."
+            )
         if "name" in vars(cls):
             known = LOSSES.setdefault(cls.name, cls)
             if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

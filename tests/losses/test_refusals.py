@@ -94,6 +94,13 @@ def test_bare_name_is_refused(monkeypatch):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
+@pytest.mark.parametrize("takes", ["beta", ("beta", "gamma")])
+def test_a_loss_takes_settings_that_there_are(takes):
+    with pytest.raises(ValueError, match="Own.takes to be a tuple of some of beta, .*got.*beta"):
+        type("Own", (PairLoss,), {"name": "own", "takes": takes})
+    assert "own" not in LOSSES
+
+
 def test_a_name_belongs_to_one_loss():
     """The class of a loss enters it under its name; to define the same one again, as a notebook does, is no mistake."""
     with pytest.raises(ValueError, match="'sigmoid' is the name of mpo.losses.preference.DPO"):

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
-from step import RESULTS, SHAPES, Case, make_trainer, quiet, stepper
+from step import RESULTS, stepper
+from step_cases import SHAPES, Case, make_trainer, quiet
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer

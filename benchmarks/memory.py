@@ -28,7 +28,7 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from PIL import Image
-from step import Shape, adapter, quiet
+from step_cases import Shape, adapter, quiet
 from torch import nn
 
 from mpo import MPOConfig, MPOTrainer

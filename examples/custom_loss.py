@@ -12,13 +12,13 @@ from torch.nn.functional import logsigmoid
 from mpo import MPOConfig, MPOTrainer
 from mpo.data import load_preferences
 from mpo.losses import PairLoss
-from mpo.losses.mixture import LOSSES
 
 
 class SimPO(PairLoss):
     """-log sigmoid(beta (log pi(y_c|x) / |y_c| - log pi(y_r|x) / |y_r|) - gamma)."""
 
     name = "simpo"
+    takes = ("beta",)  # of the configuration
     needs_reference = False  # so none is loaded
 
     def __init__(self, beta, gamma=1.0):
@@ -31,7 +31,6 @@ class SimPO(PairLoss):
         return -logsigmoid(self.beta * margin - self.gamma)
 
 
-LOSSES["simpo"] = (SimPO, lambda settings: SimPO(settings.beta))
 model, pairs, run_dir = sys.argv[1:] if len(sys.argv) == 4 else sys.exit(__doc__)
 args = MPOConfig(run_dir, loss_type=["simpo", "sft"], loss_weights=[1.0, 0.1], beta=2.0, report_to="none")
 trainer = MPOTrainer(model=model, args=args, train_dataset=load_preferences(pairs))

@@ -23,7 +23,7 @@ class SFT(PairLoss):
 
     name = "sft"
     needs_reference = False
-    takes_divergence = True  # TRL allows one, which has no effect on SFT
+    takes = ("average",)
 
     def __init__(self, average: str = "completion") -> None:
         super().__init__()

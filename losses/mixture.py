@@ -2,16 +2,15 @@
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mpo.losses import preference
 from mpo.losses.divergence import Divergence
 from mpo.losses.generation import SFT
-from mpo.losses.pairs import PairLogps, PairLoss
+from mpo.losses.pairs import LOSSES, PairLogps, PairLoss
 from mpo.losses.quality import BCO, RewardShift
 
 
@@ -102,24 +101,24 @@ class Mixture(nn.Module):
         weights = [1.0] * len(names) if loss_weights is None else list(loss_weights)
         if len(weights) != len(names):
             raise ValueError(f"loss_weights has {len(weights)} numbers for the {len(names)} losses {names}. Give one per loss.")
-        settings = _Settings(
-            beta=beta,
-            label_smoothing=label_smoothing,
-            divergence=Divergence(f_divergence_type, f_alpha_divergence_coef),
-            tau=discopop_tau,
-            reward_shift=reward_shift,
-            average=sft_average,
-        )
+        settings = {
+            "beta": beta,
+            "label_smoothing": label_smoothing,
+            "divergence": Divergence(f_divergence_type, f_alpha_divergence_coef),
+            "tau": discopop_tau,
+            "reward_shift": reward_shift,
+            "average": sft_average,
+        }
         kinds = [_kind_of(name) for name in names]
-        if label_smoothing and not any(kind.takes_label_smoothing for kind in kinds):
-            having = [name for name, (kind, _) in LOSSES.items() if kind.takes_label_smoothing]
+        if label_smoothing and not any("label_smoothing" in kind.takes for kind in kinds):
+            having = [name for name, kind in LOSSES.items() if "label_smoothing" in kind.takes]
             raise ValueError(
                 f"label_smoothing={label_smoothing} has no effect on {', '.join(names)}. The losses that have it are "
                 f"{', '.join(having)}; DPO with label smoothing is 'cdpo'."
             )
         if f_divergence_type != "reverse_kl":
             for kind in kinds:
-                if not kind.takes_divergence:
+                if "divergence" not in kind.takes and kind is not SFT:  # TRL allows one beside SFT, on which it has no effect
                     raise ValueError(
                         f"f_divergence_type={f_divergence_type!r} is not defined for {kind.name!r}: the divergence's normaliser "
                         "cancels only in differences of scores. Use 'reverse_kl'."
@@ -133,7 +132,8 @@ class Mixture(nn.Module):
             )
         if discopop_tau != 0.05 and "discopop" not in names:
             raise ValueError(f"discopop_tau={discopop_tau} has no effect on {', '.join(names)}. Leave it out, or add 'discopop'.")
-        return cls([(weight, LOSSES[name][1](settings)) for name, weight in zip(names, weights, strict=True)])
+        losses = [kind(**{name: settings[name] for name in kind.takes}) for kind in kinds]
+        return cls(list(zip(weights, losses, strict=True)))
 
     @property
     def names(self) -> list[str]:
@@ -174,44 +174,12 @@ class Mixture(nn.Module):
         return f"Mixture({' + '.join(f'{w:g} {name}' for w, name in zip(self.weights, self.names, strict=True))})"
 
 
-@dataclass(frozen=True)
-class _Settings:
-    beta: float
-    label_smoothing: float
-    divergence: Divergence
-    tau: float
-    reward_shift: str
-    average: str
-
-
-LOSSES: dict[str, tuple[type[PairLoss], Callable[[_Settings], PairLoss]]] = {
-    "sigmoid": (preference.DPO, lambda s: preference.DPO(s.beta, s.divergence)),
-    "hinge": (preference.Hinge, lambda s: preference.Hinge(s.beta, s.divergence)),
-    "ipo": (preference.IPO, lambda s: preference.IPO(s.beta, s.divergence)),
-    "exo_pair": (preference.EXO, lambda s: preference.EXO(s.beta, s.label_smoothing, s.divergence)),
-    "nca_pair": (preference.NCA, lambda s: preference.NCA(s.beta)),
-    "robust": (preference.RobustDPO, lambda s: preference.RobustDPO(s.beta, s.label_smoothing, s.divergence)),
-    "bco_pair": (BCO, lambda s: BCO(s.beta, s.reward_shift)),
-    "sppo_hard": (preference.SPPO, lambda s: preference.SPPO(s.beta)),
-    "aot": (preference.AOT, lambda s: preference.AOT(s.beta, s.label_smoothing)),
-    "aot_unpaired": (preference.AOTUnpaired, lambda s: preference.AOTUnpaired(s.beta, s.label_smoothing)),
-    "apo_zero": (preference.APOZero, lambda s: preference.APOZero(s.beta)),
-    "apo_down": (preference.APODown, lambda s: preference.APODown(s.beta)),
-    "discopop": (preference.DiscoPOP, lambda s: preference.DiscoPOP(s.beta, s.tau, s.divergence)),
-    "sft": (SFT, lambda s: SFT(s.average)),
-    "sigmoid_norm": (preference.SigmoidNorm, lambda s: preference.SigmoidNorm(s.beta, s.divergence)),
-    "cdpo": (preference.CDPO, lambda s: preference.CDPO(s.beta, s.label_smoothing, s.divergence)),
-    "orpo": (preference.ORPO, lambda s: preference.ORPO(s.beta)),
-}
-"""Constructors of all losses, by name. The first fifteen are TRL's."""
-
-
 def _kind_of(name: str) -> type[PairLoss]:
     """The class of a loss, or an error with the closest name."""
     if name not in LOSSES:
         # Also by class name: 'dpo' means DPO, which TRL calls sigmoid, and not cdpo.
-        spelled = {kind.__name__.lower(): known for known, (kind, _) in LOSSES.items()} | {known: known for known in LOSSES}
+        spelled = {kind.__name__.lower(): known for known, kind in LOSSES.items()} | {known: known for known in LOSSES}
         close = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.4)
         hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
         raise ValueError(f"Unknown loss {name!r}.{hint} Use one of {', '.join(LOSSES)}.")
-    return LOSSES[name][0]
+    return LOSSES[name]

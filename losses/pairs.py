@@ -124,6 +124,14 @@ class PairLogps:
         return self.chosen if self.sft_chosen is None else self.sft_chosen
 
 
+LOSSES: dict[str, type["PairLoss"]] = {}
+"""All losses, by name: TRL's, ``cdpo`` and ``orpo``, and those of the user's own."""
+
+
+SETTINGS = ("beta", "divergence", "label_smoothing", "tau", "reward_shift", "average")
+"""What `Mixture.from_trl` can give the constructor of a loss."""
+
+
 class PairLoss(nn.Module):
     """Base class of losses. Called on a `PairLogps` it returns one value per pair, shape (pairs,); their mean is the loss.
 
@@ -132,16 +140,32 @@ class PairLoss(nn.Module):
         needs_reference: whether it uses reference log-probs.
         scope: ``"pair"`` if a pair's value depends on that pair only; ``"batch"`` if the definition sorts or averages over the
             batch, so that splitting the batch changes the loss.
+        takes: what its constructor gets from `Mixture.from_trl`, some of `SETTINGS`.
         takes_weight: whether each value belongs to one pair, so that `PairLogps.weight` can multiply it.
-        takes_label_smoothing: whether it has a label smoothing parameter.
+
+    A class with a name of its own is in `LOSSES`.
+
+    Raises:
+        ValueError: for a class with the name of another one, and for `takes` that are none of `SETTINGS`.
     """
 
     name: ClassVar[str]
     needs_reference: ClassVar[bool] = True
-    takes_label_smoothing: ClassVar[bool] = False
-    takes_divergence: ClassVar[bool] = False
+    takes: ClassVar[tuple[str, ...]] = ()
     takes_weight: ClassVar[bool] = True
     scope: Literal["pair", "batch"] = "pair"
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        if not isinstance(cls.takes, tuple) or {*cls.takes} - {*SETTINGS}:
+            raise ValueError(
+                f"Expected {cls.__qualname__}.takes to be a tuple of some of {', '.join(SETTINGS)}; got {cls.takes!r}."
+            )
+        if "name" in vars(cls):
+            known = LOSSES.setdefault(cls.name, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"{cls.name!r} is the name of {known.__module__}.{known.__qualname__}. Give the loss another one.")
+            LOSSES[cls.name] = cls  # defined again, as in a notebook
 
     def forward(self, pairs: PairLogps) -> Tensor:
         """Compute the loss of each pair, shape (pairs,)."""

@@ -5,6 +5,7 @@ under an f-divergence (s = u by default); m = beta (s_c - s_r) the margin; sigma
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ REVERSE_KL = Divergence()
 class _Margin(PairLoss):
     """A loss of the margin m = beta (s_c - s_r)."""
 
-    takes_divergence = True
+    takes: ClassVar[tuple[str, ...]] = ("beta", "divergence")
 
     def __init__(self, beta: float = 0.1, divergence: Divergence = REVERSE_KL) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class _Margin(PairLoss):
 class _SmoothedMargin(_Margin):
     """A loss of the margin with label smoothing eps: the assumed fraction of pairs with a flipped label."""
 
-    takes_label_smoothing = True
+    takes = ("beta", "divergence", "label_smoothing")
     smoothing_range = "[0, 0.5)"
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = REVERSE_KL) -> None:
@@ -113,6 +114,7 @@ class DiscoPOP(_Margin):
     """
 
     name = "discopop"
+    takes = ("beta", "divergence", "tau")
 
     def __init__(self, beta: float = 0.1, tau: float = 0.05, divergence: Divergence = REVERSE_KL) -> None:
         super().__init__(beta, divergence)
@@ -160,6 +162,8 @@ class SigmoidNorm(_PerToken):
 
 class _Rewards(PairLoss):
     """A loss of both rewards r = beta u, not only of their difference, so it is not defined for other f-divergences."""
+
+    takes = ("beta",)
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
@@ -221,7 +225,7 @@ class _Sorted(PairLoss):
     """
 
     scope = "batch"
-    takes_label_smoothing = True
+    takes = ("beta", "label_smoothing")
     takes_weight = False
     smoothing_range = "[0, 0.5)"
 
@@ -263,6 +267,7 @@ class ORPO(PairLoss):
     """
 
     name = "orpo"
+    takes = ("beta",)
     needs_reference = False
 
     def __init__(self, beta: float = 0.1) -> None:

@@ -71,6 +71,7 @@ class BCO(PairLoss):
     """
 
     name = "bco_pair"
+    takes = ("beta", "reward_shift")
 
     def __init__(self, beta: float = 0.1, reward_shift: str = "running_mean") -> None:
         super().__init__()

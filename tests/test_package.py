@@ -26,6 +26,15 @@ def test_imports_are_lazy_and_list_their_names():
     assert shown.stdout.split() == ["mpo.models.loading", "mpo.models.loading"]
 
 
+def test_import_mpo_loads_nothing_but_the_standard_library():
+    """Which is what makes it fast: it takes as long as the number of modules says, whatever the machine does."""
+    code = "import sys; before = {*sys.modules}; import mpo; print(*{*sys.modules} - before)"
+    names = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    own = {name for name in names if name.split(".")[0] == "mpo"}
+    assert own == {"mpo", "mpo.models", "mpo.models.lazily"}
+    assert {name.split(".")[0] for name in names - own} <= sys.stdlib_module_names
+
+
 def test_an_unknown_name_is_an_attribute_error():
     import mpo.models
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mpo.losses import Mixture, PairLogps
-from preference.model import Pixels, Row, sample, token_logps
+from preference.model import Pixels, Row, token_logps
 from preference.start import SAMPLES, Start, evaluate, order_of, train
 
 PROBED = 96  # pairs of evaluation questions whose log-probs are followed
@@ -134,16 +134,7 @@ def run(start: Start, job: Job, seed: int, count: int | None = None) -> dict[str
     torch.manual_seed(seed)
     model, images = start.model, list(range(len(start.questions)))[: job.questions]
     if start.probe is None:
-        start.probe = sample(
-            model,
-            start.eval,
-            range(min(300, len(start.eval))),
-            n=4,
-            temperature=1.0,
-            seed=7,
-            end=start.ends,
-            limit=start.task.limit,
-        )
+        start.probe = start.sample(start.eval, range(min(300, len(start.eval))), n=4, temperature=1.0, seed=7)
     probe = make_pairs(start, start.eval, dict(enumerate(start.probe)), Job(max_pairs=1), 0)[:PROBED]
     reference_tokens = pair_logps(model, start.eval, probe)[0].detach()
     result: dict[str, Any] = {"job": asdict(job), "seed": seed, "probe": [], "train": [], "gradients": []}
@@ -151,14 +142,8 @@ def run(start: Start, job: Job, seed: int, count: int | None = None) -> dict[str
     for number in range(job.rounds):
         samples = start.samples
         if number:
-            settings = {
-                "n": SAMPLES,
-                "temperature": start.task.temperature,
-                "seed": seed + number,
-                "end": start.ends,
-                "limit": start.task.limit,
-            }
-            samples = sample(model, start.questions, images, **settings)
+            again = {"n": SAMPLES, "temperature": start.task.temperature, "seed": seed + number}
+            samples = start.sample(start.questions, images, **again)
         pairs = make_pairs(start, start.questions, {i: samples[i] for i in images}, job, seed)
         if not pairs:
             break
@@ -191,7 +176,7 @@ def run(start: Start, job: Job, seed: int, count: int | None = None) -> dict[str
         model.eval()
     result["probe"].append(_probe(model, start.eval, probe, reference_tokens, job))
     trained = time.process_time()
-    result |= evaluate(start, model, count)
+    result |= evaluate(start, count)
     model.load_state_dict(before)
     result["seconds"] = {"training": trained - begun, "measuring": time.process_time() - trained}
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,25 @@ class Start:
     def text(self, response: list[int]) -> str:
         """The text of a response, without the end of the turn."""
         return str(self.processor.tokenizer.decode([token for token in response if token != self.ends]))
+
+    def sample(self, split: Pixels, images: Sequence[int], *, n: int, temperature: float, seed: int) -> list[list[list[int]]]:
+        """Responses of the model to the questions of images, as `preference.model.sample` gives them."""
+        return sample(self.model, split, images, n=n, temperature=temperature, seed=seed, end=self.ends, limit=self.task.limit)
+
+    def fit(
+        self, split: Pixels, texts: Sequence[str], epochs: float, rate: float, seed: int, prompt: list[int] | None = None
+    ) -> None:
+        """Train the model to respond with texts to the first images, each to its own question or all to a prompt."""
+        encoded = ([*self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], self.ends] for text in texts)
+        rows = [(i, prompt or split.prompts[split.lines[i]["kind"]], tokens) for i, tokens in enumerate(encoded)]
+        fit_examples(self.model, split, rows, epochs, rate, seed)
+
+    def freeze(self, *splits: Pixels) -> None:
+        """Train tower and projector no longer, and keep what they make of the images of splits."""
+        self.model.model.vision_tower.requires_grad_(False)
+        self.model.model.multi_modal_projector.requires_grad_(False)
+        for split in splits:
+            split.freeze(self.model)
 
 
 def train(model: Any, loss_of: Any, steps: int, rate: float, decay: float = 0.05) -> list[Any]:
@@ -117,79 +137,59 @@ def prepare(folder: Path, name: str, seed: int, *, epochs: float | None = None) 
     reading = [f"The digits are {' '.join(map(str, line['digits']))}" for line in lines["worked"]]
     asked = [kind.text for kind in task.kinds]
     long = [f"The digits are 0\n{kind.work([1, 2, 3])[0]}\nFinal answer: 1" for kind in task.kinds]
-    processor = small_processor([*asked, READING, *responses[:300], *long], image_size=32, patch_size=16, max_patches=task.digits)
-    model = small_internvl(
-        processor,
-        hidden_size=WIDTH,
-        layers=LAYERS,
-        vision_hidden_size=WIDTH,
-        vision_layers=LAYERS,
-        layer_scale_init_value=1.0,
-        seed=seed,
-    )
+    texts = [*asked, READING, *responses[:300], *long]
+    model, processor = _untrained(texts, task.digits, seed)
     ends = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     pixels = {split: Pixels(processor, some, asked) for split, some in lines.items()}
+    worked = pixels["worked"]
+    start = Start(task, model, processor, pixels["questions"], pixels["eval"], [], {}, ends)
     path = folder / f"{task.base or name}_{seed}_{epochs:g}.pt"
+    short_path = folder / f"{name}_{seed}_{epochs:g}.pt"
     samples_path = folder / f"{name}_{seed}_{epochs:g}_samples.pt"
     numbers_path = samples_path.with_suffix(".json")
     seconds = {}
-
-    def encoded(text: str) -> list[int]:
-        return [*processor.tokenizer(text, add_special_tokens=False)["input_ids"], ends]
-
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        worked = pixels["worked"]
         if task.reading:
             prompt = Pixels(processor, lines["worked"][:1], [READING]).prompts[0]
-            rows: list[Row] = [(i, prompt, encoded(reading[i])) for i in range(task.reading)]
-            fit_examples(model, worked, rows, task.reading_epochs, WARM_RATE, seed)
-        rows = [(i, worked.prompts[worked.lines[i]["kind"]], encoded(responses[i])) for i in range(task.worked)]
-        model.model.vision_tower.requires_grad_(False)
-        model.model.multi_modal_projector.requires_grad_(False)
-        worked.freeze(model)
-        fit_examples(model, worked, rows, epochs, WARM_RATE, seed)
+            start.fit(worked, reading[: task.reading], task.reading_epochs, WARM_RATE, seed, prompt)
+        start.freeze(worked)
+        start.fit(worked, responses[: task.worked], epochs, WARM_RATE, seed)
         torch.save(model.state_dict(), path)
         seconds["warm_up"] = time.monotonic() - started
     model.load_state_dict(torch.load(path))
     if task.short:
-        short_path = folder / f"{name}_{seed}_{epochs:g}.pt"
         if not short_path.is_file():
-            worked = pixels["worked"]
-            model.model.vision_tower.requires_grad_(False)
-            model.model.multi_modal_projector.requires_grad_(False)
-            worked.freeze(model)
+            start.freeze(worked)
             mixed = [task.response(task.kinds[line["kind"]], line["digits"], rng, short=task.short) for line in lines["worked"]]
-            rows = [(i, worked.prompts[worked.lines[i]["kind"]], encoded(text)) for i, text in enumerate(mixed)]
-            fit_examples(model, worked, rows, task.short_epochs, WARM_RATE / 2, seed)
+            start.fit(worked, mixed, task.short_epochs, WARM_RATE / 2, seed)
             torch.save(model.state_dict(), short_path)
         model.load_state_dict(torch.load(short_path))
-    model.model.vision_tower.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(False)
-    for split in ("questions", "eval"):
-        pixels[split].freeze(model)
-    questions = pixels["questions"]
-    start = Start(task, model, processor, questions, pixels["eval"], [], {}, ends)
+    start.freeze(start.questions, start.eval)
     if not samples_path.is_file():
-        started, everything = time.monotonic(), range(len(questions))
-        start.samples = sample(
-            model, questions, everything, n=SAMPLES, temperature=task.temperature, seed=seed, end=ends, limit=task.limit
-        )
+        started, everything = time.monotonic(), range(len(start.questions))
+        start.samples = start.sample(start.questions, everything, n=SAMPLES, temperature=task.temperature, seed=seed)
         torch.save(start.samples, samples_path)
         seconds["sampling"] = time.monotonic() - started
-        numbers_path.write_text(json.dumps({"seconds": seconds, **evaluate(start, model), **_shares(start)}) + "\n")
+        numbers_path.write_text(json.dumps({"seconds": seconds, **evaluate(start), **_shares(start)}) + "\n")
     start.samples = torch.load(samples_path)
     start.numbers = json.loads(numbers_path.read_text())
     return start
 
 
-def evaluate(start: Start, model: Any, count: int | None = None) -> dict[str, Any]:
+def _untrained(texts: Sequence[str], tiles: int, seed: int) -> tuple[Any, Any]:
+    """A small InternVL and its processor, whose tokenizer is made of texts."""
+    processor = small_processor(texts, image_size=32, patch_size=16, max_patches=tiles)
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "layers": LAYERS, "vision_hidden_size": WIDTH, "vision_layers": LAYERS}
+    return small_internvl(processor, **sizes, layer_scale_init_value=1.0, seed=seed), processor
+
+
+def evaluate(start: Start, count: int | None = None) -> dict[str, Any]:
     """Respond to evaluation questions: greedily, and to the first half of them with a sample each.
 
     Args:
-        start: the start.
-        model: the model.
+        start: the start, with the model as it is now.
         count: number of questions; None: all.
 
     Returns:
@@ -198,11 +198,8 @@ def evaluate(start: Start, model: Any, count: int | None = None) -> dict[str, An
     """
     count = len(start.eval) if count is None else count
     everything = range(count)
-    greedy = [
-        few[0]
-        for few in sample(model, start.eval, everything, n=1, temperature=0.0, seed=0, end=start.ends, limit=start.task.limit)
-    ]
-    sampled = sample(model, start.eval, range(count // 2), n=1, temperature=1.0, seed=1, end=start.ends, limit=start.task.limit)
+    greedy = [few[0] for few in start.sample(start.eval, everything, n=1, temperature=0.0, seed=0)]
+    sampled = start.sample(start.eval, range(count // 2), n=1, temperature=1.0, seed=1)
     texts = [start.text(response) for response in greedy]
     correct = [int(start.right(start.eval, i, response)) for i, response in enumerate(greedy)]
     read = [

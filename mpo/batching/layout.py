@@ -137,17 +137,25 @@ def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> R
     place(list(range(len(completions))), (), 0, len(prompt))
     if not tokens:
         raise ValueError("There is nothing to predict: prompt and completions together have fewer than two tokens.")
-    labels = [IGNORED] * len(tokens)
+    labels, placed = _labelled(len(tokens), len(prompt), completions, paths)
+    return Row(tokens, positions, labels, segments, placed)
+
+
+def _labelled(
+    size: int, prompt: int, completions: Sequence[CompletionTokens], paths: Sequence[tuple[Range, ...]]
+) -> tuple[list[int], list[CompletionNodes]]:
+    """What each of `size` nodes predicts, and the nodes of each completion: those of its path, after the prompt's."""
+    labels = [IGNORED] * size
     unpredicted = 0 if prompt else 1  # nothing precedes the first token of the row
     placed = []
     for completion, path in zip(completions, paths, strict=True):
-        nodes = list(chain.from_iterable(range(*part) for part in path))[max(len(prompt) - 1, 0) :]
+        nodes = list(chain.from_iterable(range(*part) for part in path))[max(prompt - 1, 0) :]
         ids, loss_mask = completion.ids[unpredicted:], completion.loss_mask[unpredicted:]
         for node, token, counts in zip(nodes, ids, loss_mask, strict=True):
             if counts:
                 labels[node] = token
         placed.append(CompletionNodes(nodes, list(loss_mask)))
-    return Row(tokens, positions, labels, segments, placed)
+    return labels, placed
 
 
 def prompt_alone(prompt: Sequence[int]) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -98,14 +99,13 @@ def completion_logprobs(
     encode = _Continued(processor, tile_budget=tile_budget, context=fixed_context(model), features=features)
     context = context_of(model)
     found: dict[tuple[int, str], Tensor] = {}
-    waiting: list[tuple[int, list[str], Encoded, dict[str, Tensor], Row]] = []
+    waiting: list[tuple[list[tuple[int, str]], Row, dict[str, Tensor]]] = []
 
     def flush() -> None:
         if waiting:
+            keys, rows, images = zip(*waiting, strict=True)
             with packed_attention(model):
-                values = _packed(model, [row for *_, row in waiting], [images for *_, images, _ in waiting])
-            texts = [(number, text) for number, own, *_ in waiting for text in own]
-            found.update(zip(texts, values, strict=True))
+                found.update(zip(chain.from_iterable(keys), _packed(model, rows, images), strict=True))
             waiting.clear()
 
     with eval_mode(model), torch.no_grad():
@@ -113,6 +113,7 @@ def completion_logprobs(
             texts = list(dict.fromkeys(given))
             if not texts:
                 continue
+            keys = [(number, text) for text in texts]
             record, encode.texts = prompt_record(request, f"request {number}"), texts
             (encoded,), images, order = encode([record], sides=())
             check_prompt(describe(record), encoded, request.prefix or "", encode.tokenizer, context)
@@ -120,12 +121,12 @@ def completion_logprobs(
             ends_in_image = bool(images) and encoded.prompt_ids[-1] == getattr(processor, "image_token_id", None)
             if not packs or encoded.extra or ends_in_image:
                 values = _padded(model, encoded, images, max_tokens_per_batch, encode.tokenizer.pad_token_id)
-                found.update({(number, text): value for text, value in zip(texts, values, strict=True)})
+                found.update(zip(keys, values, strict=True))
                 continue
             row = lay_out(encoded.prompt_ids, encoded.completions)
-            if sum(len(other.tokens) for *_, other in waiting) + len(row.tokens) > max_tokens_per_batch:
+            if sum(len(other.tokens) for _, other, _ in waiting) + len(row.tokens) > max_tokens_per_batch:
                 flush()
-            waiting.append((number, texts, encoded, images, row))
+            waiting.append((keys, row, images))
         flush()
     return [[found[number, text] for text in given] for number, given in enumerate(completions)]
 

@@ -93,21 +93,10 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         tile_cost: float = 100.0,
     ) -> None:
         # Not BatchRebalanceSampler's, which plans with a fixed number of padded rows per step.
-        if batching not in ("pairs", "tokens"):
-            raise ValueError(f"batching must be 'pairs' or 'tokens', not {batching!r}.")
-        unused = {"tokens": ["pairs_per_batch"], "pairs": ["max_tokens", "max_tiles", "allow_oversized"]}[batching]
-        given = {"pairs_per_batch": pairs_per_batch, "max_tokens": max_tokens, "max_tiles": max_tiles}
-        given["allow_oversized"] = allow_oversized or None
-        for name in unused:
-            if given[name] is not None:
-                raise ValueError(
-                    f"{name}={given[name]} has no effect with batching={batching!r}. Leave it out, or change batching."
-                )
-        needed = {"tokens": "max_tokens", "pairs": "pairs_per_batch"}[batching]
-        if given[needed] is None:
-            raise ValueError(f"batching={batching!r} needs {needed}, 1 or more.")
-        counts = {**{k: v for k, v in given.items() if v is not None and k != "allow_oversized"}, "window": window}
-        counts |= {
+        limits = {"pairs_per_batch": pairs_per_batch, "max_tokens": max_tokens, "max_tiles": max_tiles}
+        _check_limits(batching, {**limits, "allow_oversized": allow_oversized or None})
+        counts = {name: value for name, value in limits.items() if value is not None} | {
+            "window": window,
             "group_same_prompt": group_same_prompt,
             "micro_batches_per_step": micro_batches_per_step,
             "world_size": world_size,
@@ -422,3 +411,15 @@ class PackingReport:
         if self.padding:
             parts.append(f"{self.padding} batches of a repeated record that does not count")
         return "; ".join(parts)
+
+
+def _check_limits(batching: str, limits: dict[str, int | None]) -> None:
+    """Refuse a kind of batches without its limit, or with that of the other kind."""
+    if batching not in ("pairs", "tokens"):
+        raise ValueError(f"batching must be 'pairs' or 'tokens', not {batching!r}.")
+    for name in {"tokens": ["pairs_per_batch"], "pairs": ["max_tokens", "max_tiles", "allow_oversized"]}[batching]:
+        if limits[name] is not None:
+            raise ValueError(f"{name}={limits[name]} has no effect with batching={batching!r}. Leave it out, or change batching.")
+    needed = {"tokens": "max_tokens", "pairs": "pairs_per_batch"}[batching]
+    if limits[needed] is None:
+        raise ValueError(f"batching={batching!r} needs {needed}, 1 or more.")

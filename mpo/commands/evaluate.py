@@ -63,51 +63,12 @@ def run(args: argparse.Namespace) -> Report:
     if args.harness:
         return _harness(args)
     _refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
-    from transformers.utils.hub import cached_file
-
     from mpo.evaluation.page import table_of
-    from mpo.evaluation.published import FORMS
     from mpo.evaluation.run import evaluate
     from mpo.generation.open import is_adapter
-    from mpo.models.loading import opening
 
-    benchmarks, models, named = {}, {}, []
-    for text in args.what:
-        label, benchmark = _benchmark(text, args)
-        if benchmark is not None:
-            _once(benchmarks, label, benchmark)
-            continue
-        label, model = _labelled(text)
-        named.append(model)
-        for tiles in args.tile_limit or [None]:
-            _once(
-                models,
-                label if tiles is None or len(args.tile_limit) == 1 else f"{label}@{tiles}",
-                partial(_open, model, args, tiles),
-            )
-    if not models or not benchmarks:
-        missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
-        hint = next(filter(None, (did_you_mean(one, FORMS) for one in named if not Path(one).exists())), "")
-        raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.{hint}")
-    if (args.n or 1) == 1:
-        _refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
-    if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):
-        _refuse(args, ["reference"], "is for --scorer=reward")
-    if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
-        _refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
-    for model in filter(None, [*named, args.reference]):
-        if re.match("https?://", model, re.IGNORECASE):
-            continue
-        if is_adapter(model):
-            from mpo.models.export.trained import open_trained
-
-            open_trained(Path(model), base=args.base)  # now, not once all questions were asked of the models before it
-        else:
-            try:
-                with opening(model):
-                    cached_file(model, "config.json")
-            except ValueError as error:
-                raise ValueError(f"{error}{'' if '/' in model else did_you_mean(model, FORMS)}") from None
+    benchmarks, models, named = _told_apart(args)
+    _check(args, named)
     opened = lru_cache(partial(_open, args=args, tiles=None))
     reference = partial(opened, args.reference or named[0])
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
@@ -129,6 +90,60 @@ def run(args: argparse.Namespace) -> Report:
         contamination=_contamination(args.train, benchmarks) if args.train else None,
     )
     return Report(f"{table_of(results)}\n{args.output}/report.html", results)
+
+
+def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The benchmarks of the arguments, what opens each model, both by name, and the models as they are given."""
+    from mpo.evaluation.published import FORMS
+
+    benchmarks, models, named = dict[str, Any](), dict[str, Any](), list[str]()
+    for text in args.what:
+        label, benchmark = _benchmark(text, args)
+        if benchmark is not None:
+            _once(benchmarks, label, benchmark)
+            continue
+        label, model = _labelled(text)
+        named.append(model)
+        for tiles in args.tile_limit or [None]:
+            _once(
+                models,
+                label if tiles is None or len(args.tile_limit) == 1 else f"{label}@{tiles}",
+                partial(_open, model, args, tiles),
+            )
+    if not models or not benchmarks:
+        missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
+        hint = next(filter(None, (did_you_mean(one, FORMS) for one in named if not Path(one).exists())), "")
+        raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.{hint}")
+    return benchmarks, models, named
+
+
+def _check(args: argparse.Namespace, named: list[str]) -> None:
+    """Refuse flags that would do nothing, and models that are not there."""
+    from transformers.utils.hub import cached_file
+
+    from mpo.evaluation.published import FORMS
+    from mpo.generation.open import is_adapter
+    from mpo.models.loading import opening
+
+    if (args.n or 1) == 1:
+        _refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
+    if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):
+        _refuse(args, ["reference"], "is for --scorer=reward")
+    if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
+        _refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
+    for model in filter(None, [*named, args.reference]):
+        if re.match("https?://", model, re.IGNORECASE):
+            continue
+        if is_adapter(model):
+            from mpo.models.export.trained import open_trained
+
+            open_trained(Path(model), base=args.base)  # now, not once all questions were asked of the models before it
+        else:
+            try:
+                with opening(model):
+                    cached_file(model, "config.json")
+            except ValueError as error:
+                raise ValueError(f"{error}{'' if '/' in model else did_you_mean(model, FORMS)}") from None
 
 
 def _harness(args: argparse.Namespace) -> Report:

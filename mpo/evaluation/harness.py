@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mpo.evaluation.run import GREEDY, slug, summarize, write_results
+from mpo.evaluation.results import GREEDY, summarize, write_results
+from mpo.evaluation.run import slug
 from mpo.io import read_json_lines, read_json_object, write_text
 from mpo.pipelines.ledger import content_hash
 
@@ -94,23 +95,17 @@ def run_harness(
         ValueError: for a model that cannot be served.
         ConnectionError: for a step that fails, or a server none of whose responses came.
     """
-    folder, env = Path(folder).absolute(), environment()
+    folder = Path(folder).absolute()
     own = Path(include_path).absolute() if include_path is not None else None
     if own is not None and not own.is_dir():
         raise ValueError(f"include_path={include_path} is not a folder. Give that of the tasks' YAML files.")
     options: dict[str, Any] = {"limit": limit, "include_path": own, "concurrency": concurrency}
     work = folder / "harness" / "empty"  # lmms-eval takes a folder here with a task's name for the task
     if dry_run is not None:
-        for words in preparing(env):
-            dry_run(shlex.join(words))
-        for label, model in models.items():
-            name, url = ("MODEL", model) if _is_url(model) else (model, f"http://localhost:{PORT}/v1")
-            if not _is_url(model):
-                dry_run(shlex.join(serving(model, PORT, device)) + " &")
-            words = running(name, url, tasks, _of(folder, label), **options)
-            dry_run(f"cd {shlex.quote(str(work))} && OPENAI_API_KEY=none {shlex.join(words)}")
+        for line in _lines(models, tasks, folder, work, device, options):
+            dry_run(line)
         return {}
-    _prepare(env)
+    _prepare(environment())
     work.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     records: dict[str, dict[str, Any]] = {}
@@ -137,6 +132,19 @@ def run_harness(
     compared = {key: rows for key, rows in found.items() if key[1:] in common}
     results = summarize(compared, 1) if compared else {"results": [], "comparisons": []}
     return write_results(folder, {**results, "harness": numbers}, found, records)
+
+
+def _lines(
+    models: Mapping[str, str], tasks: Sequence[str], folder: Path, work: Path, device: str | None, options: Mapping[str, Any]
+) -> Iterator[str]:
+    """The commands of a run as text, in order."""
+    yield from map(shlex.join, preparing(environment()))
+    for label, model in models.items():
+        name, url = ("MODEL", model) if _is_url(model) else (model, f"http://localhost:{PORT}/v1")
+        if not _is_url(model):
+            yield shlex.join(serving(model, PORT, device)) + " &"
+        words = running(name, url, tasks, _of(folder, label), **options)
+        yield f"cd {shlex.quote(str(work))} && OPENAI_API_KEY=none {shlex.join(words)}"
 
 
 def _prepare(env: Path) -> None:
@@ -216,7 +224,7 @@ def read_results(folder: Path) -> Iterator[tuple[str, str, list[tuple[dict[str, 
     Their layout is that of ``lmms_eval/loggers/evaluation_tracker.py`` (EvolvingLMMs-Lab/lmms-eval, 75571cfe).
 
     Yields:
-        for each task and metric: their names, each question's row as `mpo.evaluation.run.judged` makes it, with its record, and
+        for each task and metric: their names, each question's row as `mpo.evaluation.results.judged` makes it, with its record, and
         the number as lmms-eval gives it. There are no rows for a metric that is not the mean of scores from 0 to 1.
     """
     path = newest(folder)

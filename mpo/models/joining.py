@@ -87,14 +87,7 @@ def join(
             tie_word_embeddings=text.config.tie_word_embeddings,
         )
         projector = InternVLMultiModalProjector(config)
-    with torch.device("meta"):
-        model = InternVLForConditionalGeneration(config)
-    for name, part in ((INTERNVL.vision, tower), (INTERNVL.projector[0], projector), (INTERNVL.language, text.model)):
-        setattr(model.model, name, part)
-    model.lm_head = text.lm_head
-    model.to(text.dtype)
-    model.config.dtype = text.dtype
-    model.tie_weights()
+    model = _put_together(config, tower, projector, text)
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
     tokenizer.chat_template = chat_template("internvl2_5", bos="".join(tokenizer.convert_ids_to_tokens(added_start(tokenizer))))
 
@@ -109,6 +102,19 @@ def join(
         chat_template=tokenizer.chat_template,
     )
     return LoadedModel(model.eval(), processor)
+
+
+def _put_together(config: InternVLConfig, tower: Any, projector: Any, text: Any) -> InternVLForConditionalGeneration:
+    """A model of these parts, in the dtype of the language model."""
+    with torch.device("meta"):
+        model = InternVLForConditionalGeneration(config)
+    for name, part in ((INTERNVL.vision, tower), (INTERNVL.projector[0], projector), (INTERNVL.language, text.model)):
+        setattr(model.model, name, part)
+    model.lm_head = text.lm_head
+    model.to(text.dtype)
+    model.config.dtype = text.dtype
+    model.tie_weights()
+    return model
 
 
 def save_joined(vision: str | Path, language: str | Path, folder: Path, **settings: Any) -> LoadedModel:

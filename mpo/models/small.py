@@ -170,14 +170,7 @@ def small_internvl(
     if text not in TEXT_CONFIGS:
         raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama'; got text={text!r}.")
     tokenizer = processor.tokenizer
-    tile = processor.image_processor.size["height"] if image_size is None else image_size
-    side = round(math.sqrt(processor.image_seq_length) / DOWNSAMPLE_RATIO)  # in patches
-    patch = max(1, tile // side) if patch_size is None else patch_size
-    if _tokens_per_tile(tile, patch) != processor.image_seq_length:
-        raise ValueError(
-            f"A {tile}-pixel tile of {patch}-pixel patches gives {_tokens_per_tile(tile, patch)} tokens, but the processor writes "
-            f"{processor.image_seq_length} per tile. Leave image_size and patch_size out to take the processor's."
-        )
+    tile, patch = _pixels(processor, image_size, patch_size)
     heads = heads or max(2, hidden_size // 32)
     vision_heads = vision_heads or max(2, vision_hidden_size // 32)
     for name, size, count in (("", hidden_size, heads), ("vision_", vision_hidden_size, vision_heads)):
@@ -212,6 +205,19 @@ def small_internvl(
         )
     model.generation_config = GenerationConfig(eos_token_id=end_of_turn, pad_token_id=tokenizer.pad_token_id)
     return model.eval()
+
+
+def _pixels(processor: InternVLProcessor, image_size: int | None, patch_size: int | None) -> tuple[int, int]:
+    """The sizes of a tile and of a patch, those of the processor where they are not given."""
+    tile = processor.image_processor.size["height"] if image_size is None else image_size
+    side = round(math.sqrt(processor.image_seq_length) / DOWNSAMPLE_RATIO)  # in patches
+    patch = max(1, tile // side) if patch_size is None else patch_size
+    if _tokens_per_tile(tile, patch) != processor.image_seq_length:
+        raise ValueError(
+            f"A {tile}-pixel tile of {patch}-pixel patches gives {_tokens_per_tile(tile, patch)} tokens, but the processor writes "
+            f"{processor.image_seq_length} per tile. Leave image_size and patch_size out to take the processor's."
+        )
+    return tile, patch
 
 
 def untrained_internvl(processor: InternVLProcessor, text_config: Any, **vision: Any) -> InternVLForConditionalGeneration:

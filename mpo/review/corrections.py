@@ -174,22 +174,25 @@ def export(records: Records, log: Log, target: Path) -> dict[str, Any]:
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if zipped else nullcontext(file) as to:
                 _write_lines(records, to, outcome, final)
     counts["written"] = len(records) - counts["rejected"]
-    decisions = [
-        {
-            "place": place + 1,
-            **{name: event.get(name) for name in ("id", "action", "by", "at", "reason", "uid")},
-            "edits": event["edits"],
-        }
-        for place, event in sorted(final.items())
-    ]
-    lost = [{"id": event.get("id"), "by": event["by"]} for stack in log.stacks.values() for event in stack if event["place"] < 0]
-    report = {"file": str(records.path), "content": records.content, "log": str(log.path), "counts": dict(counts), **summary(log)}
-    report["disagreements"] = [place + 1 for place in report["disagreements"]]
-    report |= {"decisions": decisions, "unmatched": lost}
+    report = {"file": str(records.path), "content": records.content, "log": str(log.path), "counts": dict(counts)}
+    report |= _told(log, final)
     write_text(about, json.dumps(report, indent=1) + "\n", durable=True)
     if not counts["rejected"]:
         rejected.unlink()
     return report
+
+
+def _told(log: Log, final: Mapping[int, Event]) -> dict[str, Any]:
+    """What a report says of a log and of the decisions that count, with places from 1."""
+    told = {**summary(log)}
+    told["disagreements"] = [place + 1 for place in told["disagreements"]]
+    names = ("id", "action", "by", "at", "reason", "uid", "edits")
+    told["decisions"] = [
+        {"place": place + 1, **{name: event.get(name) for name in names}} for place, event in sorted(final.items())
+    ]
+    events = (event for stack in log.stacks.values() for event in stack)
+    told["unmatched"] = [{"id": event.get("id"), "by": event["by"]} for event in events if event["place"] < 0]
+    return told
 
 
 def _check_lines(records: Records, final: Mapping[int, Event]) -> None:

@@ -10,8 +10,9 @@ import json
 import socket
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from errno import EADDRINUSE
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,109 +58,123 @@ HEADERS = {
 
 def application(review: Review, host: str, port: int) -> Any:
     """The ASGI application for a review at an address."""
-
-    def answered(work: Callable[[Request, str], Any]) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            try:
-                by = reviewer(request)
-                request.state.body = await body(request) if request.method == "POST" else {}
-                found = await run_in_threadpool(work, request, by)
-            except Refused as error:
-                return JSONResponse({"error": error.reason, **error.more}, error.status)
-            except Changed as error:
-                return JSONResponse({"error": str(error), "changed": True}, 409)
-            except NotSaved as error:
-                return JSONResponse({"error": f"Not saved: {error.strerror or error}.", "unsaved": True}, 507)
-            except ValueError as error:
-                return JSONResponse({"error": str(error)}, 422)
-            except Exception as error:  # the page tells it, where a server's bare 500 would tell nothing
-                traceback.print_exc()
-                reason = f"{type(error).__name__}: {error}. This is a fault of mpo review, whose output has more."
-                return JSONResponse({"error": reason}, 500)
-            # In ASCII, as a text may have half a character.
-            return found if isinstance(found, Response) else Response(json.dumps(found), media_type="application/json")
-
-        return answer
-
-    def reviewer(request: Request) -> str:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        name = ""
-        for known, by in review.tokens.items():
-            if scheme == "Bearer" and hmac.compare_digest(token.encode(), known.encode()):
-                name = by
-        if not name:
-            raise Refused(401, "This page needs the link that mpo review has printed, with its token.")
-        return name
-
-    async def body(request: Request) -> Mapping[str, Any]:
-        if not request.headers.get("content-type", "").startswith("application/json"):
-            raise Refused(415, "Expected application/json.")
-        read = bytearray()
-
-        async def all_of_it() -> None:
-            async for part in request.stream():
-                read.extend(part)
-                if len(read) > MAX_BODY:
-                    raise Refused(413, f"The request has more than {MAX_BODY >> 20} MiB.")
-
-        try:
-            await asyncio.wait_for(all_of_it(), BODY_SECONDS)
-            found = parse_json(bytes(read), "the request")
-        except TimeoutError:
-            raise Refused(408, "The request came too slowly.") from None
-        except ValueError as error:
-            raise Refused(400, str(error)) from None
-        if not isinstance(found, dict):
-            raise Refused(400, "Expected a JSON object.")
-        return found
-
-    def queue(request: Request, by: str) -> Response:
-        review.ready()
-        asked = {name: request.query_params[name] for name in (*NAMES, "state", "search", "order") if name in request.query_params}
-        import numpy as np
-
-        places = review.facets.queue(asked, review.log, by, f"{review.log.seed}/{by}")
-        return Response(np.array(places, "<u4").tobytes(), media_type="application/octet-stream")
-
-    def image(request: Request, by: str) -> Response:
-        given = request.path_params
-        frame = request.query_params.get("frame", "0")
-        data, media = review.image(given["place"], given["kind"], given["number"], int(frame) if frame.isdecimal() else 0)
-        return Response(data, media_type=media)
-
-    def decide(request: Request, by: str) -> Any:
-        try:
-            event = review.decide(by, request.state.body)
-        except Refused as error:
-            place = request.state.body.get("place")
-            if error.status == 409 and isinstance(place, int):
-                error.more["record"] = review.view(place, by)
-            raise
-        return {"saved": event["uid"], **review.state(by)}
-
-    def reload(request: Request, by: str) -> Any:
-        review.reload()
-        return review.state(by)
-
-    async def static(request: Request) -> Response:
-        name = request.path_params.get("name", "index.html")
-        if name == "favicon.ico":  # which browsers ask for by themselves
-            return Response(status_code=204)
-        return Response((PAGE / name).read_bytes(), media_type=TYPES[name]) if name in TYPES else Response("", 404)
-
-    routes = [
-        Route("/", static),
-        Route("/{name}", static),
-        Route("/api/state", answered(lambda request, by: review.state(by))),
-        Route("/api/records/{place:int}", answered(lambda request, by: review.view(request.path_params["place"], by))),
-        Route("/api/queue", answered(queue)),
-        Route("/api/images/{place:int}/{kind}/{number:int}", answered(image)),
-        Route("/api/report", answered(lambda request, by: review.report(by))),
-        Route("/api/decide", answered(decide), methods=["POST"]),
-        Route("/api/undo", answered(lambda request, by: review.undo(by, request.state.body)), methods=["POST"]),
-        Route("/api/reload", answered(reload), methods=["POST"]),
-    ]
+    routes = [Route("/", _static), Route("/{name}", _static)]
+    for method, works in WORKS.items():
+        routes += [Route(f"/api/{path}", partial(_answer, review, work), methods=[method]) for path, work in works.items()]
     return Guard(Starlette(routes=routes), host, port)
+
+
+async def _static(request: Request) -> Response:
+    name = request.path_params.get("name", "index.html")
+    if name == "favicon.ico":  # which browsers ask for by themselves
+        return Response(status_code=204)
+    return Response((PAGE / name).read_bytes(), media_type=TYPES[name]) if name in TYPES else Response("", 404)
+
+
+async def _answer(review: Review, work: Work, request: Request) -> Response:
+    """What `work` gives a reviewer as JSON, or why it is refused."""
+    try:
+        by = _reviewer(review, request)
+        request.state.body = await _body(request) if request.method == "POST" else {}
+        found = await run_in_threadpool(work, review, request, by)
+    except Refused as error:
+        return JSONResponse({"error": error.reason, **error.more}, error.status)
+    except Changed as error:
+        return JSONResponse({"error": str(error), "changed": True}, 409)
+    except NotSaved as error:
+        return JSONResponse({"error": f"Not saved: {error.strerror or error}.", "unsaved": True}, 507)
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, 422)
+    except Exception as error:  # the page tells it, where a server's bare 500 would tell nothing
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}. This is a fault of mpo review, whose output has more."
+        return JSONResponse({"error": reason}, 500)
+    # In ASCII, as a text may have half a character.
+    return found if isinstance(found, Response) else Response(json.dumps(found), media_type="application/json")
+
+
+def _reviewer(review: Review, request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    name = ""
+    for known, by in review.tokens.items():
+        if scheme == "Bearer" and hmac.compare_digest(token.encode(), known.encode()):
+            name = by
+    if not name:
+        raise Refused(401, "This page needs the link that mpo review has printed, with its token.")
+    return name
+
+
+async def _body(request: Request) -> Mapping[str, Any]:
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise Refused(415, "Expected application/json.")
+    read = bytearray()
+
+    async def all_of_it() -> None:
+        async for part in request.stream():
+            read.extend(part)
+            if len(read) > MAX_BODY:
+                raise Refused(413, f"The request has more than {MAX_BODY >> 20} MiB.")
+
+    try:
+        await asyncio.wait_for(all_of_it(), BODY_SECONDS)
+        found = parse_json(bytes(read), "the request")
+    except TimeoutError:
+        raise Refused(408, "The request came too slowly.") from None
+    except ValueError as error:
+        raise Refused(400, str(error)) from None
+    if not isinstance(found, dict):
+        raise Refused(400, "Expected a JSON object.")
+    return found
+
+
+def _queue(review: Review, request: Request, by: str) -> Response:
+    review.ready()
+    asked = {name: request.query_params[name] for name in (*NAMES, "state", "search", "order") if name in request.query_params}
+    import numpy as np
+
+    places = review.facets.queue(asked, review.log, by, f"{review.log.seed}/{by}")
+    return Response(np.array(places, "<u4").tobytes(), media_type="application/octet-stream")
+
+
+def _image(review: Review, request: Request, by: str) -> Response:
+    given = request.path_params
+    frame = request.query_params.get("frame", "0")
+    data, media = review.image(given["place"], given["kind"], given["number"], int(frame) if frame.isdecimal() else 0)
+    return Response(data, media_type=media)
+
+
+def _decide(review: Review, request: Request, by: str) -> Any:
+    try:
+        event = review.decide(by, request.state.body)
+    except Refused as error:
+        place = request.state.body.get("place")
+        if error.status == 409 and isinstance(place, int):
+            error.more["record"] = review.view(place, by)
+        raise
+    return {"saved": event["uid"], **review.state(by)}
+
+
+def _reload(review: Review, request: Request, by: str) -> Any:
+    review.reload()
+    return review.state(by)
+
+
+Work = Callable[[Review, Request, str], Any]
+WORKS: dict[str, dict[str, Work]] = {
+    "GET": {
+        "state": lambda review, request, by: review.state(by),
+        "records/{place:int}": lambda review, request, by: review.view(request.path_params["place"], by),
+        "queue": _queue,
+        "images/{place:int}/{kind}/{number:int}": _image,
+        "report": lambda review, request, by: review.report(by),
+    },
+    "POST": {
+        "decide": _decide,
+        "undo": lambda review, request, by: review.undo(by, request.state.body),
+        "reload": _reload,
+    },
+}
+"""What each address of the page's requests does for a reviewer, by method."""
 
 
 class Guard:

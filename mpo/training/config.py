@@ -1,17 +1,18 @@
 """MPOConfig: TRL's DPOConfig with the MPO paper's defaults, the fields of this library, and checks of what does not go together."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trl import DPOConfig
 
 from mpo.losses import Mixture
-from mpo.training.loop_config import LoopConfig, choice, setting
+from mpo.training.loop_config import LoopConfig, choice, described
 
 MPO_LOSS_TYPE = ["sigmoid", "bco_pair", "sft"]
 MPO_LOSS_WEIGHTS = [0.8, 0.2, 1.0]
 
 
+@described
 @dataclass
 class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     """Configuration of a training run: TRL's `DPOConfig` with the defaults of the MPO paper (arXiv 2411.10442, section 7).
@@ -84,50 +85,18 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
         "label_smoothing_factor": (0.0, "it belongs to transformers' loss. Use loss_type='cdpo' with label_smoothing."),
     }
 
-    loss_type: list[str] | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "Loss or list of losses, by TRL's names. Default: sigmoid, bco_pair and sft, which together are MPO."},
-    )
-    loss_weights: list[float] | None = setting(
-        None, "Weights of the losses, one per loss type. Default: 0.8, 0.2, 1.0 for MPO, else 1.0 each."
-    )
-    reward_shift: str = choice(
-        "running_mean", ("running_mean", "none"), "Delta of the BCO loss: the running mean of past rewards (paper), or none (TRL)."
-    )
-    sft_average: str = choice(
-        "completion",
-        ("completion", "token", "square"),
-        "Average the SFT loss per completion (paper), per token (TRL), or by the square root of the length.",
-    )
-    completion_end: str = choice(
-        "end_of_turn",
-        ("end_of_turn", "template"),
-        "Last labelled token of a completion: its end-of-turn token, or the end of the chat template's text (TRL).",
-    )
-
-    reference: str = choice(
-        "live",
-        ("live", "cached"),
-        "Source of reference log-probs: computed in every step (live), or computed once and kept on disk (cached).",
-    )
-    reference_cache: str | None = setting(
-        None, "Folder of cached reference log-probs, shared by runs. Default: ~/.cache/mpo/references."
-    )
-    batching: str = choice(
-        "pairs",
-        ("pairs", "tokens"),
-        "Size of training batches: per_device_train_batch_size pairs, or as many pairs as max_tokens_per_batch allows.",
-    )
-    group_same_prompt: int = field(  # type: ignore[misc]
-        default=1,
-        metadata={"help": "Maximum number of pairs with the same prompt that are put into one batch, where they share the prompt."},
-    )
-
-    max_length: int | None = setting(
-        None, "Maximum tokens of prompt and completion; completions are truncated (keep_end: prompts). Default: no limit."
-    )
-    learning_rate: float = setting(5e-6, "Peak learning rate of AdamW.")
-    warmup_steps: float = setting(0.05, "Number of warm-up steps, or, below 1, the fraction of all steps.")
+    loss_type: list[str] | None = None  # type: ignore[assignment]
+    loss_weights: list[float] | None = None
+    reward_shift: str = choice("running_mean", ("running_mean", "none"))
+    sft_average: str = choice("completion", ("completion", "token", "square"))
+    completion_end: str = choice("end_of_turn", ("end_of_turn", "template"))
+    reference: str = choice("live", ("live", "cached"))
+    reference_cache: str | None = None
+    batching: str = choice("pairs", ("pairs", "tokens"))
+    group_same_prompt: int = 1  # type: ignore[misc]
+    max_length: int | None = None
+    learning_rate: float = 5e-6
+    warmup_steps: float = 0.05
 
     def __post_init__(self) -> None:
         if self.loss_type is None:

@@ -1,7 +1,10 @@
 """LoopConfig: the settings that runs on pairs and on conversations share, and the checks of what does not go together."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+import inspect
+import re
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,15 +18,25 @@ from mpo.io import MAX_BAD_FRACTION
 from mpo.models.family import PARTS
 from mpo.training.features.cache import LIMIT_GB
 
+Config = TypeVar("Config", bound=type)
 
-def choice(default: str, choices: tuple[str, ...], help: str) -> Any:
+
+def choice(default: str, choices: tuple[str, ...]) -> Any:
     """Return a field of one of several values, which `LoopConfig` checks."""
-    return field(default=default, metadata={"help": help, "choices": list(choices)})
+    return field(default=default, metadata={"choices": list(choices)})
 
 
-def setting(default: Any, help: str) -> Any:
-    """Return a field with its help text."""
-    return field(default=default, metadata={"help": help})
+def described(config: Config) -> Config:
+    """Give fields without help (of `HfArgumentParser`) what the docstring says of them, or else the help that a base has."""
+    text = inspect.cleandoc(config.__doc__ or "")
+    said = dict(re.findall(r"^    (\w+): (.+?)(?=\n    \w|\n\n|\Z)", text, re.MULTILINE | re.DOTALL))
+    for one in fields(config):
+        if "help" not in one.metadata:
+            bases = (getattr(base, "__dataclass_fields__", {}).get(one.name) for base in config.__mro__)
+            known = (base.metadata["help"] for base in bases if base is not None and "help" in base.metadata)
+            help = " ".join(said.get(one.name, "").split()).replace("``", "").replace("%", "%%")
+            one.metadata = MappingProxyType({**one.metadata, "help": help or next(known, "")})
+    return config
 
 
 def _has_bf16() -> bool:
@@ -65,60 +78,28 @@ class LoopConfig(_Base):  # type: ignore[misc]
     balance_slots: ClassVar[int] = BALANCE_SLOTS
     needs_reference: ClassVar[Any] = False
 
-    tile_budget: str = choice(
-        "prompt", BUDGETS, "Apply the processor's tile limit to all images of a prompt together, or to each image (TRL)."
-    )
-    rows: str = choice(
-        "auto",
-        ("auto", "packed", "padded"),
-        "Layout of rows: completions in their prompt's row (packed), or a padded row each; auto: packed if possible.",
-    )
-    packed_attention: str = choice(
-        "auto",
-        ("auto", "segments", "flash_attn_2", "flash_attn_3"),
-        "Attention kernel of packed rows: PyTorch's best (auto), one call per segment, or the flash-attn package's.",
-    )
-    max_tokens_per_batch: int | None = setting(
-        None, "Maximum tokens of a batch per device, with batching=tokens. A prompt that pairs share counts once."
-    )
-    max_tiles_per_batch: int | None = setting(
-        None, "Maximum image tiles of a batch per device, with batching=tokens. Default: no limit."
-    )
-    verify_first_batch: bool = setting(False, "Compare the first batch's packed rows with padded rows, and log the differences.")
-    on_bad_record: str = choice(
-        "raise",
-        ON_BAD_RECORD,
-        "Action for a record that cannot be used: stop the run, or skip it and list it in bad_records.jsonl.",
-    )
-    max_bad_fraction: float = setting(
-        MAX_BAD_FRACTION, "Maximum fraction of bad records, with on_bad_record=skip; the run stops above it."
-    )
-    vision_learning_rate: float | None = setting(None, "Learning rate of the vision tower.")
-    fuser_learning_rate: float | None = setting(None, "Learning rate of the fuser of tower layers.")
-    projector_learning_rate: float | None = setting(None, "Learning rate of the projector.")
-    language_learning_rate: float | None = setting(None, "Learning rate of the language model.")
-    head_learning_rate: float | None = setting(None, "Learning rate of the output head.")
-    vision_layer_decay: float = setting(
-        1.0, "Factor between the learning rates of a layer of the vision tower and of the layer above it."
-    )
-    vision_drop_path: float = setting(0.0, "Stochastic depth of the vision tower's last layer; 0.1 or 0.4 in the official recipes.")
-    vision_features: str = choice(
-        "live",
-        ("live", "cached"),
-        "Source of a frozen vision tower's features: computed in every step (live), or once per image and kept on disk (cached).",
-    )
-    vision_feature_cache: str | None = setting(
-        None, "Folder of cached vision features, shared by runs. Default: ~/.cache/mpo/vision_features."
-    )
-    vision_feature_cache_gb: float = setting(
-        LIMIT_GB, "Maximum size of this folder in GB; features that were not used for longest are removed."
-    )
-    num_train_epochs: float = setting(1.0, "Number of passes over the training records.")
-    weight_decay: float = setting(0.05, "Weight decay of AdamW.")
-    lr_scheduler_type: str = setting("cosine", "Learning rate schedule after the warm-up.")
-    logging_nan_inf_filter: bool = setting(
-        False, "Replace a loss that is not finite by the mean of the others in the logs. This hides divergence."
-    )
+    tile_budget: str = choice("prompt", BUDGETS)
+    rows: str = choice("auto", ("auto", "packed", "padded"))
+    packed_attention: str = choice("auto", ("auto", "segments", "flash_attn_2", "flash_attn_3"))
+    max_tokens_per_batch: int | None = None
+    max_tiles_per_batch: int | None = None
+    verify_first_batch: bool = False
+    on_bad_record: str = choice("raise", ON_BAD_RECORD)
+    max_bad_fraction: float = MAX_BAD_FRACTION
+    vision_learning_rate: float | None = None
+    fuser_learning_rate: float | None = None
+    projector_learning_rate: float | None = None
+    language_learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    vision_layer_decay: float = 1.0
+    vision_drop_path: float = 0.0
+    vision_features: str = choice("live", ("live", "cached"))
+    vision_feature_cache: str | None = None
+    vision_feature_cache_gb: float = LIMIT_GB
+    num_train_epochs: float = 1.0
+    weight_decay: float = 0.05
+    lr_scheduler_type: str = "cosine"
+    logging_nan_inf_filter: bool = False  # on, it hides divergence
 
     def _check(self) -> None:
         """Check the fields of a subclass, after its choices and before TRL's."""

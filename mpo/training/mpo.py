@@ -23,7 +23,6 @@ from mpo.encoding.turns import SIDES
 from mpo.losses import SFT, PairLogps
 from mpo.losses.quality import RewardShift
 from mpo.models.fit import check_fit
-from mpo.models.tower import SharedTower, can_share
 from mpo.schema import TRL_COLUMNS, names
 from mpo.training.checkpoint import load_weights
 from mpo.training.config import MPOConfig
@@ -130,6 +129,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
             )
         adapters.unround(self.model)
         self._adapter_start = adapters.start if ref_model is None else None
+        del ref_model  # then the trainer's is the last one
         self._start_identity = adapters.identity or copy_identity
         self._check_start_can_be_kept()
         check_fit(self.model, processing_class)
@@ -137,18 +137,11 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
         self._start_loop()
         self._prepare_policy(without_dropout=args.disable_dropout)
-        # A reference that is a copy of the policy can share its vision tower's output.
-        self._tower_is_shared = starts_from_reference
-        self._tower = None
-        if can_share(self.model) and args.vision_features == "live":
-            self._tower = SharedTower(self.model, (self.ref_model if starts_from_reference else None) or self.model)
+        self._share_tower(starts_from_reference)
         self._choose_rows(router_loss=self.aux_loss_enabled, reads_logits=compute_metrics is not None)
         self._open_features(others=not starts_from_reference and self.ref_model is not None)
         if args.reference == "cached" and self.mixture.needs_reference:
-            reference = reference or adapters.reference
-            assert reference is not None
-            self._open_references(reference)
-            del ref_model  # then the trainer's is the last one
+            self._open_references(reference or adapters.reference)
             self._release_reference()
 
     def _made_reference(

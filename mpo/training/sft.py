@@ -103,12 +103,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            raise ValueError(
-                "Context and sequence parallelism (cp_size, sp_size) split a row over ranks, and packed conversations attend by "
-                "segments of one row. Set both to 1."
-            )
+        self._check_parallelism()
         adapters.unround(self.model)
         self._start_identity = adapters.identity
         check_fit(self.model, processing_class)
@@ -116,6 +111,14 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         self._prepare_policy(without_dropout=False)
         self._choose_rows(router_loss=False, reads_logits=compute_metrics is not None)
         self._open_features()
+
+    def _check_parallelism(self) -> None:
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError(
+                "Context and sequence parallelism (cp_size, sp_size) split a row over ranks, and packed conversations attend by "
+                "segments of one row. Set both to 1."
+            )
 
     def _step_denominator(self, lengths: Tensor) -> Tensor:
         """Return the sum of the weights of a step's conversations over all ranks (`PackedSFTConfig.weights`)."""

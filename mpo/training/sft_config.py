@@ -1,20 +1,22 @@
 """PackedSFTConfig: TRL's SFTConfig with InternVL 2.5's settings, and checks of what does not go together."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 from trl import SFTConfig
 
+import mpo.training.config  # noqa: F401  # its docstring is the help of the fields that both have
 from mpo.encoding.conversations import TRAIN_ON
 from mpo.encoding.turns import CONVERSATION
-from mpo.training.loop_config import LoopConfig, choice
+from mpo.training.loop_config import LoopConfig, choice, described
 
 POWERS = {"token": 1.0, "sample": 0.0, "square": 0.5}
 """The weight of a conversation with n labelled tokens in the loss is n to this power."""
 PACKING_BUFFER = 256
 
 
+@described
 @dataclass
 class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
     """Configuration of training on packed conversations: TRL's `SFTConfig` with InternVL 2.5's settings (arXiv 2412.05271).
@@ -34,11 +36,13 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
         oversized: a conversation that exceeds these limits alone: ``"refuse"`` it, give it its ``"own_row"``, or take
             ``"fewer_frames"`` of its videos, evenly spread, as many as fit (and refuse it if even one of each does not). With
             ``on_bad_record="skip"``, what would be refused is a bad record.
+        loss_type: negative log-likelihood (``"nll"``), or Dynamic Fine-Tuning (``"dft"``, arXiv 2508.05629).
+        assistant_only_loss: always on: the assistant's turns alone are labelled.
+        max_length: not used: a conversation is never truncated.
         packing_buffer: number of conversations of a stream (`IterableDataset`) in memory, from which the fullest rows are taken,
             with ``batching="tokens"``. The rows of a `Dataset` are planned for an epoch.
 
-    Of TRL's fields, ``packing`` and ``padding_free`` demand packed rows, which are used wherever the model allows it anyway;
-    ``assistant_only_loss`` is always on. A conversation is never truncated.
+    Of TRL's fields, ``packing`` and ``padding_free`` demand packed rows, which are used wherever the model allows it anyway.
 
     Raises:
         ValueError: for a setting that would be ignored, or that does not go together with another.
@@ -63,37 +67,18 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
         "truncation_mode": ("keep_start", "no conversation is truncated."),
     }
 
-    loss_average: str = choice(
-        "square",
-        tuple(POWERS),
-        "Mean of a loss: by token, by conversation (sample), or by the square root of its length (square).",
-    )
-    train_on: str = choice("all", TRAIN_ON, "Label all turns of the assistant, the last, or those with train=true.")
-    batching: str = choice(
-        "tokens",
-        ("conversations", "tokens"),
-        "Size of training batches: per_device_train_batch_size conversations, or as many as max_tokens_per_batch allows.",
-    )
-    max_tokens_per_batch: int | None = field(
-        default=None, metadata={"help": "Maximum tokens of a batch per device, with batching=tokens. Default: 16384."}
-    )
-    max_tiles_per_batch: int | None = field(
-        default=None, metadata={"help": "Maximum image tiles of a batch per device, with batching=tokens. Default: 48."}
-    )
-    oversized: str = choice(  # type: ignore[misc]
-        "refuse",
-        ("refuse", "own_row", "fewer_frames"),
-        "Refuse a conversation that exceeds these limits alone, give it its own row, or take fewer frames of its videos.",
-    )
-    packing_buffer: int = field(  # type: ignore[misc]
-        default=PACKING_BUFFER,
-        metadata={"help": "Number of conversations of a stream in memory, from which rows are packed, with batching=tokens."},
-    )
-    loss_type: str = choice("nll", ("nll", "dft"), "Negative log-likelihood (nll), or Dynamic Fine-Tuning (dft, arXiv 2508.05629).")
-    assistant_only_loss: bool = field(default=True, metadata={"help": "Always on: the assistant's turns alone are labelled."})
-    max_length: int | None = field(default=None, metadata={"help": "Not used: no conversation is truncated."})
-    learning_rate: float = field(default=4e-5, metadata={"help": "Peak learning rate of AdamW."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Number of warm-up steps, or, below 1, the fraction of all steps."})
+    loss_average: str = choice("square", tuple(POWERS))
+    train_on: str = choice("all", TRAIN_ON)
+    batching: str = choice("tokens", ("conversations", "tokens"))
+    max_tokens_per_batch: int | None = None
+    max_tiles_per_batch: int | None = None
+    oversized: str = choice("refuse", ("refuse", "own_row", "fewer_frames"))  # type: ignore[misc]
+    packing_buffer: int = PACKING_BUFFER  # type: ignore[misc]
+    loss_type: str = choice("nll", ("nll", "dft"))
+    assistant_only_loss: bool = True
+    max_length: int | None = None
+    learning_rate: float = 4e-5
+    warmup_steps: float = 0.03
 
     def __post_init__(self) -> None:
         if self.batching == "tokens":

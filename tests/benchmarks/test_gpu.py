@@ -27,6 +27,22 @@ def gpu():
             del sys.modules[name]
 
 
+@pytest.fixture
+def steps(gpu):
+    """The module of the steps."""
+    import gpu_steps
+
+    return gpu_steps
+
+
+@pytest.fixture
+def report(gpu):
+    """The module of the report."""
+    import gpu_report
+
+    return gpu_report
+
+
 def command(out, *arguments):
     return [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--out", str(out), *arguments]
 
@@ -135,14 +151,14 @@ def test_hidden_and_unknown_steps_are_refused(gpu, monkeypatch, capsys):
 
 
 @pytest.fixture
-def result(gpu, tmp_path):
-    gpu.write(tmp_path / "step.json", {})
-    return gpu.Result(tmp_path / "step.json", rehearse=True)
+def result(steps, tmp_path):
+    steps.write(tmp_path / "step.json", {})
+    return steps.Result(tmp_path / "step.json", rehearse=True)
 
 
-def test_timed_sides(gpu, result):
+def test_timed_sides(steps, report, result):
     """Out of memory (rehearsed, for TRL with LoRA and 4 pairs) leads to checkpointing for all sides, and is in the table."""
-    gpu.time_cases(result, [("8B", "lora", 4, False)])
+    steps.time_cases(result, [("8B", "lora", 4, False)])
     found = json.loads(result.path.read_text())
     first, second = found["cases"]
     assert list(first["sides"]) == ["trl"] and "out_of_memory" in first["sides"]["trl"]
@@ -150,33 +166,33 @@ def test_timed_sides(gpu, result):
     assert list(second["sides"]) == ["trl", "live", "cached"]
     for side in second["sides"].values():
         assert {"median_s", "seconds", "built_s", "peak_gib"} == side.keys() and side["median_s"] > 0
-    rows = list(gpu.speeds(found, gpu.counted()))
+    rows = list(report.speeds(found, report.counted()))
     assert [(row["case"], row["side"], row["out_of_memory"]) for row in rows] == [
         ("8B lora 4", "trl", True),
         *(("8B lora 4 checkpointing", side, False) for side in ("trl", "live", "cached")),
     ]
-    assert len(gpu.goals(rows)) == 4  # MFU and ratio of two sides
-    assert "| 8B lora 4 | trl | out of memory |" in gpu.page({"8B": {**found, "state": "done"}}, rows, {})
+    assert len(report.goals(rows)) == 4  # MFU and ratio of two sides
+    assert "| 8B lora 4 | trl | out of memory |" in report.page({"8B": {**found, "state": "done"}}, rows, {})
 
 
-def test_the_fuser_against_its_parts(gpu, result):
-    gpu.time_fuser(result)
+def test_the_fuser_against_its_parts(steps, result):
+    steps.time_fuser(result)
     (case,) = json.loads(result.path.read_text())["fuser"]
     assert (case["grid"], case["tiles"]) == (4, 1) and case["block_s"] > 0 and case["made_mb"]["chunks"] > 0
 
 
-def test_every_timed_case_is_counted(gpu, monkeypatch, result):
+def test_every_timed_case_is_counted(steps, report, monkeypatch, result):
     """FLOPs and tokens are there for all that steps time, with and without checkpointing."""
     timed = []
-    monkeypatch.setattr(gpu, "time_sides", lambda result, case, *measured: timed.append(case) or False)
-    gpu.time_8b(result)
-    gpu.time_small(result)
-    keys = {gpu.case_key(vars(case)) for case in timed}
-    assert len(keys) == 2 * 4 + 2 * 8 - 1 and keys <= gpu.counted().keys()
+    monkeypatch.setattr(steps, "time_sides", lambda result, case, *measured: timed.append(case) or False)
+    steps.time_8b(result)
+    steps.time_small(result)
+    keys = {report.case_key(vars(case)) for case in timed}
+    assert len(keys) == 2 * 4 + 2 * 8 - 1 and keys <= report.counted().keys()
     assert {case.pairs for case in timed} == {1, 4} and {case.tune for case in timed} == {"lora", "full"}
 
 
-def test_speeds(gpu):
+def test_speeds(report):
     """By hand: 2 pairs in 0.5 s are 4 a second; at 30 tokens and 5e12 FLOPs a pair, 120 tokens/s and 20 of 40 TFLOP/s.
 
     TRL takes 1.5 s, three times as long, for 11e12 FLOPs with checkpointing where ours has 5.5e12: twice as many.
@@ -185,26 +201,26 @@ def test_speeds(gpu):
     plain = {"trl": {"flops": 1e13, "text_tokens": 90}, "cached": {"flops": 5e12, "text_tokens": 30}}
     again = {"trl": {"flops": 11e12}, "cached": {"flops": 5.5e12}}
     step = {"matrix_tflops": 40, "cases": [{"case": case, "sides": {"trl": {"median_s": 1.5}, "cached": {"median_s": 0.5}}}]}
-    trl, cached = gpu.speeds(step, {"8B lora 2": plain, "8B lora 2 checkpointing": again})
+    trl, cached = report.speeds(step, {"8B lora 2": plain, "8B lora 2 checkpointing": again})
     assert (cached["pairs_per_s"], cached["useful_tokens_per_s"], cached["mfu"]) == (4, 120, 0.5)
     assert (cached["time_ratio"], cached["flop_ratio"]) == (3, 2)
     assert trl["useful_tokens_per_s"] == pytest.approx(40) and "time_ratio" not in trl
-    assert list(gpu.goals([trl, cached]).values()) == [True, False]
+    assert list(report.goals([trl, cached]).values()) == [True, False]
 
 
-def test_sft(gpu, result):
+def test_sft(steps, result):
     """Both trainers on the same conversations, and attention with a mask and causal."""
-    gpu.time_sft(result)
+    steps.time_sft(result)
     found = json.loads(result.path.read_text())
     assert found["conversations"] == 4 and list(found["sft"]) == ["trl", "packed"]
     assert all(side["median_s"] > 0 and side["steps"] >= 1 for side in found["sft"].values())
     assert found["speed_over_trl"] > 0 and found["attention"]["seconds"].keys() == {"mask", "causal"}
 
 
-def test_memory(gpu, result):
+def test_memory(steps, result):
     """Estimate and peak of every case, QLoRA among them."""
     pytest.importorskip("bitsandbytes")
-    gpu.compare_memory(result)
+    steps.compare_memory(result)
     cases = json.loads(result.path.read_text())["cases"]
     assert [(case["case"]["shape"], case["case"]["tune"]) for case in cases] == [
         *(("8B", tune) for tune in ("lora", "qlora", "full", "lora", "full")),
@@ -215,19 +231,19 @@ def test_memory(gpu, result):
         assert {"measured_mb", "ratio", "reserved_mb"} <= case.keys()
 
 
-def test_memory_without_bitsandbytes(gpu, result, monkeypatch):
+def test_memory_without_bitsandbytes(steps, result, monkeypatch):
     """QLoRA is left out, and its line says why."""
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    qlora = next(case for case in gpu.memory_cases(True) if case.tune == "qlora")
-    monkeypatch.setattr(gpu, "memory_cases", lambda rehearse: [qlora])
-    gpu.compare_memory(result)
+    monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None)
+    qlora = next(case for case in steps.memory_cases(True) if case.tune == "qlora")
+    monkeypatch.setattr(steps, "memory_cases", lambda rehearse: [qlora])
+    steps.compare_memory(result)
     (case,) = json.loads(result.path.read_text())["cases"]
     assert case["skipped"] == "bitsandbytes is not installed" and "estimate_mb" not in case
 
 
-def test_profile(gpu, result):
+def test_profile(steps, result):
     """Without a GPU, operators are the kernels."""
-    gpu.profile_step(result)
+    steps.profile_step(result)
     profile = json.loads(result.path.read_text())
     assert profile["on"] == "cpu_op" and len(profile["kernels"]) == 15
     assert profile["case"]["shape"] == "8B" and profile["kernels_launched"] > 1000
@@ -235,7 +251,7 @@ def test_profile(gpu, result):
     assert [kernel["ms"] for kernel in profile["kernels"]] == sorted((k["ms"] for k in profile["kernels"]), reverse=True)
 
 
-def test_trace(gpu):
+def test_trace(report):
     """Two streams: a from 0 to 10 us and again from 50 to 60, b from 5 to 20 and c from 8 to 12 inside it: idle from 20 to 50."""
 
     def event(cat, name, ts, dur):
@@ -249,9 +265,9 @@ def test_trace(gpu):
     ]
     events += [event("cuda_runtime", "cudaStreamSynchronize", 0, 7), event("cpu_op", "aten::item", 0, 9), {"ph": "s", "name": "x"}]
     events += [event("cpu_op", "aten::mm", 0, 30), event("gpu_user_annotation", "step", 0, 60)]
-    found = gpu.read_trace(events)
+    found = report.read_trace(events)
     assert (found["on"], found["kernels_launched"], found["span_ms"], found["idle_ms"]) == ("kernel", 4, 0.06, 0.03)
     assert found["kernels"][0] == {"name": "a", "ms": 0.02, "count": 2}
     assert found["longest_gaps"] == [{"ms": 0.03, "after": "b", "before": "a"}]
     assert {wait["name"] for wait in found["host_waits"]} == {"cudaStreamSynchronize", "aten::item"}
-    assert gpu.read_trace([])["on"] == "nothing"
+    assert report.read_trace([])["on"] == "nothing"

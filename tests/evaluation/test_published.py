@@ -9,7 +9,7 @@ from stub_server import StubServer
 
 from mpo.commands import main
 from mpo.evaluation.published import FORMS, load_benchmark
-from mpo.evaluation.run import score_of
+from mpo.evaluation.results import score_of
 from mpo.evaluation.statistics import smallest_difference
 from mpo.io import BadRecord
 from mpo.verification import verify

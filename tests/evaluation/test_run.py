@@ -12,7 +12,7 @@ from support import make_image, perturbed
 from mpo.commands import main
 from mpo.curation.contamination import training_records
 from mpo.evaluation.page import still
-from mpo.evaluation.run import clustered_interval, summarize
+from mpo.evaluation.results import clustered_interval, summarize
 from mpo.evaluation.run import evaluate as evaluate_call
 from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer, logprobs
 from mpo.generation.generator import Response

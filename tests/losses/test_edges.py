@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpo.losses import AOT, BCO, DPO, IPO, ORPO, SFT, DiscoPOP, Divergence, Mixture, PairLogps, RewardShift, SigmoidNorm
-from mpo.losses.mixture import LOSSES
+from mpo.losses.pairs import LOSSES
 
 NAMES = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens")
 GOOD = {name: torch.zeros(2) for name in NAMES}
@@ -41,11 +41,11 @@ def test_pair_weights_and_sorted_batches_exclude_each_other(name):
     assert not AOT.takes_weight
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, _) in LOSSES.items() if kind.takes_weight])
+@pytest.mark.parametrize("name", [name for name, kind in LOSSES.items() if kind.takes_weight])
 def test_weights_multiply_the_values(name):
     torch.manual_seed(0)
     fields = {key: -torch.rand(3) - 1 for key in NAMES} | {key: torch.tensor([3, 1, 5]) for key in NAMES[4:]}
-    mixture = Mixture.from_trl(name, label_smoothing=0.1 if LOSSES[name][0].takes_label_smoothing else 0.0).eval()
+    mixture = Mixture.from_trl(name, label_smoothing=0.1 if "label_smoothing" in LOSSES[name].takes else 0.0).eval()
     weight = torch.tensor([0.5, 2.0, 0.0])
     torch.testing.assert_close(mixture(PairLogps(**fields, weight=weight)).per_pair, mixture(PairLogps(**fields)).per_pair * weight)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mpo.losses import BCO, DPO, SFT, Divergence, Hinge, Mixture, PairLogps
+from mpo.losses import BCO, DPO, SFT, Divergence, Hinge, Mixture, PairLogps, PairLoss
+from mpo.losses.pairs import LOSSES
 
 GOOD = {name: torch.zeros(3) for name in ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens")}
 
@@ -91,3 +92,22 @@ def test_bare_name_is_refused(monkeypatch):
     spec = importlib.util.spec_from_file_location("losses", mpo.losses.__file__)
     with pytest.raises(ImportError, match="mpo.losses"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize("takes", ["beta", ("beta", "gamma")])
+def test_a_loss_takes_settings_that_there_are(takes):
+    with pytest.raises(ValueError, match="Own.takes to be a tuple of some of beta, .*got.*beta"):
+        type("Own", (PairLoss,), {"name": "own", "takes": takes})
+    assert "own" not in LOSSES
+
+
+def test_a_name_belongs_to_one_loss():
+    """The class of a loss enters it under its name; to define the same one again, as a notebook does, is no mistake."""
+    with pytest.raises(ValueError, match="'sigmoid' is the name of mpo.losses.preference.DPO"):
+        type("Other", (PairLoss,), {"name": "sigmoid"})
+    try:
+        first, second = (type("Own", (PairLoss,), {"name": "own", "takes": ("beta",)}) for _ in range(2))
+        assert LOSSES["own"] is second is not first
+    finally:
+        LOSSES.pop("own", None)
+    assert LOSSES["sigmoid"] is DPO and "own" not in LOSSES

@@ -7,10 +7,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from mpo.losses import Mixture, PairLogps
-from mpo.losses.mixture import LOSSES
+from mpo.losses.pairs import LOSSES
 
-TRL_TYPES = list(LOSSES)[:15]
-WITH_SMOOTHING = [name for name in TRL_TYPES if LOSSES[name][0].takes_label_smoothing]
+TRL_TYPES = [
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero"),
+    *("apo_down", "discopop", "sft", "sigmoid_norm"),
+]
+WITH_SMOOTHING = [name for name in TRL_TYPES if "label_smoothing" in LOSSES[name].takes]
 WITH_DIVERGENCE = ["sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"]
 
 

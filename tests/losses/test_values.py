@@ -25,7 +25,7 @@ from mpo.losses import (
     RobustDPO,
     SigmoidNorm,
 )
-from mpo.losses.mixture import LOSSES
+from mpo.losses.pairs import LOSSES
 
 ONE_PAIR = {
     "chosen": [-10.0],
@@ -169,7 +169,7 @@ def test_weights_multiply_each_pair():
 def test_gradients(name):
     """Autograd against finite differences in float64, for every log-prob that a loss reads."""
     torch.manual_seed(0)
-    smoothing = 0.1 if LOSSES[name][0].takes_label_smoothing else 0.0
+    smoothing = 0.1 if "label_smoothing" in LOSSES[name].takes else 0.0
     mixture = Mixture.from_trl(name, beta=0.3, label_smoothing=smoothing, reward_shift="none")
     logps = [(-5 * torch.rand(4, dtype=torch.float64) - 1).requires_grad_() for _ in range(4)]
     tokens = torch.tensor([3.0, 5.0, 2.0, 7.0], dtype=torch.float64)

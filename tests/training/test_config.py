@@ -1,6 +1,7 @@
 """MPOConfig: the paper's defaults, TRL's meanings, refusals, the command line."""
 
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -10,8 +11,8 @@ from support import image_pairs
 from transformers import HfArgumentParser
 from trl import DPOConfig
 
-from mpo import MPOConfig, MPOTrainer
-from mpo.training.loop_config import _has_bf16
+from mpo import MPOConfig, MPOTrainer, PackedSFTConfig
+from mpo.training.loop_config import LoopConfig, _has_bf16
 
 
 def config(**settings) -> MPOConfig:
@@ -91,6 +92,19 @@ def test_command_line():
     words = ["--output_dir", "out", "--use_cpu", "true", "--loss_type", "sigmoid", "sft", "--sft_average", "token"]
     (args,) = HfArgumentParser(MPOConfig).parse_args_into_dataclasses(words)
     assert (args.loss_type, args.sft_average) == (["sigmoid", "sft"], "token")
+
+
+@pytest.mark.parametrize("kind", [MPOConfig, PackedSFTConfig])
+def test_every_field_has_its_help_text(kind):
+    """It is written once, in the docstring; what the docstring does not name has TRL's or transformers' text."""
+    named = {*LoopConfig.__annotations__, *kind.__annotations__}
+    found = {one.name: one.metadata["help"] for one in dataclasses.fields(kind) if one.name in named}
+    assert len(found) > 25 and all(found.values())
+    assert found["tile_budget"].startswith(
+        'what the processor\'s tile limit applies to: all images of a prompt together ("prompt",'
+    )
+    assert found["weight_decay"] == DPOConfig.__dataclass_fields__["weight_decay"].metadata["help"]
+    assert "stochastic depth" in HfArgumentParser(kind).format_help()
 
 
 def test_a_dpo_config_is_refused(internvl, processor, pairs_of_text):

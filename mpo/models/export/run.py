@@ -85,13 +85,7 @@ def export(
     original = _original(trained, like) if form == "official" else None
     processor = trained.processor()
     model = trained.load(dtype)
-    if missing := missing_rows(model, processor):
-        fix = (
-            "Call model.resize_token_embeddings(len(tokenizer)) before training, and train again."
-            if trained.adapter is None
-            else NEW_ROWS
-        )
-        raise ValueError(f"{trained.weights} cannot be exported with the tokenizer of {source}: {missing}. {fix}")
+    _check_rows(source, trained, model, processor)
     trial = Trial.of(model, processor, moves=not trained.residual) if check else None
     if trial is not None and trial.moved == 0 and trained.must_change_logits:
         raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
@@ -119,6 +113,14 @@ def export(
         tensors = len(TensorFiles(partial).names())
     merged_into = None if trained.adapter is None else trained.weights
     return Export(target, form, name, tensors, len(sizes), sum(sizes), merged_into, comparison, difference)
+
+
+def _check_rows(source: Path, trained: Trained, model: Any, processor: Any) -> None:
+    """Refuse a tokenizer with tokens that the model's embeddings have no rows for."""
+    if missing := missing_rows(model, processor):
+        resize = "Call model.resize_token_embeddings(len(tokenizer)) before training, and train again."
+        fix = resize if trained.adapter is None else NEW_ROWS
+        raise ValueError(f"{trained.weights} cannot be exported with the tokenizer of {source}: {missing}. {fix}")
 
 
 def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path | None]:

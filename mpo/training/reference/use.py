@@ -15,7 +15,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from mpo.batching.batch import Batch
 from mpo.batching.randomness import eval_mode
 from mpo.losses import Mixture, PairLogps
-from mpo.models.tower import SharedTower
+from mpo.models.tower import SharedTower, can_share
 from mpo.training.reference.adapters import AdapterStart
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.filling import ShareEveryEpoch, default_folder, fill, look_up, refuse_augmented
@@ -35,6 +35,12 @@ class UsesReference(Trainer):  # type: ignore[misc]
     _references: ReferenceCache | None = None
     _start_is_unchecked: bool
     _is_reference: bool | None = None  # whether the policy is the reference, in this evaluation
+
+    def _share_tower(self, is_copy: bool) -> None:
+        """Let the policy share its vision tower's output with the reference, if this is a copy of it, or itself."""
+        self._tower_is_shared, self._tower = is_copy, None
+        if can_share(self.model) and self.args.vision_features == "live":
+            self._tower = SharedTower(self.model, (self.ref_model if is_copy else None) or self.model)
 
     def compute_ref_log_probs(self, model: nn.Module, batch: Batch, *, same_images: bool = False) -> Tensor:
         """Compute the log-prob sums of a batch under the reference.
@@ -112,8 +118,9 @@ class UsesReference(Trainer):  # type: ignore[misc]
 
     # --- The cache
 
-    def _open_references(self, fingerprint: Fingerprint) -> None:
+    def _open_references(self, fingerprint: Fingerprint | None) -> None:
         """Open the cache of reference log-probs. A reference model of its own fills it now and is released."""
+        assert fingerprint is not None
         refuse_augmented(self.train_dataset)
         self._references = ReferenceCache(
             self.args.reference_cache or default_folder(),

@@ -16,7 +16,7 @@ class CallingThread:
     """A thread that waits for an event loop in another one, and in the meantime runs a model that the loop's tasks ask.
 
     In a program's first thread glibc keeps the memory of a batch for the next one; that of other threads, in blocks of 64 MiB, it
-    returns to the system whenever a block is empty, and each page is then given and cleared anew (up to 5 % of the CPU time of small
+    returns to the system whenever a block is empty, and each page is then given and cleared anew (up to 5 % of the time of small
     models). CUDA's current device is that of the calling thread, too.
 
     Attributes:

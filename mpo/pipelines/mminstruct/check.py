@@ -17,18 +17,16 @@ from typing import Any
 from mpo.data.degenerate import find_degenerate
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
+from mpo.pipelines.mminstruct.dialogue import find_round_fault
 from mpo.pipelines.mminstruct.domains import prompt
 from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
-from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language, rule
+from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, SHORTEST_LONG, found_in, length, other_language, rule
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
 from mpo.verification.number import HAN, read_han
 from mpo.verification.texts import read_yes_no
 
 YES_NO = {"en": ("Yes", "No"), "zh": ("是", "否")}
-LONGEST_SHORT = {"en": 12, "zh": 24}
-SHORTEST_LONG = {"en": 8, "zh": 12}
-"""Limits of answers: words in English, characters in Chinese."""
 _IDEOGRAPHS = CJK.pattern[1:-1]
 _WORDS = "none one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {"zero": "0"}
@@ -39,13 +37,15 @@ def find_fault(item: Record) -> str | None:
 
     Args:
         item: with ``type``, ``question``, ``answer``, ``choices`` of a choice; as far as known, ``language``, ``caption``, ``ocr``,
-            and ``fault`` of `Generate`.
+            ``fault`` and, of a round of a dialogue, ``earlier`` of `Generate`.
 
     >>> find_fault({"type": "short", "question": "What colour is the red car?", "answer": "red"})
     "leak: the question contains the answer 'red'"
     """
     if item.get("fault"):
         return str(item["fault"])
+    if (earlier := item.get("earlier")) and find_fault({**item, **earlier[-1], "earlier": earlier[:-1]}):
+        return "dialogue: an earlier round cannot be used"
     language, type = item.get("language", "en"), item["type"]
     question, answer, choices = item["question"], item["answer"], item.get("choices") or []
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
@@ -74,9 +74,8 @@ def find_fault(item: Record) -> str | None:
             return f"caption: the {name} speaks of the caption ({said!r})"
         if said := found(text, "refuses") or (found(text, "undetermined") if name == "answer" else None):
             return f"refusal: the {name} refuses ({said!r})"
-    if (CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip())) or rule("bare").search(
-        question
-    ):
+    bare = not item.get("turn") and rule("bare").search(question)  # "Why?", in a dialogue
+    if (CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip())) or bare:
         return f"malformed: the question {question!r:.40} asks nothing"
     if type != "choice" and re.search(r"[?？]\W*$", answer) and answer.strip() not in known:
         return f"malformed: the answer asks {answer!r:.40}"
@@ -90,7 +89,8 @@ def find_fault(item: Record) -> str | None:
         theirs = name == "option" and answer != text and _foreign(answer, language) and answer.casefold() in known.casefold()
         if not theirs and other_language(text, language, known):
             return f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
-    return _leak(item) or (_unsupported(item) if type == "choice" else _other_value(item) if known else None)
+    fault = _leak(item) or (find_round_fault(item) if "earlier" in item else None)
+    return fault or (_unsupported(item) if type == "choice" else _other_value(item) if known else None)
 
 
 def yes_or_no(text: str, language: str) -> bool | None:
@@ -360,8 +360,9 @@ class Blind(Step):
         found = []
         for order in self._orders(record):
             lines = [f"{chr(ord('A') + place)}. {one}" for place, one in enumerate(order)]
-            settings = {"long": record["type"] == "long", "choice": record["type"] == "choice"}
-            asked = prompt("blind", record.get("language", "en"), question="\n".join([record["question"], *lines]), **settings)
+            settings: dict[str, Any] = {"long": record["type"] == "long", "choice": record["type"] == "choice"}
+            settings |= {"question": "\n".join([record["question"], *lines]), "earlier": record.get("earlier", ())}
+            asked = prompt("blind", record.get("language", "en"), **settings)
             found.append(Request.ask(asked))
         return found
 
@@ -405,7 +406,8 @@ class Agree(Step):
     def requests(self, record: Record) -> list[Request]:  # noqa: D102
         if not record.get("caption"):
             return []
-        given = {"caption": record["caption"], "priors": priors(record), "question": record["question"], "answer": record["answer"]}
+        given = {name: record[name] for name in ("caption", "question", "answer")}
+        given |= {"priors": priors(record), "earlier": record.get("earlier", ())}
         return [Request.ask(prompt("judge", record.get("language", "en"), **given))]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102

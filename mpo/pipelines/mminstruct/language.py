@@ -10,6 +10,9 @@ from unicodedata import normalize
 
 import yaml
 
+LONGEST_SHORT = {"en": 12, "zh": 24}
+SHORTEST_LONG = {"en": 8, "zh": 12}
+"""Limits of answers: words in English, characters in Chinese."""
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uac00-\ud7af]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from told import Says
 
 from mpo.generation.generator import Response
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages
@@ -170,25 +171,6 @@ def test_repeats(one, other, fault):
         item |= {"language": "zh"} if "汽车" in item["question"] else {}
     found = check_all(items)
     assert found[0] is None and (found[1] or "").partition(":")[0] == fault
-
-
-class Says:
-    """A model that says what a function of the prompt says."""
-
-    def __init__(self, say):
-        self.say = say
-
-    def identity(self):
-        return {"model": "says"}
-
-    async def stream(self, requests, *, n=1, concurrency=None, **settings):
-        place = 0
-        async for item in requests:
-            request, samples = item if isinstance(item, tuple) else (item, range(n))
-            for sample in samples:
-                said = self.say("".join(one.get("text", "") for one in request.messages[-1]["content"]))
-                yield place, sample, Response(said, "stop", 1, 1)
-            place += 1
 
 
 def test_what_a_model_knows_without_the_image():

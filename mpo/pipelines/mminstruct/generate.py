@@ -384,6 +384,9 @@ def _slip(one: str, other: str) -> bool:
     if len(short) < 12 or len(long) - len(short) > 1:
         return False
     at = len(commonprefix((short, long)))
+    turned = len(short) == len(long) and short[at + 2 :] == long[at + 2 :] and short[at : at + 2] == long[at : at + 2][::-1]
+    if turned and short[at : at + 2].isalpha() and not CJK.search(short[at : at + 2]):
+        return True
     return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha() and not CJK.match(long[at]))
 
 

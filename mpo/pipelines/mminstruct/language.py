@@ -83,7 +83,8 @@ def other_language(text: str, language: str, known: str = "") -> bool:
         return True
     if language == "zh":
         text = re.sub('“[^”]*”|"[^"]*"', "", text) if CJK.search(text) else text  # a slogan, a sign
-        own = any(len({*_WORD.findall(run)} & {*new}) > 3 for run in CJK.split(text))
+        own = any(word in words("english") for word in new)
+        own = own or any(len({*_WORD.findall(run)} & {*new}) > 3 for run in CJK.split(text))
         return own or len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(map(_other_script, new)):
         return True

@@ -415,3 +415,55 @@ def test_a_letter_may_be_another_word(one, other):
 def test_questions_of_public_sets(question, answer, fault):
     found = find_fault({"type": "short", "question": question, "answer": answer, "caption": "A chart beside an elephant."})
     assert (found and found.partition(":")[0]) == fault
+
+
+BARS = "A chart. The bar of Rome is 21.5 high, the bar of Oslo is 13.4 high, the bar of Bern is 17 high. A red cup stands on it."
+BARS_ZH = "柱状图中，罗马的柱高为21.5，奥斯陆的柱高为13.4，一只红色的杯子。"
+
+
+@pytest.mark.parametrize(
+    ("type", "question", "answer", "fault"),
+    [
+        ("judgement", "Is the bar of Rome higher than that of Bern?", "No", "contradiction"),
+        ("judgement", "Is the bar of Rome higher than that of Bern?", "Yes", None),
+        ("judgement", "Is Bern lower than Oslo?", "Yes", "contradiction"),
+        ("judgement", "Is Bern twice as high or higher than Oslo?", "Yes", None),
+        ("judgement", "罗马的柱子比奥斯陆的高吗？", "否", "contradiction"),
+        ("judgement", "Is Rome high?", "Yes, so the answer is no.", "malformed"),
+        ("judgement", "Is 21.5 larger than 13.4?", "Yes", "no image needed"),
+        ("judgement", "Is the red cup red?", "Yes", "no image needed"),
+        ("judgement", "Is the left cup left of the bar?", "Yes", None),
+        ("judgement", "Does the green cup stand?", "Yes", "contradiction"),
+        ("judgement", "Does a green cup stand there?", "No", None),
+        ("short", "Which bar is the highest?", "Oslo", "contradiction"),
+        ("short", "Which bar is the second highest?", "Bern", None),
+        ("short", "What is the value of Oslo?", "21.5", "contradiction"),
+        ("short", "What is the value of Oslo?", "13", None),
+        ("short", "哪个城市的柱子最高？", "奥斯陆", "contradiction"),
+        ("short", "2) What stands there?", "a cup", "malformed"),
+        ("short", "What What stands stands on on it it?", "a cup", "malformed"),
+        ("short", "W h a t i s r e d ?", "a cup", "malformed"),
+        ("short", "```What stands there?```", "a cup", "malformed"),
+        ("short", "图中 of 杯子是什么颜色？", "红色", "language"),
+        ("short", 'How many letters does the word "Rome" have?', "4", "no image needed"),
+        ("long", "What is shown?", "Rome has the highest bar with 21.5, and Oslo the lowest with 13.4, as a chart.", None),
+        ("long", "What is shown?", "Oslo has the highest bar of all, and the others are lower.", "contradiction"),
+        ("long", "What is shown?", "Rome has a bar of 21.5, and the one of Oslo is 8.1 lower, as a chart.", None),
+        ("long", "What is shown?", "Rome has a bar of 21.5, and the one of Oslo reaches 14.3 in it.", "contradiction"),
+        ("long", "What is shown?", "The bar of Bern is higher, as 17 is greater than 21.5 in the chart.", "contradiction"),
+        ("long", "What is shown?", "A cup stands on the bars. However, there is no cup in the image.", "contradiction"),
+        ("long", "What is shown?", "The bars have no cup on them. There is no cup in the image.", None),
+        (
+            "long",
+            "What is shown?",
+            "1. A cup stands on all of the many bars there.\n2. A cup stands on all of the many bars there.",
+            "malformed",
+        ),
+    ],
+)
+def test_what_contradicts_a_description(type, question, answer, fault):
+    zh = any("\u4e00" <= letter for letter in question)
+    found = find_fault(
+        {"type": type, "question": question, "answer": answer, "language": "zh" if zh else "en", "caption": BARS_ZH if zh else BARS}
+    )
+    assert (found and found.partition(":")[0]) == fault, found

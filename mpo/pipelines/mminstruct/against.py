@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from itertools import combinations, permutations
+from itertools import combinations
 
 from mpo.data.similar import normalised
 from mpo.pipelines.mminstruct.language import CJK, found_in, rule
@@ -15,7 +15,7 @@ from mpo.verification.texts import read_yes_no
 _IDEOGRAPHS = CJK.pattern[1:-1]
 _WORDS = "none one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {"zero": "0"}
-_NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_NUMBER = r"(?:(?<![\w.)])-)?(?<![\d.])\d{1,15}(?:\.\d{1,15})?(?:e[+-]?\d{1,2})?(?!\d)"
 _TOKEN = re.compile(rf"{_NUMBER}|[^\W\d{_IDEOGRAPHS}][^\W{_IDEOGRAPHS}]*|[{_IDEOGRAPHS}]", re.IGNORECASE)
 _PART = re.compile(r"[;:!?，；：。！？、\n]+|[.,](?!\d)")
 
@@ -44,7 +44,7 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
     {'a': 3.0, 'b': 4.5}
     """
     alike: dict[tuple[str, str], list[tuple[list[str], str]]] = {}
-    for part in _PART.split(text):
+    for part in _PART.split(_plain(text)):
         tokens = [token.casefold() for token in _TOKEN.findall(part)]
         numbers = [token for token in tokens if re.fullmatch(_NUMBER, token)]
         if len(numbers) == 1 and len(tokens) > 2:
@@ -53,6 +53,7 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
             alike.setdefault((tokens[at - 1] if at else "", tokens[at + 1] if at + 1 < len(tokens) else ""), []).append(
                 (tokens, numbers[0])
             )
+    found: list[dict[tuple[str, ...], Fraction]] = []
     for own in alike.values():
         texts = [tokens for tokens, _ in own]
         least = min(map(len, texts))
@@ -60,8 +61,13 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
         end = next((at for at in range(least - start) if len({one[-1 - at] for one in texts}) > 1), least - start)
         names = [tuple(one[start : len(one) - end]) for one in texts]
         if len({*names}) == len(names) > 1 and all(0 < len(name) < 5 and "#" not in name for name in names) and start + end > 1:
-            return {name: Fraction(number) for name, (_, number) in zip(names, own, strict=True)}
-    return {}
+            found.append({name: Fraction(number) for name, (_, number) in zip(names, own, strict=True)})
+    return found[0] if len(found) == 1 else {}  # of two, it is not known which one is meant
+
+
+def _plain(text: str) -> str:
+    """A text without separators of thousands."""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
 
 
 def _named(text: str, names: dict[tuple[str, ...], Fraction]) -> list[tuple[str, ...]]:
@@ -85,18 +91,25 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction]) -> str | N
     if type == "judgement" and len(asked) == 2 and more != less and said is not None and values[asked[0]] != values[asked[1]]:
         if re.search(r"\bthan\b|比", question) and ((values[asked[0]] > values[asked[1]]) == more) != said:
             return "contradiction: the description compares them otherwise"
-    parts = [f"{question} {answer}"] if type in ("short", "choice") and not asked else _PART.split(answer) if type == "long" else []
+    parts = (
+        [f"{question} {answer}"]
+        if type in ("short", "choice") and not asked
+        else _PART.split(_plain(answer))
+        if type == "long"
+        else []
+    )
     for part in parts:
         names, wanted = _named(part, values), [name for name in ("most", "least") if found_in(part, name)]
         if len(names) != 1 or len(wanted) != 1 or found_in(part, "not_plain"):
             continue
         if values[names[0]] != values[edge[wanted[0]]]:
             return f"contradiction: in the description {' '.join(edge[wanted[0]])!r:.40} has that place, not {' '.join(names[0])!r}"
-        numbers = re.findall(_NUMBER, part)
+        numbers = re.findall(_NUMBER, part)  # of what has that place
         if type == "long" and len(numbers) == 1 and not _rounded(numbers[0], values[names[0]]):
             return f"contradiction: {numbers[0]}, and the description has another number of {' '.join(names[0])!r:.40}"
-    number = re.fullmatch(rf"({_NUMBER})\W*", answer.strip())
-    if type in ("short", "choice") and len(asked) == 1 and number and found_in(question, "value_asked"):
+    number = re.fullmatch(rf"({_NUMBER})\W*", _plain(answer).strip())
+    of_more = any(re.fullmatch(_NUMBER, token) for token in _TOKEN.findall(question))  # "in 2019"
+    if type in ("short", "choice") and len(asked) == 1 and number and not of_more and found_in(question, "value_asked"):
         if not _rounded(number[1], values[asked[0]]):
             return f"contradiction: {answer!r:.40}, and the description has another value"
     return None
@@ -110,23 +123,16 @@ def _rounded(text: str, value: Fraction) -> bool:
 
 def _unknown_decimal(item: Record, known: str) -> str | None:
     """A decimal of a long answer or a right option that the description has not, also not rounded or computed of two."""
-    asked = item["question"]
-    if (
-        item["type"] != "long"
-        and not (item["type"] == "choice" and found_in(asked, "value_asked"))
-        or rule("computed").search(asked)
-    ):
+    asked, answer, known = item["question"], _plain(item["answer"]).strip(), _plain(known)
+    if item["type"] != "long" and not (item["type"] == "choice" and found_in(asked, "value_asked")):
         return None
-    numbers = [Fraction(one) for one in re.findall(_NUMBER, known)][:30]
-    if sum("." in one for one in re.findall(_NUMBER, known)) < 2:
+    numbers = [Fraction(one) for one in dict.fromkeys(re.findall(_NUMBER, known))]
+    if sum("." in one for one in re.findall(_NUMBER, known)) < 2 or rule("computed").search(f"{asked} {answer}"):
         return None
-    pairs = [value for one, other in combinations(numbers, 2) for value in (one + other, abs(one - other))]
-    if rule("computed").search(item["answer"]):
-        pairs += [
-            value for one, other in permutations(numbers, 2) if other for value in (one * other, one / other, 100 * one / other)
-        ]
-    for text in re.findall(_NUMBER, item["answer"]) if item["type"] == "long" else [item["answer"].strip()]:
-        if re.fullmatch(r"\d+\.\d+(?:e[+-]?\d+)?", text) and not any(_rounded(text, one) for one in [*numbers, *pairs]):
+    numbers += [value for one, other in combinations(numbers[:30], 2) for value in (one + other, abs(one - other))]
+    numbers += [one * scale for one in numbers for scale in (100, 1000, Fraction(1, 100), Fraction(1, 1000))]  # percent, kilo
+    for text in re.findall(_NUMBER, answer) if item["type"] == "long" else [answer]:
+        if re.fullmatch(r"\d{1,15}\.\d{1,15}(?:e[+-]?\d{1,2})?", text) and not any(_rounded(text, one) for one in numbers):
             return f"contradiction: {text}, and the description has another number"
     return None
 
@@ -208,9 +214,9 @@ def other_value(item: Record) -> str | None:
 
 def _derived(answer: str, known: str) -> bool:
     """Whether a number is none, one (of an article), or the sum, difference or product of numbers that are known."""
-    if not (said := re.match(r"\d+(?:\.\d+)?", answer)):
+    if not (said := re.match(r"\d{1,15}(?:\.\d{1,15})?(?![\d])", answer)):
         return False
-    values = [Fraction(one) for one in re.findall(r"\d+(?:\.\d+)?", known)][:30]
+    values = [Fraction(one) for one in re.findall(r"(?<!\d)\d{1,15}(?:\.\d{1,15})?(?!\d)", known)][:30]
     pairs = {found for one, other in combinations(values, 2) for found in (one + other, abs(one - other), one * other)}
     return Fraction(said[0]) in {0, 1, sum(values), *pairs}
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 
+from mpo.generation.generator import Response
+
 THINGS = "kettle ladder violin anchor basket lantern saddle trumpet bucket compass".split()
 COLOURS = {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄", "white": "白", "black": "黑", "brown": "棕", "pink": "粉"}
 PLACES = "window shelf floor wall table ceiling corner door garden light chair carpet cupboard plant clock".split()
@@ -11,7 +13,7 @@ ADJECTIVES = "tall dusty narrow bright wooden low round heavy quiet soft plain o
 ORTE = "窗户 书架 地板 墙壁 桌子 天花板 墙角 房门 花园 灯光 椅子 地毯 柜子 盆栽 时钟".split()
 WIE = "高大 积灰 狭长 明亮 木制 低矮 圆形 沉重 幽静 柔和 素净 陈旧 条纹 敞开 宽阔".split()
 KINDS = {"yes-or-no": "judgement", "判断题": "judgement", "multiple-choice": "choice", "单项": "choice"}
-KINDS |= {"detailed": "long", "详细": "long"}
+KINDS |= {"dialogue": "dialogue", "对话": "dialogue", "detailed": "long", "详细": "long"}
 
 
 def caption(seed, chinese=False):
@@ -35,6 +37,11 @@ def items(said, chinese=False):
             "choice": [(f"{thing}是什么颜色？", [f"{one}色" for one in (others[0], colour, *others[1:])], f"{colour}色")],
             "long": [(f"请描述{thing}及其周围。", [], f"画面中有一个{colour}色的{thing}，旁边有高大的窗户和积灰的书架。")],
             "short": [(f"{thing}的颜色是哪一种？", [], f"{colour}色")],
+            "dialogue": [
+                ("图中画的是哪种物品？", [], thing),
+                ("它是什么颜色？", [], f"{colour}色"),
+                ("它旁边的书架积灰吗？", [], "是"),
+            ],
         }
     colour, thing = re.search(r"shows a (\w+) (\w+)\.", said).groups()
     others = [one for one in COLOURS if one != colour][:3]
@@ -43,6 +50,11 @@ def items(said, chinese=False):
         "choice": [(f"What colour is the {thing}?", [others[0], colour, *others[1:]], colour)],
         "long": [(f"What surrounds the {thing}?", [], f"The {thing} is surrounded by a tall window and a dusty shelf.")],
         "short": [(f"In which colour is the {thing} painted?", [], colour)],
+        "dialogue": [
+            ("Which object does the image show?", [], thing),
+            ("What colour is it?", [], colour),
+            ("And is the shelf near it dusty?", [], "Yes"),
+        ],
     }
 
 
@@ -81,3 +93,22 @@ def tell(body, number=0):
         ]
         return json.dumps({"items": given}, ensure_ascii=False)
     return tagged(found)
+
+
+class Says:
+    """A model that says what a function of the prompt says."""
+
+    def __init__(self, say):
+        self.say = say
+
+    def identity(self):
+        return {"model": "says"}
+
+    async def stream(self, requests, *, n=1, concurrency=None, **settings):
+        place = 0
+        async for item in requests:
+            request, samples = item if isinstance(item, tuple) else (item, range(n))
+            for sample in samples:
+                said = self.say("".join(one.get("text", "") for one in request.messages[-1]["content"]))
+                yield place, sample, Response(said, "stop", 1, 1)
+            place += 1

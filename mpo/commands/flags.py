@@ -229,9 +229,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--turns": {**NUMBER, "help": "instructions of a conversation"},
     "--type": {
-        "choices": ("judgement", "choice", "long", "short"),
+        "choices": ("judgement", "choice", "long", "short", "dialogue"),
         "action": "append",
-        "help": "type of instructions; may be repeated (default: all)",
+        "help": "type of instructions, or dialogue: several rounds; may be repeated (default: the four types)",
     },
     "--vision-feature-cache": {
         "type": path,

@@ -111,6 +111,32 @@ def test_what_the_forms_are_read_by(make, folder):
     assert sum(bool(one.ground_truths) for one in questions) == 32  # a long answer is none
 
 
+@pytest.mark.parametrize("kind", ["vllm", "transformers"])
+def test_dialogues(make, folder, kind):
+    """As JSON and as tags; one conversation in each form, and a question for mpo mmpr that stands by itself."""
+    text = CONFIG + "types: [judgement, short, dialogue]\nturns: 2\n"
+    with StubServer(text=tell, kind=kind) as stub:
+        assert make(stub.url, text)[0] == 0
+        asked = stub.asked
+        assert make(stub.url, text)[0] == 0 and stub.asked == asked
+        assert any("Said before: Which object" in str(body["messages"]) for body in stub.bodies)
+        assert any("response_format" in body for body in stub.bodies) == (kind == "vllm")
+    out = folder / "out"
+    report = json.loads((out / "report.json").read_text())
+    # 4 images in 2 languages: two judgements, of which the yes goes, a short one, and a dialogue that ends in yes
+    assert report["dialogues"] == {"of 3": 8} and report["types"] == {"judgement": 16, "short": 24}
+    assert "balance" in str(report["drops"]) and "<td>8</td>" in (out / "report.html").read_text()
+    for name in ("meta.json", "trl.jsonl", "llava.json", "sharegpt.json"):
+        loaded = load_conversations(out / name, image_root=None if name == "meta.json" else report["image_root"])
+        talks = [[str(message["content"]) for message in one["messages"]] for one in loaded]
+        own = [one for one in talks if "What colour is it?" in str(one) or "它是什么颜色" in str(one)]
+        assert len(own) == 8 and all(len(one) == 6 and ("Which object" in one[0] or "哪种物品" in one[0]) for one in own), name
+    assert len(list(load_questions(out / "questions.jsonl", image_root=report["image_root"]))) == 24  # first rounds alone
+    asked = [one["question"] for one in read_json_lines(out / "questions.jsonl")]
+    assert len(asked) == 24 and not any("it?" in one or "它" in one for one in asked)
+    assert not any("earlier" in one for one in read_json_lines(out / "instructions.jsonl"))
+
+
 def test_a_language_that_is_added_asks_nothing_again(make, folder):
     with StubServer(text=tell) as stub:
         assert make(stub.url, CONFIG.replace("[en, zh]", "[en]"))[0] == 0

@@ -10,28 +10,22 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from fractions import Fraction
-from itertools import combinations
 from typing import Any
 
 from mpo.data.degenerate import find_degenerate
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
+from mpo.pipelines.mminstruct.against import figures, find_contradiction, has, other_value, unsupported, whole_numbers
+from mpo.pipelines.mminstruct.dialogue import find_round_fault
 from mpo.pipelines.mminstruct.domains import prompt
 from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
-from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language, rule
+from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, SHORTEST_LONG, found_in, length, other_language, rule
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
-from mpo.verification.number import HAN, read_han
 from mpo.verification.texts import read_yes_no
 
 YES_NO = {"en": ("Yes", "No"), "zh": ("是", "否")}
-LONGEST_SHORT = {"en": 12, "zh": 24}
-SHORTEST_LONG = {"en": 8, "zh": 12}
-"""Limits of answers: words in English, characters in Chinese."""
 _IDEOGRAPHS = CJK.pattern[1:-1]
-_WORDS = "none one two three four five six seven eight nine ten eleven twelve"
-_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {"zero": "0"}
 
 
 def find_fault(item: Record) -> str | None:
@@ -39,13 +33,15 @@ def find_fault(item: Record) -> str | None:
 
     Args:
         item: with ``type``, ``question``, ``answer``, ``choices`` of a choice; as far as known, ``language``, ``caption``, ``ocr``,
-            and ``fault`` of `Generate`.
+            ``fault`` and, of a round of a dialogue, ``earlier`` of `Generate`.
 
     >>> find_fault({"type": "short", "question": "What colour is the red car?", "answer": "red"})
     "leak: the question contains the answer 'red'"
     """
     if item.get("fault"):
         return str(item["fault"])
+    if (earlier := item.get("earlier")) and find_fault({**item, **earlier[-1], "earlier": earlier[:-1]}):
+        return "dialogue: an earlier round cannot be used"
     language, type = item.get("language", "en"), item["type"]
     question, answer, choices = item["question"], item["answer"], item.get("choices") or []
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
@@ -74,10 +70,19 @@ def find_fault(item: Record) -> str | None:
             return f"caption: the {name} speaks of the caption ({said!r})"
         if said := found(text, "refuses") or (found(text, "undetermined") if name == "answer" else None):
             return f"refusal: the {name} refuses ({said!r})"
-    if (CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip())) or rule("bare").search(
-        question
-    ):
+    bare = not item.get("turn") and rule("bare").search(question)  # "Why?", in a dialogue
+    if (CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip())) or bare:
         return f"malformed: the question {question!r:.40} asks nothing"
+    if said := found(question, "alone"):
+        return f"no image needed: the question alone gives the answer ({said!r:.60})"
+    if known and (said := found(question, "numbered")):
+        return f"malformed: the question has its number {said!r:.40}"
+    if (
+        not re.search("[?？(（_]", question)
+        and 30 < len(normalised(question)) < len(known) / 2
+        and normalised(question) in normalised(known)
+    ):
+        return f"malformed: the question {question!r:.40} is a sentence of the description"
     if type != "choice" and re.search(r"[?？]\W*$", answer) and answer.strip() not in known:
         return f"malformed: the answer asks {answer!r:.40}"
     if fault := _FORM[type](item, language):
@@ -90,7 +95,8 @@ def find_fault(item: Record) -> str | None:
         theirs = name == "option" and answer != text and _foreign(answer, language) and answer.casefold() in known.casefold()
         if not theirs and other_language(text, language, known):
             return f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
-    return _leak(item) or (_unsupported(item) if type == "choice" else _other_value(item) if known else None)
+    fault = _leak(item) or (find_round_fault(item) if "earlier" in item else None)
+    return fault or (unsupported(item) if type == "choice" else other_value(item) if known else None) or find_contradiction(item)
 
 
 def yes_or_no(text: str, language: str) -> bool | None:
@@ -127,10 +133,18 @@ def _asks_all(text: str, known: str) -> bool:
 
 def _repeats(text: str, most: int) -> str | None:
     """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
-    if found := re.search(r"\b(\w+)(?:\W+\1\b){3,}", text, re.IGNORECASE):
-        return found[1] if not found[1].isdigit() else None
-    sentences = Counter(part for part in map(normalised, re.split(r"(?<!\d)[.]|[!?。！？\n]+", text)) if len(part) > 5)
-    many = next((part for part, count in sentences.items() if count > most), None)
+    if found := re.search(
+        rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}", text, re.IGNORECASE
+    ):
+        said: str = found[1] or found[2] or found[3]
+        return None if said.isdigit() else said
+    if len(twice := re.findall(r"\b([^\W\d]+) \1\b", text, re.IGNORECASE)) > 2:
+        return str(twice[0])
+    parts = map(normalised, re.split(r"(?<!\d)[.]|[.](?=\s|$)|[!?。！？\n]+", re.sub(r"(?m)^\s*(?:\d+[.)、]|[-*•])\s", "", text)))
+    sentences = Counter(part for part in parts if len(part) > 5)
+    many = next(
+        (part for part, count in sentences.items() if count > (1 if len(part) > 40 or len(CJK.findall(part)) > 15 else most)), None
+    )
     return many or next((found.rule for found in find_degenerate(text)), None)
 
 
@@ -152,7 +166,7 @@ def _choice(item: Record, language: str) -> str | None:
     if others and len(others) < len(choices):  # but points "A and B", "B and C"
         return f"options: {others[0]!r:.40} refers to the others"
     plain = [normalised(one) for one in choices]
-    if found := next((one for one in plain if sum(_has(one, other) for other in {*plain} - {one, ""}) > 1), None):
+    if found := next((one for one in plain if sum(has(one, other) for other in {*plain} - {one, ""}) > 1), None):
         return f"options: {found!r:.40} holds two of the others"
     known = item.get("caption") or item.get("ocr")
     if (
@@ -184,12 +198,12 @@ def _unasked(item: Record, language: str) -> str | None:
     question, answer = item["question"], item["answer"].strip()
     bare = found_in(answer, "bare_yes_no")
     polar = found_in(question, f"polar_{language}") and item["type"] == "short" and read_yes_no(answer) is None
-    number = re.search(r"\d", _figures(answer)) or found_in(answer, "some")
+    number = re.search(r"\d", figures(answer)) or found_in(answer, "some")
     if (bare and rule(f"open_{language}").match(question)) or polar:
         return f"malformed: {answer!r:.40} does not answer {question!r:.60}"
     if item["type"] == "short" and not number and found_in(question, "how_many"):
         return f"malformed: {answer!r:.40} is no number"
-    if re.fullmatch(r"[\d.,]+", _figures(answer)) and found_in(question, "which_colour"):
+    if re.fullmatch(r"[\d.,]+", figures(answer)) and found_in(question, "which_colour"):
         return f"malformed: {answer!r:.40} is no colour"
     return None
 
@@ -199,7 +213,7 @@ _FORM = {"judgement": _judgement, "choice": _choice, "long": _long, "short": _sh
 
 def _leak(item: Record) -> str | None:
     question, answer = item["question"], item["answer"]
-    asked, said = (normalised(_whole_numbers(text)) for text in (question, answer))
+    asked, said = (normalised(whole_numbers(text)) for text in (question, answer))
     if (found := rule("given").search(question)) and re.match(
         rf"{re.escape(said)}(?!\w)" if said else "$", normalised(found[1] or found[2] or "")
     ):
@@ -222,93 +236,14 @@ def _leak(item: Record) -> str | None:
     alternatives = alternatives or re.search(r"[(（][^()（）]*[,，、][^()（）]*[)）]", question) is not None
     if re.fullmatch(r"[\d_]+", said) and rule("bound").search(re.sub(rf"(?<![\w_]){said}(?![\w_])", "#", asked)):
         return None
-    if said and _has(asked, said) and not alternatives and not any(_has(asked, one) for one in others):
+    if said and has(asked, said) and not alternatives and not any(has(asked, one) for one in others):
         return f"leak: the question contains the answer {answer!r:.60}"
     return None
-
-
-def _has(text: str, part: str) -> bool:
-    """Whether a normalised text has another one in whole words; in Chinese, two characters at least, and whole numbers."""
-    before = r"(?<![\d.])" if part[:1].isdigit() else ""
-    if CJK.search(part):
-        return len(part) > 1 and re.search(before + re.escape(part), text) is not None
-    return re.search(rf"{before}(?<![^\W{_IDEOGRAPHS}]){re.escape(part)}(?![^\W{_IDEOGRAPHS}]|\.\d)", text) is not None
 
 
 def _foreign(text: str, language: str) -> bool:
     """Whether a text that is read in the image is in the other script: so may be the other options."""
     return (CJK.search(text) is None) == (language == "zh") and re.search(r"[^\W\d_]", text) is not None
-
-
-def _whole_numbers(text: str) -> str:
-    """A text whose decimal points stay when it is normalised, as underlines."""
-    return re.sub(r"(?<=\d)\.(?=\d)", "_", text)
-
-
-def _figures(text: str) -> str:
-    """A normalised text with its numbers in digits."""
-    text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
-    text = normalised(_whole_numbers(text))
-    return " ".join(_NUMBERS.get(word, word) for word in re.sub(r"(?<=\d)_(?=\d)", ".", text).split())
-
-
-def _derived(answer: str, known: str) -> bool:
-    """Whether a number is none, one (of an article), or the sum, difference or product of numbers that are known."""
-    if not (said := re.match(r"\d+(?:\.\d+)?", answer)):
-        return False
-    values = [Fraction(one) for one in re.findall(r"\d+(?:\.\d+)?", known)][:30]
-    pairs = {found for one, other in combinations(values, 2) for found in (one + other, abs(one - other), one * other)}
-    return Fraction(said[0]) in {0, 1, sum(values), *pairs}
-
-
-def _unsupported(item: Record) -> str | None:
-    """A choice whose right option is not in the caption, while another one is; values that are computed need not be there."""
-    if rule("computed").search(item["question"]) or max(map(len, item["choices"])) < 2:
-        return None
-    known = _figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
-    if not known:
-        return None
-    plain = {one: re.sub(r"^(?:an?|the) (?=\w)", "", _figures(one)) for one in item["choices"]}
-    asked = _figures(item["question"])  # what the question gives is no answer
-    there = {one: _has(known, text) and not _has(asked, text) for one, text in plain.items()}
-    if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
-        other = next(one for one, found in there.items() if found)
-        return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
-    return None
-
-
-def _other_value(item: Record) -> str | None:
-    """What the caption has otherwise, by closed lists: a short answer's colour, unit or figure, and how many things there are."""
-    known = _figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
-    said, asked = _figures(item["answer"]), _figures(item["question"])
-    of = "the caption has another"
-    for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
-        there = [int(one) for one, other in rule("counted").findall(known) if other == thing]
-        if there and int(number) > max(sum(there), max(there) + 1):
-            return f"contradiction: {number} {thing}, and {of} number"
-    if item["type"] != "short" or rule("computed").search(item["question"]):
-        return None
-    colours = {*rule("colour").findall(said)}
-    if (
-        colours
-        and found_in(item["question"], "which_colour")
-        and rule("colour").search(known)
-        and not any(one in known for one in colours)
-    ):
-        return f"contradiction: {item['answer']!r:.40}, and {of} colour"
-    if not (found := re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)):
-        return None
-    if found[2] and found_in(found[2], "unit") and found[2] not in f"{known} {asked}" and _has(known, found[1]):
-        return f"contradiction: {item['answer']!r:.40}, and the caption has no such unit"
-    exact = "." in found[1] or found[1].startswith("-") or float(found[1]) > 20  # fewer are counted
-    if (
-        exact
-        and len(re.findall(r"\d+\.\d+", known)) > 1
-        and not _has(known, found[1])
-        and not _derived(found[1].lstrip("-"), known)
-    ):
-        return f"contradiction: {item['answer']!r:.40}, and {of} number"
-    return None
 
 
 class Check(Step):
@@ -360,8 +295,9 @@ class Blind(Step):
         found = []
         for order in self._orders(record):
             lines = [f"{chr(ord('A') + place)}. {one}" for place, one in enumerate(order)]
-            settings = {"long": record["type"] == "long", "choice": record["type"] == "choice"}
-            asked = prompt("blind", record.get("language", "en"), question="\n".join([record["question"], *lines]), **settings)
+            settings: dict[str, Any] = {"long": record["type"] == "long", "choice": record["type"] == "choice"}
+            settings |= {"question": "\n".join([record["question"], *lines]), "earlier": record.get("earlier", ())}
+            asked = prompt("blind", record.get("language", "en"), **settings)
             found.append(Request.ask(asked))
         return found
 
@@ -381,7 +317,7 @@ class Blind(Step):
         if record["type"] == "judgement":
             return read_yes_no(plain) == read_yes_no(record["answer"])
         known = normalised(record["answer"])
-        stated = not order and len(plain) < 10 * len(known) and len(known) > 2 and _has(normalised(plain), known)  # in a sentence
+        stated = not order and len(plain) < 10 * len(known) and len(known) > 2 and has(normalised(plain), known)  # in a sentence
         return stated or (match(plain, record["answer"], choices=order).correct if order else same_answer(plain, record["answer"]))
 
 
@@ -405,7 +341,8 @@ class Agree(Step):
     def requests(self, record: Record) -> list[Request]:  # noqa: D102
         if not record.get("caption"):
             return []
-        given = {"caption": record["caption"], "priors": priors(record), "question": record["question"], "answer": record["answer"]}
+        given = {name: record[name] for name in ("caption", "question", "answer")}
+        given |= {"priors": priors(record), "earlier": record.get("earlier", ())}
         return [Request.ask(prompt("judge", record.get("language", "en"), **given))]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mpo.pipelines.mminstruct.domains import TYPES, Language, Type
+from mpo.pipelines.mminstruct.domains import TYPES, Asked, Language
 from mpo.pipelines.mmpr.config import Group, Model, Seed, Whole, file_name, read_yaml
 
 Price = Annotated[float, Field(ge=0)]
@@ -58,7 +58,7 @@ class Generating(Sampling):
 
     rounds: Whole = 1
     seeds: Annotated[int, Field(ge=0)] = 3
-    counts: dict[Type, Whole] = {}
+    counts: dict[Asked, Whole] = {}
     form: Literal["tags", "json", "auto"] = "auto"
     max_new_tokens: Whole = 2048
 
@@ -89,7 +89,7 @@ class Config(Group):
 
     images: list[Images] = []
     languages: Annotated[list[Language], Field(min_length=1)] = ["en"]
-    types: Annotated[list[Type], Field(min_length=1)] = [*TYPES]  # type: ignore[list-item]
+    types: Annotated[list[Asked], Field(min_length=1)] = [*TYPES]  # type: ignore[list-item]
     domains: list[str] = []  # files of further ones
     collect: Collecting = Collecting()
     caption: Captioning | None = None

@@ -19,11 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mpo.io import did_you_mean
 
 TYPES = ("judgement", "choice", "long", "short")
+ASKED = (*TYPES, "dialogue")
+"""What can be asked for: a dialogue's rounds are instructions of the types without options."""
 LANGUAGES = ("en", "zh")
 OURS = Path(__file__).with_name("domains")
 PLACEHOLDER = re.compile(r"<([^<>]*)>")
 """What a seed question leaves open, such as ``<object>``: the model that writes questions replaces it."""
 Type = Literal["judgement", "choice", "long", "short"]
+Asked = Literal["judgement", "choice", "long", "short", "dialogue"]
 Language = Literal["en", "zh"]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -61,8 +64,9 @@ class Domain(BaseModel):
         return self
 
     def questions(self, type: str, language: str) -> list[str]:
-        """The seed questions of a type in a language."""
-        return self.seeds.get(type, {}).get(language, [])  # type: ignore[call-overload,no-any-return]
+        """The seed questions of a type in a language; of a dialogue, those without options."""
+        own = [one for one in TYPES if one != "choice"] if type == "dialogue" else [type]
+        return [text for one in own for text in self.seeds.get(one, {}).get(language, [])]  # type: ignore[call-overload]
 
 
 def load_domains(paths: Iterable[str | Path] = ()) -> dict[str, Domain]:

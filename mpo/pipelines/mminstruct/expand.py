@@ -22,9 +22,9 @@ from mpo.data.files import open_files
 from mpo.data.paths import inside
 from mpo.io import BadRecord, bad_record, did_you_mean, read_json_object
 from mpo.pipelines.flow import log
-from mpo.pipelines.mminstruct.check import SHORTEST_LONG, YES_NO, yes_or_no
+from mpo.pipelines.mminstruct.check import YES_NO, yes_or_no
 from mpo.pipelines.mminstruct.domains import TYPES, Domain, check_domain, load_domains
-from mpo.pipelines.mminstruct.language import CJK, length
+from mpo.pipelines.mminstruct.language import CJK, SHORTEST_LONG, length
 from mpo.pipelines.step import Record
 
 Lines = Iterator[tuple[str, dict[str, Any]]]
@@ -124,8 +124,8 @@ class Expansion:
         elif isinstance(image, Mapping):
             image = image["bytes"] if image.get("bytes") is not None else inside(self.image_root or line["root"], image.get("path"))
         given = {"domain": domain, "licence": self.licence, "choices": choices if type == "choice" else None}
-        given["dialogue"] = line.get("dialogue")
-        texts = {"type": type, "language": language, "question": question.strip(), "answer": answer}
+        rounds = {name: line[name] for name in ("dialogue", "turn") if name in line}
+        texts = rounds | {"type": type, "language": language, "question": question.strip(), "answer": answer}
         return {"images": [image], **texts, **{name: value for name, value in given.items() if value}}
 
 
@@ -232,7 +232,8 @@ def _mminstruct(given: Expansion) -> Lines:
             language = {"language": "zh" if len(CJK.findall(said)) > len(said) / 8 else "en"} if len(said) > 40 else {}
             fields = {"image": one["image"], "question": question, "answer": said, "choices": [text for _, text in choices]}
             known = {"id": f"{one.get('id', place)}/{number}", "root": Path(given.path).parent}
-            yield where, {**known, **fields, **language, "dialogue": f"{one.get('id', place)}" if len(rounds) > 1 else None}
+            known |= {"dialogue": f"{one.get('id', place)}", "turn": number} if len(rounds) > 1 else {}
+            yield where, {**known, **fields, **language}
 
 
 def _fields(given: Expansion) -> Lines:

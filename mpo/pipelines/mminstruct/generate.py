@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
+from itertools import pairwise
 from os.path import commonprefix
 from typing import Any
 from unicodedata import normalize
@@ -14,14 +15,16 @@ from unicodedata import normalize
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
-from mpo.pipelines.mminstruct.domains import TYPES, check_domain, load_domains, prompt
-from mpo.pipelines.mminstruct.language import CJK, rule, words
+from mpo.pipelines.mminstruct.domains import ASKED, TYPES, check_domain, load_domains, prompt
+from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, found_in, length, rule, words
 from mpo.pipelines.step import Record, Step
 from mpo.verification.dress import undress
 from mpo.verification.texts import read_yes_no, same_text
 
 COUNTS = {"judgement": 4, "choice": 3, "long": 3, "short": 3}
 """Instructions that are asked for at a time, by type: two Yes and two No, as in the paper's code."""
+ROUNDS = 4
+"""Rounds of a dialogue."""
 KEPT = ("images", "source", "domain", "language", "caption", "image_id", "licence", "origin", "ocr", "tags", "width", "height")
 """Fields of an image that its instructions have too."""
 SCHEMA: dict[str, Any] = {
@@ -76,7 +79,7 @@ class Seed(Step):
     """Give an image with a caption its ``seeds``: for each type and round, some random seed questions of its domain.
 
     Args:
-        types: the types of instructions.
+        types: the types of instructions, and ``dialogue``.
         rounds: how often each type is asked for.
         per: maximum number of seed questions of a round.
         domains: files of further domains (`load_domains`).
@@ -91,8 +94,8 @@ class Seed(Step):
     def __init__(
         self, *, types: Sequence[str] = TYPES, rounds: int = 1, per: int = 3, domains: Sequence[str] = (), seed: int = 0
     ) -> None:
-        if wrong := [one for one in types if one not in TYPES] or ["none"] * (not types):
-            raise ValueError(f"Expected types among {', '.join(TYPES)}; got {wrong[0]!r}.")
+        if wrong := [one for one in types if one not in ASKED] or ["none"] * (not types):
+            raise ValueError(f"Expected types among {', '.join(ASKED)}; got {wrong[0]!r}.")
         if rounds < 1 or per < 0:
             raise ValueError(f"Expected rounds of 1 or more and 0 or more seeds; got rounds={rounds}, per={per}.")
         self.types, self.rounds, self.per, self.seed = [*dict.fromkeys(types)], rounds, per, seed
@@ -105,7 +108,7 @@ class Seed(Step):
         domain = self._known[check_domain(record.get("domain"), self._known, record["id"])]
         language, seeds = record.get("language", "en"), []
         for type in self.types:
-            pool = list(domain.questions(type, language))
+            pool = domain.questions(type, language)
             wanted = self.per * self.rounds
             order = draw(self.seed, record["id"], type).sample(pool * (1 + wanted // len(pool)), wanted)
             for number in range(self.rounds):
@@ -118,11 +121,12 @@ class Generate(Step):
     """Ask a language model for instructions about an image, which it knows by the caption alone.
 
     The outputs have ``type``, ``question``, ``choices`` (of a choice), ``answer``, and what is known of the image; ``fault`` where
-    a part of a response cannot be used (`mpo.pipelines.mminstruct.check.Check` drops it).
+    a part of a response cannot be used (`mpo.pipelines.mminstruct.check.Check` drops it). The rounds of a dialogue have its id as
+    ``dialogue``, their place in it as ``turn``, and the ``earlier`` rounds, of which they may speak.
 
     Args:
         generator: the model.
-        counts: as `COUNTS`, where it differs.
+        counts: as `COUNTS`, where it differs; ``dialogue``: its rounds (`ROUNDS`).
         form: ``tags``, or ``json`` for a server that keeps to a schema (`RESPONSE_FORMAT` among the generator's `extra` fields).
         domains: files of further domains (`load_domains`).
         sampling: settings of `mpo.generation.generator.Generator.generate`.
@@ -141,8 +145,8 @@ class Generate(Step):
     ) -> None:
         if form not in ("tags", "json"):
             raise ValueError(f"Expected form to be tags or json; got {form!r}.")
-        if wrong := [one for one, count in (counts or {}).items() if one not in TYPES or count < 1]:
-            raise ValueError(f"Expected counts of 1 or more for {', '.join(TYPES)}; got {wrong[0]!r}.")
+        if wrong := [one for one, count in (counts or {}).items() if one not in ASKED or count < 1]:
+            raise ValueError(f"Expected counts of 1 or more for {', '.join(ASKED)}; got {wrong[0]!r}.")
         self.generator, self.form, self.domains = generator, form, [str(one) for one in domains]
         self.counts = {**COUNTS, **(counts or {})}
         self.sampling = asdict(Decoding(**{"temperature": 0.7, **sampling}))
@@ -156,7 +160,7 @@ class Generate(Step):
         domain = self._known[check_domain(record.get("domain"), self._known, record["id"])]
         language, found = record.get("language", "en"), []
         for seed in record["seeds"]:
-            type, count = seed["type"], self.counts[seed["type"]]
+            type, count = seed["type"], self.counts.get(seed["type"], ROUNDS)
             asked = prompt(
                 "generate",
                 language,
@@ -175,11 +179,28 @@ class Generate(Step):
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> list[Record]:  # noqa: D102
         items: list[Record] = []
         for seed, several in zip(record["seeds"], responses, strict=True):
-            for response in several:
-                for item in read_items(response.text, seed["type"], cut=response.finish_reason == "length"):
-                    items.append({"type": seed["type"], "round": seed["round"], **item})
-        mark_repeats(items)
+            for place, response in enumerate(several):
+                found = read_items(response.text, seed["type"], cut=response.finish_reason == "length")
+                if seed["type"] == "dialogue":
+                    _make_rounds(found, f"{record['id']}/{seed['round']}.{place}", record.get("language", "en"))
+                items += [{"type": seed["type"], "round": seed["round"], **item} for item in found]
+        mark_repeats(sorted(items, key=lambda one: "dialogue" not in one))  # what a dialogue asks is not asked alone again
+        for before, after in pairwise(items):
+            if "fault" in before and "dialogue" in before and before["dialogue"] == after.get("dialogue"):
+                after.setdefault("fault", "dialogue: an earlier round cannot be used")
         return [{**{name: record[name] for name in KEPT if name in record}, **item} for item in items]
+
+
+def _make_rounds(items: Sequence[Record], dialogue: str, language: str) -> None:
+    """Make the parts of a response the rounds of a dialogue; the type of each follows from its answer."""
+    earlier: list[Record] = []
+    for turn, item in enumerate(items):
+        item |= {"dialogue": dialogue, "turn": turn, "earlier": [*earlier]}
+        if "fault" not in item:
+            item["type"] = "long" if length(item["answer"], language) > LONGEST_SHORT[language] else "short"
+            if found_in(item["answer"], "bare_yes_no"):
+                item["type"] = "judgement"
+            earlier.append({name: item[name] for name in ("type", "question", "answer", "turn")})
 
 
 def priors(record: Record) -> str:
@@ -222,6 +243,8 @@ def read_items(text: str, type: str, *, cut: bool = False) -> list[dict[str, Any
             continue
         parts = {start[2]: text[start.end() : end.start()].strip() for start, end in zip(own[::2], own[1::2], strict=True)}
         found.append(_item(parts["Q"], _listed(parts["C"]) if type == "choice" else None, parts["A"], raw))
+        if type == "dialogue" and int(number) != len(found):
+            found[-1] = {"fault": f"malformed: round {len(found)} has the number {number}", "raw": raw}
     return found or [{"fault": "malformed: the response has no tags", "raw": text}]
 
 
@@ -282,11 +305,11 @@ def mark_repeats(items: Sequence[Record]) -> None:
 
     The same question is one with the same words in the same order, but for words such as "please", "in the image", "is", "of" and
     "which"; with another answer it is a contradiction, also of a short answer with that of a choice, and of a judgement with its
-    negation.
+    negation. A round that goes on from the earlier ones (`goes_on`) is compared with those alone.
     """
     seen: dict[str, list[Record]] = {}
     for item in items:
-        if item.get("fault") or not item.get("question"):
+        if item.get("fault") or not item.get("question") or (item.get("earlier") and rule("goes_on").search(item["question"])):
             continue
         strict, loose = question_key(item["question"]), question_key(item["question"], loose=True)
         key, negated = (_NOT.sub("", loose), bool(_NOT.search(loose))) if item["type"] == "judgement" else (loose, False)
@@ -361,6 +384,9 @@ def _slip(one: str, other: str) -> bool:
     if len(short) < 12 or len(long) - len(short) > 1:
         return False
     at = len(commonprefix((short, long)))
+    turned = len(short) == len(long) and short[at + 2 :] == long[at + 2 :] and short[at : at + 2] == long[at : at + 2][::-1]
+    if turned and short[at : at + 2].isalpha() and not CJK.search(short[at : at + 2]):
+        return True
     return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha() and not CJK.match(long[at]))
 
 

@@ -10,6 +10,9 @@ from unicodedata import normalize
 
 import yaml
 
+LONGEST_SHORT = {"en": 12, "zh": 24}
+SHORTEST_LONG = {"en": 8, "zh": 12}
+"""Limits of answers: words in English, characters in Chinese."""
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uac00-\ud7af]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -80,7 +83,9 @@ def other_language(text: str, language: str, known: str = "") -> bool:
         return True
     if language == "zh":
         text = re.sub('“[^”]*”|"[^"]*"', "", text) if CJK.search(text) else text  # a slogan, a sign
-        own = any(len({*_WORD.findall(run)} & {*new}) > 3 for run in CJK.split(text))
+        runs = [_WORD.findall(run) for run in CJK.split(text)]  # "哪一类 of 柱子", not "Bank of China"
+        own = any(len(run) == 1 and run[0] in words("english") and run[0] in new for run in runs)
+        own = own or any(len({*_WORD.findall(run)} & {*new}) > 3 for run in CJK.split(text))
         return own or len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(map(_other_script, new)):
         return True

@@ -74,7 +74,7 @@ def whole(instructions: Iterable[Record], lost: list[Record]) -> list[Record]:
     kept, rounds = [], Counter[tuple[str, str]]()
     for one in instructions:
         of = (one["source"], one["dialogue"]) if "dialogue" in one else ("", "")
-        if of[1] and one["id"].rpartition("/")[2] != str(rounds[of]):
+        if of[1] and one["turn"] != rounds[of]:
             reason = "dialogue: an earlier round was dropped"
             lost.append({"id": one["id"], "job": "dialogue", "step": "dialogue", "reason": reason, "record": one})
         else:
@@ -109,6 +109,16 @@ def balance(instructions: Sequence[Record], seed: int = 0) -> tuple[list[Record]
     return [one for one in instructions if one["id"] not in surplus], [one for one in instructions if one["id"] in surplus]
 
 
+def even(instructions: Sequence[Record], lost: list[Record], seed: int = 0) -> list[Record]:
+    """Balance instructions, with dialogues `whole`; what is not kept is added to `lost`."""
+    kept, surplus = balance(whole(instructions, lost), seed)
+    while surplus:  # the rest of a dialogue, which goes with one of them, may have judgements too
+        reason = "balance: more judgements have this answer than the other"
+        lost += [{"id": one["id"], "job": "balance", "step": "balance", "reason": reason, "record": one} for one in surplus]
+        kept, surplus = balance(whole(kept, lost), seed)
+    return kept
+
+
 def arrange(instructions: Sequence[Record], seed: int = 0) -> list[Record]:
     """Order the options so that the right ones' letters are even, and add the suffixes, the ``prompt`` and the ``response``.
 
@@ -119,7 +129,7 @@ def arrange(instructions: Sequence[Record], seed: int = 0) -> list[Record]:
     for one in instructions:
         random, language = draw(seed, one["id"]), one.get("language", "en")
         suffix = random.choice(prompts()["suffixes"][one["type"]][language])
-        own = dict(one)
+        own = {name: value for name, value in one.items() if name != "earlier"}  # rounds that may yet be corrected
         if one["type"] == "choice":
             count = len(one["choices"])
             round_, place = divmod(met[count], count)
@@ -185,10 +195,8 @@ def write(
     output = output.absolute()
     made = [one for job, _ in jobs if not job.names[-1].startswith("caption") for one in Records(job.folder)]
     lost = [{**one, "job": job.folder.name} for job, _ in jobs for one in Records(job.folder, DROPPED)]
-    kept, surplus = balance(whole(distinct(_reviewed(made, correct, lost), lost), lost), config.seed)
+    kept = even(distinct(_reviewed(made, correct, lost), lost), lost, config.seed)
     kept = whole(_reviewed(arrange(kept, config.seed), correct, lost), lost)
-    reason = "balance: more judgements have this answer than the other"
-    lost += [{"id": one["id"], "job": "balance", "step": "balance", "reason": reason, "record": one} for one in surplus]
     root = os.path.commonpath([os.path.dirname(path) for one in kept for path in one["images"]]) if kept else str(output)
     spent = Counter[str](collected["spent"] if collected else {})
     for _, report in jobs:
@@ -269,6 +277,7 @@ def _report(
     root: str,
 ) -> dict[str, Any]:
     domains: dict[str, dict[str, int]] = {}
+    dialogues = Counter((one["source"], one["dialogue"]) for one in kept if "dialogue" in one)
     for one in kept:
         domains.setdefault(one.get("domain") or "none", dict.fromkeys(TYPES, 0))[one["type"]] += 1
     drops = Counter(f"{one['step']}: {one['reason'].partition(':')[0].partition(' (')[0][:80]}" for one in lost)
@@ -294,6 +303,11 @@ def _report(
         "images": len({one["images"][0] for one in kept}),
         "domains": dict(sorted(domains.items())),
         "types": {**Counter(one["type"] for one in kept)},
+        **(
+            {"dialogues": {f"of {count}": number for count, number in sorted(Counter(dialogues.values()).items())}}
+            if dialogues
+            else {}
+        ),
         "languages": {**Counter(one.get("language", "en") for one in kept)},
         "judgements": {**Counter(one["answer"] for one in kept if one["type"] == "judgement")},
         "letters": dict(sorted(Counter(one["response"] for one in kept if one["type"] == "choice").items())),
@@ -316,7 +330,9 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
         images = len({one["images"][0] for one in kept if (one.get("domain") or "none") == name})
         cells = "".join(f"<td>{count}</td>" for count in (*(own[type] for type in TYPES), sum(own.values()), images))
         rows += f"<tr><th>{escape(name)}</th>{cells}</tr>"
-    first = {(one.get("domain") or "none", one["type"]): one for one in reversed(kept)}
+    first: dict[tuple[str, str], list[Record]] = {}
+    for group in conversations(kept):
+        first.setdefault((group[0].get("domain") or "none", group[0]["type"] if len(group) == 1 else "dialogue"), group)
     parts = [("Domains and types", f"<table><tr><th></th>{heads}</tr>{rows}</table>")]
     parts += [
         (title, table({key: value for key, value in report[name].items() if key not in ("domains", "spent")}))
@@ -326,13 +342,14 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
             ("Dropped, by step and kind", "drops"),
             ("Images", "collected"),
             ("Mean length, in words (Chinese: characters)", "mean length"),
+            ("Dialogues, by rounds", "dialogues"),
             ("Judgements", "judgements"),
             ("Letters of right options", "letters"),
         )
         if report.get(name)
     ]
     parts[1] = (parts[1][0], f"{parts[1][1]}<p>In the paper: a sixth ({PAPER_RATIO:.3f}).</p>")
-    shown = "".join(_example(one) for _, one in sorted(first.items()))
+    shown = "".join(_example(kind, group) for (_, kind), group in sorted(first.items(), key=lambda one: one[0]))
     title = f"{report['instructions']:,} instructions about {report['images']:,} images; {report['dropped']:,} dropped"
     title += f"; unused responses, to what is gone or has changed: {report['unused']:,}" if "unused" in report else ""
     style = f"{STYLE}.g{{display:flex;flex-wrap:wrap;gap:0 2em}}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}"
@@ -345,11 +362,13 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
     )
 
 
-def _example(one: Record) -> str:
+def _example(kind: str, group: Sequence[Record]) -> str:
+    one = group[0]
     image = open_image(one["images"][0]).copy()
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     image.save(file := BytesIO(), format="JPEG")
     data = base64.b64encode(file.getvalue()).decode()
-    said = "".join(f"<pre>{escape(str(text))}</pre>" for text in (one["prompt"], f"→ {one['response']}"))
-    about = " · ".join(filter(None, (one.get("domain"), one["type"], one.get("language"), one.get("licence"))))
+    texts = [text for one in group for text in (one["prompt"], f"→ {one['response']}")]
+    said = "".join(f"<pre>{escape(text)}</pre>" for text in texts)
+    about = " · ".join(filter(None, (one.get("domain"), kind, one.get("language"), one.get("licence"))))
     return f"<div class='e'><img alt='' src='data:image/jpeg;base64,{data}'><div><b>{escape(about)}</b>{said}</div></div>"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from told import Says
 
 from mpo.generation.generator import Response
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages
@@ -170,25 +171,6 @@ def test_repeats(one, other, fault):
         item |= {"language": "zh"} if "汽车" in item["question"] else {}
     found = check_all(items)
     assert found[0] is None and (found[1] or "").partition(":")[0] == fault
-
-
-class Says:
-    """A model that says what a function of the prompt says."""
-
-    def __init__(self, say):
-        self.say = say
-
-    def identity(self):
-        return {"model": "says"}
-
-    async def stream(self, requests, *, n=1, concurrency=None, **settings):
-        place = 0
-        async for item in requests:
-            request, samples = item if isinstance(item, tuple) else (item, range(n))
-            for sample in samples:
-                said = self.say("".join(one.get("text", "") for one in request.messages[-1]["content"]))
-                yield place, sample, Response(said, "stop", 1, 1)
-            place += 1
 
 
 def test_what_a_model_knows_without_the_image():
@@ -433,3 +415,72 @@ def test_a_letter_may_be_another_word(one, other):
 def test_questions_of_public_sets(question, answer, fault):
     found = find_fault({"type": "short", "question": question, "answer": answer, "caption": "A chart beside an elephant."})
     assert (found and found.partition(":")[0]) == fault
+
+
+BARS = "A chart. The bar of Rome is 21.5 high, the bar of Oslo is 13.4 high, the bar of Bern is 17 high. A red cup stands on it."
+BARS_ZH = "柱状图中，罗马的柱高为21.5，奥斯陆的柱高为13.4，一只红色的杯子。"
+
+
+@pytest.mark.parametrize(
+    ("type", "question", "answer", "fault"),
+    [
+        ("judgement", "Is the bar of Rome higher than that of Bern?", "No", "contradiction"),
+        ("judgement", "Is the bar of Rome higher than that of Bern?", "Yes", None),
+        ("judgement", "Is Bern lower than Oslo?", "Yes", "contradiction"),
+        ("judgement", "Is Bern twice as high or higher than Oslo?", "Yes", None),
+        ("judgement", "罗马的柱子比奥斯陆的高吗？", "否", "contradiction"),
+        ("judgement", "Is Rome high?", "Yes, so the answer is no.", "malformed"),
+        ("judgement", "Is 21.5 larger than 13.4?", "Yes", "no image needed"),
+        ("judgement", "Is the red cup red?", "Yes", "no image needed"),
+        ("judgement", "Is the left cup left of the bar?", "Yes", None),
+        ("judgement", "Does the green cup stand?", "Yes", "contradiction"),
+        ("judgement", "Does a green cup stand there?", "No", None),
+        ("short", "Which bar is the highest?", "Oslo", "contradiction"),
+        ("short", "Which bar is the second highest?", "Bern", None),
+        ("short", "What is the value of Oslo?", "21.5", "contradiction"),
+        ("short", "What is the value of Oslo?", "13", None),
+        ("short", "哪个城市的柱子最高？", "奥斯陆", "contradiction"),
+        ("short", "2) What stands there?", "a cup", "malformed"),
+        ("short", "What What stands stands on on it it?", "a cup", "malformed"),
+        ("short", "W h a t i s r e d ?", "a cup", "malformed"),
+        ("short", "```What stands there?```", "a cup", "malformed"),
+        ("short", "图中 of 杯子是什么颜色？", "红色", "language"),
+        ("short", 'How many letters does the word "Rome" have?', "4", "no image needed"),
+        ("long", "What is shown?", "Rome has the highest bar with 21.5, and Oslo the lowest with 13.4, as a chart.", None),
+        ("long", "What is shown?", "Oslo has the highest bar of all, and the others are lower.", "contradiction"),
+        ("long", "What is shown?", "Rome has a bar of 21.5, and the one of Oslo is 8.1 lower, as a chart.", None),
+        ("long", "What is shown?", "Rome has a bar of 21.5, and the one of Oslo reaches 14.3 in it.", "contradiction"),
+        ("long", "What is shown?", "The bar of Bern is higher, as 17 is greater than 21.5 in the chart.", "contradiction"),
+        ("long", "What is shown?", "A cup stands on the bars. However, there is no cup in the image.", "contradiction"),
+        ("long", "What is shown?", "The bars have no cup on them. There is no cup in the image.", None),
+        (
+            "long",
+            "What is shown?",
+            "1. A cup stands on all of the many bars there.\n2. A cup stands on all of the many bars there.",
+            "malformed",
+        ),
+    ],
+)
+def test_what_contradicts_a_description(type, question, answer, fault):
+    zh = any("\u4e00" <= letter for letter in question)
+    found = find_fault(
+        {"type": type, "question": question, "answer": answer, "language": "zh" if zh else "en", "caption": BARS_ZH if zh else BARS}
+    )
+    assert (found and found.partition(":")[0]) == fault, found
+
+
+def test_hostile_texts():
+    """Digits without end cost nothing; separators, ranges, two series and names in Latin letters are read as they are meant."""
+    caption = "A is 3.5 high, B is 5.25 high; 1,200.5 in all, 5.2-6.1, 1.5e999999999, " + "9" * 6000
+    for answer in (
+        "It reaches 1e999999999 and no more in all of this chart.",
+        f"It is {'9' * 6000} is greater than {'8' * 6000} there, all in all.",
+    ):
+        find_fault({"type": "long", "question": "What is shown?", "answer": answer, "caption": caption})
+    assert find_fault({"type": "short", "question": "What is the value of A?", "answer": "1" * 5000, "caption": caption})
+    good = "The values go from 5.2 to 6.1 and up to 1200.5, which is 1.2005 thousand, or 350.0 percent."
+    assert find_fault({"type": "long", "question": "What is shown?", "answer": good, "caption": caption}) is None
+    two = "A is 3 high, B is 5 high, A is 9 wide, B is 2 wide."
+    assert find_fault({"type": "judgement", "question": "Is A larger than B?", "answer": "Yes", "caption": two}) is None
+    for question in ("图中 Bank of China 的标志是什么颜色？", "TensorFlow的标志是什么颜色？"):
+        assert find_fault({"type": "short", "question": question, "answer": "红色", "language": "zh"}) is None

@@ -1,0 +1,241 @@
+"""What contradicts a description: another value, another colour, a false comparison of its figures."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from itertools import combinations
+
+from mpo.data.similar import normalised
+from mpo.pipelines.mminstruct.language import CJK, found_in, rule
+from mpo.pipelines.step import Record
+from mpo.verification.number import HAN, read_han
+from mpo.verification.texts import read_yes_no
+
+_IDEOGRAPHS = CJK.pattern[1:-1]
+_WORDS = "none one two three four five six seven eight nine ten eleven twelve"
+_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {"zero": "0"}
+_NUMBER = r"(?:(?<![\w.)])-)?(?<![\d.])\d{1,15}(?:\.\d{1,15})?(?:e[+-]?\d{1,2})?(?!\d)"
+_TOKEN = re.compile(rf"{_NUMBER}|[^\W\d{_IDEOGRAPHS}][^\W{_IDEOGRAPHS}]*|[{_IDEOGRAPHS}]", re.IGNORECASE)
+_PART = re.compile(r"[;:!?，；：。！？、\n]+|[.,](?!\d)")
+
+
+def find_contradiction(item: Record) -> str | None:
+    """What an instruction says against its own words or the figures of its description; None where nothing is seen."""
+    answer, type = item["answer"], item["type"]
+    for one, than, other in rule("compared").findall(answer):
+        more = found_in(than, "more") is not None
+        if Fraction(one) == Fraction(other) or (Fraction(one) > Fraction(other)) != more:
+            return f"contradiction: {one} is not {than} than {other}"
+    if type == "long" and (denied := rule("denied").search(answer)):
+        noun, before = (denied[1] or denied[2]).casefold().rstrip("s"), answer[: denied.start()].casefold()
+        if re.search(rf"{re.escape(noun)}", before) and not found_in(before, "negated"):
+            return f"contradiction: the answer denies {noun!r:.40}, of which it speaks"
+    known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
+    if not known:
+        return None
+    return _of_series(item, read_series(known)) or _unknown_decimal(item, known) or _other_colour(item, known)
+
+
+def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
+    """The values of a text by name, from parts that are the same but for a name and a number.
+
+    >>> {" ".join(name): float(value) for name, value in read_series("The bar of A is 3 high, the bar of B is 4.5 high.").items()}
+    {'a': 3.0, 'b': 4.5}
+    """
+    alike: dict[tuple[str, str], list[tuple[list[str], str]]] = {}
+    for part in _PART.split(_plain(text)):
+        tokens = [token.casefold() for token in _TOKEN.findall(part)]
+        numbers = [token for token in tokens if re.fullmatch(_NUMBER, token)]
+        if len(numbers) == 1 and len(tokens) > 2:
+            at = tokens.index(numbers[0])
+            tokens = ["#" if place == at else token for place, token in enumerate(tokens)]
+            alike.setdefault((tokens[at - 1] if at else "", tokens[at + 1] if at + 1 < len(tokens) else ""), []).append(
+                (tokens, numbers[0])
+            )
+    found: list[dict[tuple[str, ...], Fraction]] = []
+    for own in alike.values():
+        texts = [tokens for tokens, _ in own]
+        least = min(map(len, texts))
+        start = next((at for at in range(least) if len({one[at] for one in texts}) > 1), least)
+        end = next((at for at in range(least - start) if len({one[-1 - at] for one in texts}) > 1), least - start)
+        names = [tuple(one[start : len(one) - end]) for one in texts]
+        if len({*names}) == len(names) > 1 and all(0 < len(name) < 5 and "#" not in name for name in names) and start + end > 1:
+            found.append({name: Fraction(number) for name, (_, number) in zip(names, own, strict=True)})
+    return found[0] if len(found) == 1 else {}  # of two, it is not known which one is meant
+
+
+def _plain(text: str) -> str:
+    """A text without separators of thousands."""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+
+
+def _named(text: str, names: dict[tuple[str, ...], Fraction]) -> list[tuple[str, ...]]:
+    """The names in a text, in their order, each as often as it is there."""
+    tokens = [token.casefold() for token in _TOKEN.findall(text)]
+    places = [(at, name) for name in names for at in range(len(tokens)) if tuple(tokens[at : at + len(name)]) == name]
+    return [name for _, name in sorted(places)]
+
+
+def _of_series(item: Record, values: dict[tuple[str, ...], Fraction]) -> str | None:
+    """A comparison, a superlative or a value that is another's in the description."""
+    if len({*values.values()}) < 2 or found_in(item["question"], "not_plain"):
+        return None
+    question, answer, type = item["question"], item["answer"], item["type"]
+    asked, edge = (
+        _named(question, values),
+        {name: edge(values, key=values.__getitem__) for name, edge in (("most", max), ("least", min))},
+    )
+    said = read_yes_no(answer)
+    more, less = (found_in(question, name) is not None for name in ("more", "less"))
+    if type == "judgement" and len(asked) == 2 and more != less and said is not None and values[asked[0]] != values[asked[1]]:
+        if re.search(r"\bthan\b|比", question) and ((values[asked[0]] > values[asked[1]]) == more) != said:
+            return "contradiction: the description compares them otherwise"
+    parts = (
+        [f"{question} {answer}"]
+        if type in ("short", "choice") and not asked
+        else _PART.split(_plain(answer))
+        if type == "long"
+        else []
+    )
+    for part in parts:
+        names, wanted = _named(part, values), [name for name in ("most", "least") if found_in(part, name)]
+        if len(names) != 1 or len(wanted) != 1 or found_in(part, "not_plain"):
+            continue
+        if values[names[0]] != values[edge[wanted[0]]]:
+            return f"contradiction: in the description {' '.join(edge[wanted[0]])!r:.40} has that place, not {' '.join(names[0])!r}"
+        numbers = re.findall(_NUMBER, part)  # of what has that place
+        if type == "long" and len(numbers) == 1 and not _rounded(numbers[0], values[names[0]]):
+            return f"contradiction: {numbers[0]}, and the description has another number of {' '.join(names[0])!r:.40}"
+    number = re.fullmatch(rf"({_NUMBER})\W*", _plain(answer).strip())
+    of_more = any(re.fullmatch(_NUMBER, token) for token in _TOKEN.findall(question))  # "in 2019"
+    if type in ("short", "choice") and len(asked) == 1 and number and not of_more and found_in(question, "value_asked"):
+        if not _rounded(number[1], values[asked[0]]):
+            return f"contradiction: {answer!r:.40}, and the description has another value"
+    return None
+
+
+def _rounded(text: str, value: Fraction) -> bool:
+    """Whether a number is a value, as far as it is written out."""
+    digits, _, power = text.partition("e")
+    return abs(Fraction(text) - value) <= Fraction(10) ** (int(power or 0) - len(digits.partition(".")[2])) / 2
+
+
+def _unknown_decimal(item: Record, known: str) -> str | None:
+    """A decimal of a long answer or a right option that the description has not, also not rounded or computed of two."""
+    asked, answer, known = item["question"], _plain(item["answer"]).strip(), _plain(known)
+    if item["type"] != "long" and not (item["type"] == "choice" and found_in(asked, "value_asked")):
+        return None
+    numbers = [Fraction(one) for one in dict.fromkeys(re.findall(_NUMBER, known))]
+    if sum("." in one for one in re.findall(_NUMBER, known)) < 2 or rule("computed").search(f"{asked} {answer}"):
+        return None
+    numbers += [value for one, other in combinations(numbers[:30], 2) for value in (one + other, abs(one - other))]
+    numbers += [one * scale for one in numbers for scale in (100, 1000, Fraction(1, 100), Fraction(1, 1000))]  # percent, kilo
+    for text in re.findall(_NUMBER, answer) if item["type"] == "long" else [answer]:
+        if re.fullmatch(r"\d{1,15}\.\d{1,15}(?:e[+-]?\d{1,2})?", text) and not any(_rounded(text, one) for one in numbers):
+            return f"contradiction: {text}, and the description has another number"
+    return None
+
+
+def _other_colour(item: Record, known: str) -> str | None:
+    """A thing in a colour that the description does not know, and that is in another one there."""
+    if item["type"] == "judgement" and not read_yes_no(item["answer"]):
+        return None
+    for text in (item["question"], *([item["answer"]] if item["type"] == "long" else [])):
+        for colour, thing in _coloured(text):
+            there = {one.casefold() for one, other in _coloured(known) if other.casefold() == thing.casefold()}
+            if there and colour.casefold() not in known.casefold() and not there & _alike(colour.casefold()):
+                return f"contradiction: {colour} {thing}, and the description has another colour"
+    return None
+
+
+def _coloured(text: str) -> list[tuple[str, str]]:
+    return [*rule("coloured").findall(text), *rule("coloured_zh").findall(text)]
+
+
+def _alike(colour: str) -> set[str]:
+    groups = (
+        "grey gray silver white",
+        "gold golden yellow orange 金 黄 橙",
+        "beige brown orange 棕 褐 橙",
+        "violet purple pink 紫 粉",
+        "turquoise blue green",
+        "灰 银 白",
+        "红 粉 橙",
+        "red pink orange",
+    )
+    return {other for group in groups if colour in group.split() for other in group.split()}
+
+
+def unsupported(item: Record) -> str | None:
+    """A choice whose right option is not in the caption, while another one is; values that are computed need not be there."""
+    if rule("computed").search(item["question"]) or max(map(len, item["choices"])) < 2:
+        return None
+    known = figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
+    if not known:
+        return None
+    plain = {one: re.sub(r"^(?:an?|the) (?=\w)", "", figures(one)) for one in item["choices"]}
+    asked = figures(item["question"])  # what the question gives is no answer
+    there = {one: has(known, text) and not has(asked, text) for one, text in plain.items()}
+    if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
+        other = next(one for one, found in there.items() if found)
+        return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
+    return None
+
+
+def other_value(item: Record) -> str | None:
+    """What the caption has otherwise, by closed lists: a short answer's colour, unit or figure, and how many things there are."""
+    known = figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
+    said, asked = figures(item["answer"]), figures(item["question"])
+    of = "the caption has another"
+    for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
+        there = [int(one) for one, other in rule("counted").findall(known) if other == thing]
+        if there and int(number) > max(sum(there), max(there) + 1):
+            return f"contradiction: {number} {thing}, and {of} number"
+    if item["type"] != "short" or rule("computed").search(item["question"]):
+        return None
+    colours = {*rule("colour").findall(said)}
+    if (
+        colours
+        and found_in(item["question"], "which_colour")
+        and rule("colour").search(known)
+        and not any(one in known for one in colours)
+    ):
+        return f"contradiction: {item['answer']!r:.40}, and {of} colour"
+    if not (found := re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)):
+        return None
+    if found[2] and found_in(found[2], "unit") and found[2] not in f"{known} {asked}" and has(known, found[1]):
+        return f"contradiction: {item['answer']!r:.40}, and the caption has no such unit"
+    exact = "." in found[1] or found[1].startswith("-") or float(found[1]) > 20  # fewer are counted
+    if exact and len(re.findall(r"\d+\.\d+", known)) > 1 and not has(known, found[1]) and not _derived(found[1].lstrip("-"), known):
+        return f"contradiction: {item['answer']!r:.40}, and {of} number"
+    return None
+
+
+def _derived(answer: str, known: str) -> bool:
+    """Whether a number is none, one (of an article), or the sum, difference or product of numbers that are known."""
+    if not (said := re.match(r"\d{1,15}(?:\.\d{1,15})?(?![\d])", answer)):
+        return False
+    values = [Fraction(one) for one in re.findall(r"(?<!\d)\d{1,15}(?:\.\d{1,15})?(?!\d)", known)][:30]
+    pairs = {found for one, other in combinations(values, 2) for found in (one + other, abs(one - other), one * other)}
+    return Fraction(said[0]) in {0, 1, sum(values), *pairs}
+
+
+def has(text: str, part: str) -> bool:
+    """Whether a normalised text has another one in whole words; in Chinese, two characters at least, and whole numbers."""
+    before = r"(?<![\d.])" if part[:1].isdigit() else ""
+    if CJK.search(part):
+        return len(part) > 1 and re.search(before + re.escape(part), text) is not None
+    return re.search(rf"{before}(?<![^\W{_IDEOGRAPHS}]){re.escape(part)}(?![^\W{_IDEOGRAPHS}]|\.\d)", text) is not None
+
+
+def figures(text: str) -> str:
+    """A normalised text with its numbers in digits."""
+    text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
+    text = normalised(whole_numbers(text))
+    return " ".join(_NUMBERS.get(word, word) for word in re.sub(r"(?<=\d)_(?=\d)", ".", text).split())
+
+
+def whole_numbers(text: str) -> str:
+    """A text whose decimal points stay when it is normalised, as underlines."""
+    return re.sub(r"(?<=\d)\.(?=\d)", "_", text)

@@ -10,7 +10,7 @@ from mpo.verification.choices import NEGATED, are_numbers, read_choice, same_cho
 from mpo.verification.dress import plain_sentence
 from mpo.verification.matching import is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
+from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, asked_clause, content_words, numbers_in, sentences_of, stated_number
 from mpo.verification.sequences import NAMED_RUN, named_values, read_boxes, read_intervals, read_ratio
 from mpo.verification.statements import (
     BLOCK,
@@ -180,7 +180,7 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     last = (fresh or numbered)[-1]
     year = bool(ASKS_YEAR.search(asked))
     told = {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
-    said = {sentence: stated_number(sentence, givens, year=year) for sentence in told}
+    said = {sentence: stated_number(asked_clause(sentence, asked), givens, year=year) for sentence in told}
     steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
     before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
     opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])

@@ -27,12 +27,14 @@ class Number:
         unit: its unit in the form of `mpo.verification.units`; empty where none is written.
         step: the place of its last decimal: 1/100 for `1.25`; 0 for whole numbers and fractions, which are exact.
         digits: significant digits of a decimal number; 0 for a fraction.
+        whole: what it is a part of, as written: 15 for `12 out of 15`; 0 where nothing is said.
     """
 
     value: Fraction
     unit: str = ""
     step: Fraction = Fraction(0)
     digits: int = 0
+    whole: Fraction = Fraction(0)
 
 
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
@@ -104,7 +106,7 @@ _FIND = re.compile(
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(
-    r"\s?(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than)\b)[a-z]{2,15})?)"
+    r"\s?(?!(?:out )?of\b)(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than|out)\b)[a-z]{2,15})?)"
 )
 
 
@@ -130,6 +132,9 @@ def _read(text: str) -> Number | None:
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()
+    if (share := SHARE.search(text)) and not text[share.end() :].strip(" .。"):
+        part, whole = _read(text[: share.start()]), _read(share[1])
+        return part and whole and replace(part, whole=whole.value)
     if decade := _DECADE.fullmatch(text):
         return _decade(*decade.groups())
     if rate := re.match(_RATE, text):
@@ -139,6 +144,8 @@ def _read(text: str) -> Number | None:
     return _compound(text) or _digits(text) or _worded(text)
 
 
+SHARE = re.compile(rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{_WORD})(?!\w|[.-]\w)")
+"""What a number is a part of, after it: `out of 15`."""
 _DECADES = "twenties thirties forties fifties sixties seventies eighties nineties".split()
 _DECADE = re.compile(  # 1800s may be seconds, the 1800s are not
     rf"(?i)(?:the )?(?:((?:1[5-9]|20)[1-9]0)['’]?s|(?:(nineteen|eighteen)[ -])?({'|'.join(_DECADES)}))"
@@ -427,12 +434,17 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
         ways = (found[0] + unit for unit in (after, *after.split()[:1], ""))
         shown = next((way for way in ways if read_number(way) is not None), None)
         if shown is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
-            numbers.append((found.start(), found.end(), shown))
+            share = SHARE.match(text, found.start() + len(shown)) if text.startswith(shown, found.start()) else None
+            numbers.append((found.start(), found.end(), text[found.start() : share.end()] if share else shown))
     return sorted(numbers)
 
 
 _ZERO = Fraction(0)
 _AS_WRITTEN = [(Fraction(1), _ZERO)]
+
+
+def _quotient(number: Number) -> Number:
+    return Number(number.value / number.whole) if number.whole else number
 
 
 def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:
@@ -442,6 +454,8 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
     of the ground truth) an answer must be equal to it, or round to it where it has decimals; a ground truth that is a fraction also
     equals its own value rounded to three significant digits or more.
     """
+    if (answer.whole or truth.whole) and all(n.whole or n.value.denominator > 1 or n.unit in PURE for n in (answer, truth)):
+        answer, truth = (_quotient(number) for number in (answer, truth))  # 12 out of 15 as 12/15, 0.8 or 80 %
     default = canonical_unit(unit) if unit else ""
     given, known = answer.unit or default, truth.unit or default
     if DECADE in {given, known} and not (given and known):

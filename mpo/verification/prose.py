@@ -70,7 +70,7 @@ _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)
 ASKS_LETTER = re.compile(
     r"(?i)\b(?:answer|respond|reply|choose|give|select|write|output)\b[^.\n]{0,60}\bletters?\b|(?:字母|选项(?:代号|序号))"
 )
-ASKS_SHARE = re.compile(r"(?i)\b(?:probability|chance|odds|ratio|fraction|proportion)\b|概率|比例|比值|几分之几")
+ASKS_SHARE = re.compile(r"(?i)\b(?:probability|chance|odds|ratio|fraction|proportion|share)\b|概率|比例|比值|几分之几")
 LETTER_ALONE = re.compile(r"\s*\W?[A-J]\W?\s*")
 ASKS_YEAR = re.compile(r"\byear\b|\bwhen\b|哪一?年", re.IGNORECASE)
 _MONTH_AND_DAY = re.compile(
@@ -173,6 +173,54 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
     if chosen in paired:
         return ""
     return "" if re.fullmatch(r"\d+\s?[-~]\s?\d+", chosen[2]) or "±" in chosen[2] else chosen[2]
+
+
+_CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
+_STATES = re.compile(
+    r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
+    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|(?:是|有|为|到|只|[^一-鿿]$)[^\d]{0,8}$"
+)
+_ANOTHER = re.compile(
+    r"\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
+    r"|top|bottom)\b|前|后|下一|另|其他|旁边|第[一二三四五]",
+    re.IGNORECASE,
+)
+_TOTALS = re.compile(r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|[=≈]|一共|共|剩|差")
+_HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
+_INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
+_HOW_MANY = re.compile(r"(?i)how many (?:\w+ ){0,3}?(\w+) (?:is|are|was|were|do|does|did|can|could|have|has|had|will|would|in|on|of)\b")
+_SEEN = re.compile(r"(?i)\b(?:see|seen|shown|visible)\b")
+
+
+def asked_clause(sentence: str, asked: str) -> str:
+    """Return the clause of a sentence that states the number which is asked for; the sentence where no clause is clearly it.
+
+    >>> asked_clause("Tom has 12 and Ann has 9.", "How many does Ann have?")
+    'Ann has 9.'
+    >>> asked_clause("The bus number is 12, and the next one is 15.", "What is the number of the bus?")
+    'The bus number is 12'
+    """
+    places = [(0, 0), *(found.span() for found in _CLAUSE.finditer(sentence)), (len(sentence), len(sentence))]
+    clauses = [sentence[start:end].strip() for (_, start), (end, _) in zip(places, places[1:], strict=False)]
+    contrast = re.search(r"\bbut\b", sentence)
+    stated = [
+        clause
+        for clause in clauses
+        if (found := numbers_in(clause)) and (_STATES.search(clause[: found[0][0]]) or (contrast and found[0][0] == 0))
+    ]
+    if len(stated) < 2 or len(clauses) > 6 or _TOTALS.search(stated[-1]):
+        return sentence
+    noun = {singular(said.lower()) for said in _HOW_MANY.findall(asked)}
+    names = {name.lower() for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked)}
+    wanted, *words = (set(content_words(_SEEN.sub("visible", text))) for text in (asked, *stated))
+    common = set.intersection(*words)
+    scores = []
+    for clause, had in zip(stated, words, strict=True):
+        others = sum(said.lower() not in asked.lower() for said in _ANOTHER.findall(clause)) + bool(_HYPOTHETICALLY.search(clause))
+        shared = had & wanted - common
+        scores.append((-others, len(shared & names), len(shared - noun), len(shared & noun), -bool(_INCLUDING.search(clause))))
+    best = max(scores)
+    return stated[scores.index(best)] if scores.count(best) == 1 else sentence
 
 
 _PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)

@@ -20,6 +20,12 @@ _FROM_TO = re.compile(
 MARKER = r"[ \t]*(?:[-*•+–—·][ \t]+|[(（]?\d{1,3}[.)）][ \t]+|\d{1,2}、)"
 """What a line of a bulleted or numbered list begins with."""
 LETTERED = r"(?m:^)[ \t]*[(（]?([A-Za-z])[.)）][ \t]+"
+_LABEL = re.compile(
+    r"(?:^|(?<=[\s;；,，。.、]))(?:(?:part|question|blank)\s|第)?(?:(?P<bracket>[(（])?(?P<label>\d{1,2}|[a-z]|[ivx]{1,4})"
+    r"(?(bracket)[)）]|(?:[)）]|[.:：]\s))|(?P<circled>[①-⑨]))[:：.]?\s?(?=[^\s,;，；()（）])",
+    re.IGNORECASE,
+)
+_ROMAN = "i ii iii iv v vi vii viii ix x".split()
 MOST_ITEMS = 500
 """Items of a list that are compared one with another; longer lists must be equal as texts."""
 MOST_BOXES = 100
@@ -53,19 +59,34 @@ def read_ratio(text: str) -> list[str] | None:
     return [re.sub("[ ,]", "", term) for term in re.findall(_TERM, found[1])] if found else None
 
 
+def labelled(text: str) -> list[str] | None:
+    """Split a text whose parts have the labels (1), (2), ... or a), b), ..., i), ii), ...; None for any other.
+
+    >>> labelled("(1) 3, (2) 5"), labelled("b) 5 a) 3"), labelled("1.5, 2.5"), labelled("(3, 4)")
+    (['3', '5'], ['3', '5'], None, None)
+    """
+    text = text.strip()
+    found = list(_LABEL.finditer(text))
+    if len(found) < 2 or found[0].start():
+        return None
+    said = [one["circled"] and str(ord(one["circled"]) - 0x245F) or one["label"].lower() for one in found]
+    for names in (_ROMAN, "abcdefghijklmnopqrstuvwxyz", [str(number) for number in range(1, 100)]):
+        if sorted(said) == sorted(names[: len(said)]):
+            ends = [one.start() for one in found[1:]] + [len(text)]
+            parts = {name: text[one.end() : end].strip(" \n,;，；、") for name, one, end in zip(said, found, ends, strict=True)}
+            return [re.sub(r"\s(?:and|or)$|[和与。.]$", "", parts[name]) for name in names[: len(said)]]
+    return None
+
+
 def _items(text: str) -> tuple[list[str], bool]:
     text = (
         undress(text.strip(" .。\n")).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip()
     )
+    if parts := labelled(text):
+        return parts, False
     ordered = False
     if len(text) > 1 and text[0] + text[-1] in {"[]", "()", "{}"} and _closes_last(text):
         ordered, text = text[0] != "{", text[1:-1]
-    letters = re.findall(LETTERED, text)
-    if len(letters) > 1 and "abcdefghijklmnopqrstuvwxyz".startswith("".join(letters).lower()):
-        text = re.sub(LETTERED, "\n", text)
-    text = re.sub("[\u2460-\u2468]", lambda found: f" ({ord(found[0]) - 0x245F}) ", text).strip()
-    if (inline := re.findall(r"(?:^|[\s;；,，])[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
-        text = re.sub(r"(?:^|[\s;；,，])[(（]\d{1,2}[)）]\s", "\n", text)
     text = re.sub(rf"(?m)^{MARKER}", "\n", text)
     if re.search("[;；]", text) and not re.search(r"[(\[{]|(?<!\d),|,(?!\d)", text):  # 1,5; 2,5
         text = re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", text)
@@ -136,11 +157,19 @@ def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tupl
         return False, f"{len(given)} items instead of {len(known)}"
     if len(given) > MOST_ITEMS:
         return given == known, f"lists of more than {MOST_ITEMS} items, compared as texts"
+    if _numbered(truth) or (_numbered(answer) and re.search("[;；]", truth)):  # (1) 3, (2) 5
+        wrong = [number for number, pair in enumerate(zip(given, known, strict=True), 1) if not same(*pair)]
+        return not wrong, f"part {wrong[0]} differs" if wrong else "the same parts"
     if ordered and all(re.search(r"\d", item) for item in known):
         wrong = [number for number, pair in enumerate(zip(given, known, strict=True), 1) if not same(*pair)]
         return not wrong, "the same items in order" if not wrong else f"item {wrong[0]} differs"
     right = paired(given, known, same)
     return right, "the same items" if right else "an item is not in the ground truth"
+
+
+def _numbered(text: str) -> bool:
+    """Whether a text has several parts with labels in brackets, which say what each answers."""
+    return bool(re.match(r"\W{0,3}[(（①]", text)) and labelled(undress(text.strip())) is not None
 
 
 def paired(given: Sequence[Any], known: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:

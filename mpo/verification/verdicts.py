@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from mpo.schema import Question
-from mpo.verification.blanks import count_blanks, in_blanks
+from mpo.verification.blanks import count_parts, in_parts
 from mpo.verification.extraction import find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
@@ -84,14 +84,14 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     # Five percent of a year are a century.
     if kind == "chart" and tolerance is None and re.fullmatch(r"\s*[12]\d{3}\s*", truth) and ASKS_YEAR.search(asked):
         tolerance = 0.0
-    if kind == "list" and count_blanks(asked) > 1:  # in the order of the blanks
-        given, wanted = (in_blanks(text, count_blanks(asked)) for text in (answer, truth))
-        if len(given) == len(wanted) == count_blanks(asked):
+    if kind == "list" and (many := count_parts(asked)) > 1:  # in the order of the blanks or questions
+        given, wanted = (in_parts(text, many) for text in (answer, truth))
+        if len(given) == len(wanted) == many:
             same = all(
                 _compare(*pair, detect_kind(pair[1]), replace(question, kind=None, choices=None, messages=[])).correct
                 for pair in zip(given, wanted, strict=True)
             )
-            return Verdict(same, "list", "the same in each blank" if same else "a blank differs")
+            return Verdict(same, "list", "the same in each part" if same else "a part differs")
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
     # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
     percent = re.compile(r"percent|%|百分", re.IGNORECASE)

@@ -10,7 +10,18 @@ from mpo.verification.choices import NEGATED, are_numbers, read_choice, same_cho
 from mpo.verification.dress import plain_sentence
 from mpo.verification.matching import is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, asked_clause, content_words, numbers_in, sentences_of, stated_number
+from mpo.verification.phrases import phrase_of, said_phrase
+from mpo.verification.prose import (
+    ASKS_YEAR,
+    BOLD,
+    CUE,
+    REFUSAL,
+    asked_clause,
+    content_words,
+    numbers_in,
+    sentences_of,
+    stated_number,
+)
 from mpo.verification.sequences import NAMED_RUN, named_values, read_boxes, read_intervals, read_ratio
 from mpo.verification.statements import (
     BLOCK,
@@ -69,7 +80,8 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
     if kind == "yes_no":
         reconsidered = re.search(r"\b(?:wait|actually|correction)\W{1,4}((?:yes|no)\b.{0,200})", whole, re.IGNORECASE)
         cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
-        for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1]):
+        decided = re.split(r"(?i)[,;]\s(?:and )?(?:so|thus|therefore|hence),?\s", kept[-1])[-1]
+        for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1], decided):
             if read_yes_no(_without_cue(sentence)) is not None:
                 return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
         return no_answer("it says neither yes nor no")
@@ -80,10 +92,16 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         return Extraction(whole, "whole")
     if kind == "list" and len(blocks := [*BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
         return Extraction(blocks[0][0].strip(), "conclusion")
-    if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
+    if kind in {"list", "interval"} and len(parts := [found[0] for found in _SEQUENCE.finditer(kept[-1])]) == 1:
         return Extraction(parts[0].strip(" $"), "conclusion")
+    if kind == "list" and (runs := [said for said in kept if NAMED_RUN.fullmatch(plain_sentence(said).strip(" *."))]):
+        return Extraction(runs[-1], "conclusion")
+    if kind == "interval" and len(bounds := _BOUNDS.findall(plain_sentence(kept[-1]))) == 1:
+        return Extraction(bounds[0], "conclusion")
     if kind == "math" and re.search(r"∅|\\(?:varnothing|emptyset)\b|(?i:\bempty set\b)|空集", kept[-1]):
         return Extraction(trimmed(kept[-1]), "conclusion")
+    if kind == "math" and NAMED_RUN.fullmatch(plain_sentence(whole).strip(" *.")):
+        return Extraction(whole, "whole")
     if kind in {"math", "expression"} and "\n" not in whole and (read_ratio(whole) or _NOTATION.match(whole)):
         return Extraction(whole, "whole")
     valued = [sentence for sentence in kept if "=" in sentence] if kind == "math" and not re.search(r"\d", kept[-1]) else []
@@ -112,15 +130,26 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
     if kind in {"expression", "math", None} and _PROSE.search(kept[-1]) and not _OF_VARIABLES.search(kept[-1]):
         if (shown := stated_number(kept[-1])) and is_expression(shown):
             return Extraction(shown, "conclusion")
-    if kind in {"text", "document"} and (form := re.fullmatch(r"[^\n:：]{1,40}[:：][ *]*\n+([^\n]{1,200})", whole)):
-        return Extraction(trimmed(form[1]), "conclusion")
+    if kind in {"text", "document"} and (
+        form := re.fullmatch(r"[^\n:：]{1,90}[:：][ *]*\n+((?:[^\n:：]{1,100}(?:\n|$)){1,4})", whole)
+    ):
+        return Extraction(trimmed(" ".join(form[1].split())), "conclusion")
+    if kind in {"text", "document", "expression"} and len(fenced := re.findall(r"```\w*\n([^`]{1,400}?)\n```", whole)) == 1:
+        return Extraction(fenced[0], "conclusion")
     if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
         if EITHER.match(whole):
             return no_answer("hedge")
         copula = _SAYS.search(whole[-400:]) if len(whole.split()) >= 4 or not whole.isascii() else None
         said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else whole
+        if kind in _WORDED and asked and len(whole.split()) > 4 and (phrase := phrase_of(whole, asked, several=kind == "list")):
+            said, copula = phrase, True
         return Extraction(trimmed(said.replace("**", "")), "opening" if copula else "whole")
+    if kind in _WORDED and asked and (said_there := said_phrase(kept, asked, several=kind == "list")):
+        return no_answer("hedge") if EITHER.match(said_there[0]) else Extraction(*said_there)
     return no_answer("no statement of an answer")
+
+
+_WORDED = frozenset({"text", "document", "chart", "list", "expression"})
 
 
 _OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
@@ -137,6 +166,10 @@ _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,:]?\s+[A-Za-z]{2,}|[\u4e00-\u9fff]"
 _SEQUENCE = re.compile(
     r"(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
     r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
+)
+_BOUNDS = re.compile(
+    r"(?:from|between) [-+]?\d[\d.,]* (?:to|and) [-+]?\d[\d.]*"
+    r"|(?<![\w<>])[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}\s(?:or|∪)\s[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}"
 )
 _SAYS = re.compile(
     r"(?:\b(?:is|are|was|were|reads|says|shows|(?:I|I['’]d) (?:would )?(?:say|think|guess|believe)(?! that| .*\b(?:is|are)\b)"

@@ -109,7 +109,7 @@ def _find_answer(response: str, kind: str | None, choices: Sequence[str] | None,
     text = without_struck(_LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
     if kind in {"number", "math", "chart", "list"}:
         text = without_rejected(text)
-    if kind in {"text", "math", "expression", "document"}:
+    if kind in {"text", "math", "expression", "document", "list", None}:
         text = without_denied(text)
     elif kind == "choices":
         text = without_contrast(text)

@@ -56,7 +56,17 @@ _PARTS = {
 }
 _PARTS |= {"tenth": 10, "twelfth": 12}
 _PARTS |= {f"{word}s": parts for word, parts in _PARTS.items() if parts > 2}
-_SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
+_SCALES = _LARGE | {
+    "k": 10**3,
+    "K": 10**3,
+    "M": 10**6,
+    "B": 10**9,
+    "bn": 10**9,
+    "T": 10**12,
+    "mn": 10**6,
+    "dozen": 12,
+    "lakh": 10**5,
+}
 _SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
 _SETS = {"dozen": 12, "couple": 2, "score": 20}
 _CHINESE = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
@@ -94,7 +104,7 @@ _FORM = re.compile(
     rf"(?:(?P<whole>\d{{1,9}})\s(?P<top>\d{{1,9}})/(?P<bottom>\d{{1,9}})"
     rf"|(?P<over>{_DIGITS}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))\s?/\s?(?P<under>[+-]?\d[\d.]{{0,30}}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))"
     rf"|(?P<bare_power>10|2)\s?\^\s?[({{]?(?P<power>[+-]?\d{{1,3}})[)}}]?"
-    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE})?"
+    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE}|(?(currency)\s?T(?!\w)|(?!)))?"
 )
 _FIND = re.compile(
     rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{HAN}{{1,8}}又)?(?:\d{{1,6}}|{HAN}{{1,8}})分之[\d{HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
@@ -130,11 +140,16 @@ def _read(text: str) -> Number | None:
         return Number(Fraction(int(text)))
     text = _APPROXIMATE.sub("", plain_math(without_math_marks(undress(text))))
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
+    if re.search(r"[\n；。]", text.rstrip(" .。")):
+        return None
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()
     if (share := SHARE.search(text)) and not text[share.end() :].strip(" .。"):
         part, whole = _read(text[: share.start()]), _read(share[1])
         return part and whole and replace(part, whole=whole.value)
+    if below := re.fullmatch(r"(?i)(.+?)\s?below zero\.?|零下\s?(.+)", text):
+        number = _read(below[1] or below[2])
+        return number and replace(number, value=-number.value)
     if decade := _DECADE.fullmatch(text):
         return _decade(*decade.groups())
     if rate := re.match(_RATE, text):
@@ -144,7 +159,9 @@ def _read(text: str) -> Number | None:
     return _compound(text) or _digits(text) or _worded(text)
 
 
-SHARE = re.compile(rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{_WORD})(?!\w|[.-]\w)")
+SHARE = re.compile(
+    rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{_WORD})(?!\w|[.-]\w)"
+)
 """What a number is a part of, after it: `out of 15`."""
 _DECADES = "twenties thirties forties fifties sixties seventies eighties nineties".split()
 _DECADE = re.compile(  # 1800s may be seconds, the 1800s are not

@@ -30,10 +30,12 @@ CUE = re.compile(
 )
 _POLITE = re.compile(
     r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
-    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
+    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b|^(?:had|were) (?:the|it|they)\b[^.]*\bwould\b|^\([^()]+\)$"
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
-_SENTENCE = re.compile(r"(?<=[.!?])[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+")
+_SENTENCE = re.compile(
+    r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St|No)\.)(?<!\bMrs\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
+)
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*|\\boxed\{([^{}]{1,80})\}")
 _ABOUT = (
     r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still"
@@ -59,7 +61,7 @@ _REJECTED = re.compile(
     r"|\s(?:decimal|significant)\b|\s?[(（](?:wrong|incorrect|rejected|extraneous|invalid|舍)|\+(?=[\s.,;]|$)"
 )
 _REASON = re.compile(
-    r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown)\s.*|:\s(?=.*\d\D+\d).*"
+    r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown|that is,|i\.e\.)\s.*|:\s(?=.*\d\D+\d).*"
 )
 _SETTING = re.compile(
     r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
@@ -140,6 +142,8 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
         if numbers_in(inner):
             return stated_number(inner)
     plain = plain_sentence(sentence)
+    if (right := _RIGHT.search(plain)) and read_number(right[1]) is not None:
+        return right[1]
     if not numbers_in(plain) or (_HYPOTHETICAL.search(plain) and not numbers_in(_SETTING.sub("", plain))):
         return None
     if year:
@@ -188,7 +192,9 @@ _ANOTHER = re.compile(
 _TOTALS = re.compile(r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|[=≈]|一共|共|剩|差")
 _HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
 _INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
-_HOW_MANY = re.compile(r"(?i)how many (?:\w+ ){0,3}?(\w+) (?:is|are|was|were|do|does|did|can|could|have|has|had|will|would|in|on|of)\b")
+_HOW_MANY = re.compile(
+    r"(?i)how many (?:\w+ ){0,3}?(\w+) (?:is|are|was|were|do|does|did|can|could|have|has|had|will|would|in|on|of)\b"
+)
 _SEEN = re.compile(r"(?i)\b(?:see|seen|shown|visible)\b")
 
 
@@ -200,6 +206,9 @@ def asked_clause(sentence: str, asked: str) -> str:
     >>> asked_clause("The bus number is 12, and the next one is 15.", "What is the number of the bus?")
     'The bus number is 12'
     """
+    for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked):  # Ana 5, Mia 3
+        if len(re.findall(r"(?<!\w)[A-Z]\w+:? \d", sentence)) > 1 and (own := re.search(rf"{name}:? (\d[^,;\n]*)", sentence)):
+            return own[1]
     places = [(0, 0), *(found.span() for found in _CLAUSE.finditer(sentence)), (len(sentence), len(sentence))]
     clauses = [sentence[start:end].strip() for (_, start), (end, _) in zip(places, places[1:], strict=False)]
     contrast = re.search(r"\bbut\b", sentence)
@@ -223,6 +232,7 @@ def asked_clause(sentence: str, asked: str) -> str:
     return stated[scores.index(best)] if scores.count(best) == 1 else sentence
 
 
+_RIGHT = re.compile(r"(?i)(?<!\S)(\S{1,20}) (?:is|as) the (?:(?:right|correct|final) )?(?:answer|one)\W*$")
 _PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
 
 

@@ -39,6 +39,8 @@ def read_list(text: str) -> tuple[list[str], bool]:
     """
     parts, ordered = _items(text)
     items = [undress(re.sub(r"^[A-Za-z]\w?\s?=\s?", "", part)).strip(" '\"") for part in parts]
+    if len(bold := [found[1] for part in parts if (found := re.match(r"\*\*([^*]+)\*\*\s?[–—:：-]", part))]) == len(items) > 1:
+        return bold, ordered  # **Fever** - with a remark
     return [item for item in items if item], ordered
 
 
@@ -150,7 +152,8 @@ def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tupl
         return right, "the same values" if right else "a value differs"
     if named := one or named_values(truth):  # the values alone stand in the order of the names
         ordered = len({name for name, _ in named}) > 1
-        given, known = ([value for _, value in named], known) if one else (given, [value for _, value in named])
+        values = [value for _, value in (sorted(named, key=lambda pair: pair[0]) if ordered else named)]
+        given, known = (values, known) if one else (given, values)
     if len({bool(_OPEN_END.search(text)) for text in (answer, truth)}) > 1:
         return False, GOES_ON
     if len(given) != len(known):
@@ -265,6 +268,7 @@ def read_boxes(text: str) -> list[Box] | None:
     text = re.sub(r"</?box>", " ", text[:20_000])
     text = re.sub(r"[\"']?\b[xy]_?(?:min|max|[12])[\"']?\s?[=:：]\s?", "", text)  # x1=10, y1=20, ...
     groups = [re.findall(_NUMBER, group) for group in re.findall(r"[\[(]([-+\de.,\s]{1,200})[\])]", text)]
+    groups = [group for group in groups if len(group) == 4] or groups
     if groups and all(len(group) == 2 for group in groups) and len(groups) % 2 == 0:  # corners
         groups = [groups[place] + groups[place + 1] for place in range(0, len(groups), 2)]
     if not groups and len(bare := re.findall(_NUMBER, text)) == 4 and re.fullmatch(r"[-+\de.,\s]+", text.strip()):

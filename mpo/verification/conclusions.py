@@ -19,6 +19,7 @@ from mpo.verification.prose import (
     asked_clause,
     content_words,
     numbers_in,
+    of_name,
     sentences_of,
     stated_number,
 )
@@ -104,6 +105,9 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         return Extraction(whole, "whole")
     if kind in {"math", "expression"} and "\n" not in whole and (read_ratio(whole) or _NOTATION.match(whole)):
         return Extraction(whole, "whole")
+    if kind in {"math", "expression"} and (named := re.fullmatch(r"[A-Z][A-Za-z ]{2,30}:\s*\**([^:*]+?)\**", kept[-1].rstrip("."))):
+        if is_expression(named[1]) and not _PROSE.search(named[1]):
+            return Extraction(named[1], "conclusion")
     valued = [sentence for sentence in kept if "=" in sentence] if kind == "math" and not re.search(r"\d", kept[-1]) else []
     if kind == "math" and (run := NAMED_RUN.search(plain_sentence((valued or kept)[-1]).strip(" *"))):
         if len({re.sub(r"[_{}\d₀-₉]", "", name) for name, _ in named_values(run[0]) or ()}) == 1:  # x = 2 or x = -3
@@ -186,6 +190,8 @@ def _without_cue(sentence: str) -> str:
 
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
+    if own := of_name(sentences[-1], asked):
+        return Extraction(own, "conclusion")
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if len(sentences) > 1:  # "5? 6? It is hard to say."
         numbered = [sentence for sentence in numbered if sentence[-1] not in "?？"]
@@ -216,6 +222,7 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     said = {sentence: stated_number(asked_clause(sentence, asked), givens, year=year) for sentence in told}
     steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
     before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
+    steps = steps or sum(bool(re.match(r"[^:：.]{1,30}[:：]\s", sentence)) for sentence in sentences) > 2
     opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
     opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):

@@ -116,7 +116,8 @@ _FIND = re.compile(
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(
-    r"\s?(?!(?:out )?of\b)(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than|out)\b)[a-z]{2,15})?)"
+    r"\s?(?!(?:out )?of\b)(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}"
+    r"(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than|out)\b)[a-z]{2,15})?)"
 )
 
 
@@ -140,7 +141,7 @@ def _read(text: str) -> Number | None:
         return Number(Fraction(int(text)))
     text = _APPROXIMATE.sub("", plain_math(without_math_marks(undress(text))))
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
-    if re.search(r"[\n；。]", text.rstrip(" .。")):
+    if re.search(r"[\n;。]", text.rstrip(" .。;")):
         return None
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()

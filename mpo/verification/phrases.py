@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from mpo.verification.dress import undress
-from mpo.verification.prose import CUE, REFUSAL, content_words, singular
+from mpo.verification.prose import CUE, HEDGE, REFUSAL, content_words, singular
 
 _MARKED = re.compile(r"\*\*([^*\n]{1,120})\*\*|(?<![\w*])\*([^*\n]{1,120})\*(?![\w*])|[\"“「『]([^\"”」』\n]{1,120})[\"”」』]")
 _LABEL = re.compile(r"^[\s*_#>-]{0,6}(?:[^:：\n.]{2,60}[:：][*_]{0,2}\s+|答[:：]\s?)(?=\S)|.*(?:->|→|⇒)\s?(?=[^→>]{1,60}$)")
@@ -19,10 +19,6 @@ _ASIDE = re.compile(
     r"|,\s(?:in|on|at|not|from|with|a|an|as|unlike)\s.*$|\s?[(（](?![A-Za-z\d]{1,3}[)）]).*$|\s[–—]\s.*$|[;，；].*$"
 )
 _PLACE = re.compile(r"(?<=\w)\s(?:on|in|at|with|near|behind|beside|under|next to|along|from)\s(?:an?|the|his|her|its|their)\s.*$")
-_HEDGE = re.compile(
-    r"(?i)^(?:(?:it|this|that|they)(?:['’]s| is| are| looks like| seems to be| appears to be)\s|(?:most )?(?:probably|likely|perhaps|maybe|apparently)\s"
-    r"|(?:I|we) (?:think|believe|guess|would say)(?: that)?(?: it['’]s| it is)?\s)+"
-)
 _PRO_VERB = re.compile(r"(?i)^(.{1,40}?)\s(?:does|did|is|has|can|will)(?=$|[.,;])")
 MOST_WORDS = 15
 
@@ -30,8 +26,8 @@ MOST_WORDS = 15
 def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) -> tuple[str, str] | None:
     """Return the phrase with which a response answers a question in words, and how it was found; None where it says none.
 
-    It stands in a conclusion, after a label, or in the sentence that shares most words with the question, marked, or after its verb.
-    `several` is for lists, of which a marked word is only a part.
+    It stands in a conclusion, after a label, or in the sentence that shares most words with the question, there marked
+    or after its verb. `several` is for lists, of which a marked word is only a part.
 
     >>> said_phrase(["It has a logo.", "The brand of the laptop is Lenovo (a ThinkPad)."], "What brand is the laptop?")
     ('Lenovo', 'conclusion')
@@ -87,7 +83,7 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     )
 
 
-_OPPOSITES = "open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small|heavy light"
+_OPPOSITES = "open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
 _OPPOSITES += (
     "|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap|strong weak|wide narrow|early late"
 )
@@ -107,7 +103,8 @@ def opposites(word: str) -> set[str]:
 
 _ASKS_WHICH = re.compile(r"(?i)\b(?:which|who|what)\b.*?\b(\w+er|more \w+|more|less)\b[^,?]*[,:]\s(.+?)\sor\s(.+?)\?")
 _IS_THAN = re.compile(
-    r"(?i)^(?:so |thus |therefore,? )?(.+?)\s(?:is|are|was|were|has|looks?|seems?)\b.*?\b(\w+er|more \w+|more|less)\b.*?\sthan\s([^,.]+)"
+    r"(?i)^(?:so |thus |therefore,? )?(.+?)\s(?:is|are|was|were|has|looks?|seems?)\b"
+    r".*?\b(\w+er|more \w+|more|less)\b.*?\sthan\s([^,.]+)"
 )
 
 
@@ -133,7 +130,7 @@ def _respectively(sentence: str, asked: str) -> str | None:
 
 def _kept(phrase: str, asked: str, *, several: bool) -> str | None:
     """A phrase without what surrounds it; None where it is too long to be an answer."""
-    phrase = undress(_HEDGE.sub("", phrase.strip(" \n\t,.。*:："))).strip(" .,。*")
+    phrase = undress(HEDGE.sub("", phrase.strip(" \n\t,.。*:："))).strip(" .,。*")
     if not several:
         phrase = _ASIDE.sub("", phrase) or phrase
         if not re.match(r"(?i)\W*where\b", asked) and not re.match(r"(?i)(?:on|in|at|from|to)\b", phrase):
@@ -149,6 +146,9 @@ def without_asked(phrase: str, asked: str) -> str:
     """
     wanted = set(content_words(asked))
     words = re.sub(r"(?i)^(?:on|in|at)\s(?=the\s|an?\s)", "", phrase.strip(" .。")).split()
-    while len(words) > 1 and (singular(re.sub(r"\W", "", words[-1]).lower()) in wanted or words[-1].lower() in {"of", "the", "a"}):
+    small = {"of", "the", "a", "an"}
+    while any(word.lower() not in small for word in words[:-1]) and (
+        singular(re.sub(r"\W", "", words[-1]).lower()) in wanted or words[-1].lower() in small
+    ):
         words.pop()
     return re.sub(r"(?i)^(?:the|an?)\s", "", " ".join(words))

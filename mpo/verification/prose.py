@@ -30,12 +30,20 @@ CUE = re.compile(
 )
 _POLITE = re.compile(
     r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
-    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b|^(?:had|were) (?:the|it|they)\b[^.]*\bwould\b|^\([^()]+\)$"
+    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
+    r"|^(?:had|were) (?:the|it|they)\b[^.]*\bwould\b|^\([^()]+\)$"
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
 _SENTENCE = re.compile(
-    r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St|No)\.)(?<!\bMrs\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
+    r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St|No)\.)(?<!\bMrs\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
+    r"[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
 )
+HEDGE = re.compile(
+    r"(?i)^(?:(?:it|this|that|they)(?:['’]s| is| are| looks like| seems to be| appears to be)\s"
+    r"|(?:(?:most )?(?:probably|likely)|perhaps|maybe|apparently)\s"
+    r"|(?:I|we) (?:think|believe|guess|would say)(?: that)?(?: it['’]s| it is)?\s)+"
+)
+"""Words before an answer that say only how sure it is."""
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*|\\boxed\{([^{}]{1,80})\}")
 _ABOUT = (
     r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still"
@@ -61,7 +69,8 @@ _REJECTED = re.compile(
     r"|\s(?:decimal|significant)\b|\s?[(（](?:wrong|incorrect|rejected|extraneous|invalid|舍)|\+(?=[\s.,;]|$)"
 )
 _REASON = re.compile(
-    r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown|that is,|i\.e\.)\s.*|:\s(?=.*\d\D+\d).*"
+    r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown|that is,|i\.e\.)\s.*"
+    r"|:\s(?=.*\d[^\d.,]+\d).*"
 )
 _SETTING = re.compile(
     r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
@@ -182,7 +191,7 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
 _CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
 _STATES = re.compile(
     r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
-    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|(?:是|有|为|到|只|[^一-鿿]$)[^\d]{0,8}$"
+    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|(?:是|有|为|到|只)[^\d]{0,8}$"
 )
 _ANOTHER = re.compile(
     r"\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
@@ -198,6 +207,17 @@ _HOW_MANY = re.compile(
 _SEEN = re.compile(r"(?i)\b(?:see|seen|shown|visible)\b")
 
 
+def of_name(sentence: str, asked: str) -> str | None:
+    """Return the number beside the one name of a list that the question has.
+
+    >>> of_name("Ana 5, Mia 3, Zoe 2.", "How many goals did Mia score?")
+    '3'
+    """
+    said = dict(re.findall(r"(?<!\w)([A-Z][a-z]+)(?::|\s[-–—])? (\d[\d.]*)(?=\W*(?:[,;\n]|$))", sentence))
+    own = [said[name] for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked) if name in said]
+    return own[0].rstrip(".") if len(said) > 1 and len(own) == 1 else None
+
+
 def asked_clause(sentence: str, asked: str) -> str:
     """Return the clause of a sentence that states the number which is asked for; the sentence where no clause is clearly it.
 
@@ -206,17 +226,16 @@ def asked_clause(sentence: str, asked: str) -> str:
     >>> asked_clause("The bus number is 12, and the next one is 15.", "What is the number of the bus?")
     'The bus number is 12'
     """
-    for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked):  # Ana 5, Mia 3
-        if len(re.findall(r"(?<!\w)[A-Z]\w+:? \d", sentence)) > 1 and (own := re.search(rf"{name}:? (\d[^,;\n]*)", sentence)):
-            return own[1]
+    if _RIGHT.search(sentence):
+        return sentence
     places = [(0, 0), *(found.span() for found in _CLAUSE.finditer(sentence)), (len(sentence), len(sentence))]
     clauses = [sentence[start:end].strip() for (_, start), (end, _) in zip(places, places[1:], strict=False)]
     contrast = re.search(r"\bbut\b", sentence)
-    stated = [
-        clause
-        for clause in clauses
-        if (found := numbers_in(clause)) and (_STATES.search(clause[: found[0][0]]) or (contrast and found[0][0] == 0))
-    ]
+    stated = []
+    for clause in clauses:
+        found = [number for number in numbers_in(clause) if number[2] not in asked]
+        if found and (_STATES.search(clause[: found[0][0]]) or (contrast and found[0][0] == 0)):
+            stated.append(clause)
     if len(stated) < 2 or len(clauses) > 6 or _TOTALS.search(stated[-1]):
         return sentence
     noun = {singular(said.lower()) for said in _HOW_MANY.findall(asked)}

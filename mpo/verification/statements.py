@@ -11,7 +11,7 @@ from mpo.verification.choices import read_choice
 from mpo.verification.dress import boxed, plain_sentence, undress
 from mpo.verification.matching import is_expression
 from mpo.verification.number import read_number
-from mpo.verification.prose import REFUSAL, numbers_in, stated_number
+from mpo.verification.prose import HEDGE, REFUSAL, numbers_in, stated_number
 from mpo.verification.sequences import LETTERED, MARKER, read_boxes
 from mpo.verification.texts import read_yes_no
 
@@ -185,10 +185,7 @@ def trimmed(sentence: str) -> str:
     """An answer without a reason in brackets, decoration and the full stop."""
     kept = re.sub(r"\s*\((?:because|since|as|i\.e\.|approx\w*|about|rounded|see)(?![\w(])[^()]{0,400}\)\s*$", "", sentence.strip())
     kept = undress(kept).strip(" \t。.;,*_")
-    return _HEDGE.sub("", kept) or kept or sentence.strip()
-
-
-_HEDGE = re.compile(r"(?i)^(?:(?:most )?(?:probably|likely)|perhaps|maybe|apparently)\s")
+    return HEDGE.sub("", kept) or kept or sentence.strip()
 
 
 def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction | None:

@@ -94,10 +94,11 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     # Five percent of a year are a century.
     if kind == "chart" and tolerance is None and re.fullmatch(r"\s*[12]\d{3}\s*", truth) and ASKS_YEAR.search(asked):
         tolerance = 0.0
-    if kind == "list" and (ranked := _RANKS.search(asked)) and "<" in answer:
-        answer = answer.replace("<", ",")
-    many = len(read_list(truth)[0]) if kind == "list" and ranked else count_parts(asked)
-    if kind == "list" and many > 1:  # in the order of the blanks or questions
+    many = 0
+    if kind == "list":
+        many = len(read_list(truth)[0]) if (ranked := _RANKS.search(asked)) else count_parts(asked)
+        answer = answer.replace("<", ",") if ranked else answer
+    if many > 1:  # in the order of the blanks or questions
         given, wanted = (in_parts(text, many) for text in (answer, truth))
         if len(given) == len(wanted) == many:
             same = all(
@@ -124,7 +125,8 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
 
 
 _RANKS = re.compile(
-    r"(?i)\b(?:order|rank|sort|arrange|list)\b[^.?]*\b(?:from|ascending|descending|increasing|decreasing|in order|by \w+)\b|从.{1,4}到.{1,4}(?:排|列)"
+    r"(?i)\b(?:order|rank|sort|arrange|list)\b[^.?]*\b(?:from|ascending|descending|increasing|decreasing|in order|by \w+)\b"
+    r"|从.{1,4}到.{1,4}(?:排|列)"
 )
 _SCALES = re.compile(r"(?i)\b(?:thousand|million|billion|trillion)s?\b|[万亿](?=元|人|吨)")
 _POLAR = re.compile(

@@ -97,7 +97,10 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         return Extraction(parts[0].strip(" $"), "conclusion")
     if kind == "list" and (runs := [said for said in kept if NAMED_RUN.fullmatch(plain_sentence(said).strip(" *."))]):
         return Extraction(runs[-1], "conclusion")
-    if kind == "interval" and len(bounds := _BOUNDS.findall(plain_sentence(kept[-1]))) == 1:
+    if (
+        kind == "interval"
+        and len(bounds := _BOUNDS.findall(plain_sentence(kept[-1]))) == 1 == len(re.findall(r"\d+", kept[-1])) - 1
+    ):
         return Extraction(bounds[0], "conclusion")
     if kind == "math" and re.search(r"∅|\\(?:varnothing|emptyset)\b|(?i:\bempty set\b)|空集", kept[-1]):
         return Extraction(trimmed(kept[-1]), "conclusion")

@@ -117,7 +117,7 @@ _FIND = re.compile(
 )
 _UNIT_AFTER = re.compile(
     r"\s?(?!(?:out )?of\b)(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}"
-    r"(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than|out)\b)[a-z]{2,15})?)"
+    r"(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than|out|below)\b)[a-z]{2,15})?)"
 )
 
 
@@ -148,7 +148,7 @@ def _read(text: str) -> Number | None:
     if (share := SHARE.search(text)) and not text[share.end() :].strip(" .。"):
         part, whole = _read(text[: share.start()]), _read(share[1])
         return part and whole and replace(part, whole=whole.value)
-    if below := re.fullmatch(r"(?i)(.+?)\s?below zero\.?|零下\s?(.+)", text):
+    if below := re.fullmatch(rf"(?i)(.+?){_BELOW_ZERO}\.?|零下\s?(.+)", text):
         number = _read(below[1] or below[2])
         return number and replace(number, value=-number.value)
     if decade := _DECADE.fullmatch(text):
@@ -160,6 +160,7 @@ def _read(text: str) -> Number | None:
     return _compound(text) or _digits(text) or _worded(text)
 
 
+_BELOW_ZERO = r"(?:\s?(?:degrees?|°)(?:\s?(?:C|F|Celsius|Fahrenheit)\b)?)?\sbelow zero"
 SHARE = re.compile(
     rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{_WORD})(?!\w|[.-]\w)"
 )
@@ -452,17 +453,15 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
         ways = (found[0] + unit for unit in (after, *after.split()[:1], ""))
         shown = next((way for way in ways if read_number(way) is not None), None)
         if shown is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
-            share = SHARE.match(text, found.start() + len(shown)) if text.startswith(shown, found.start()) else None
-            numbers.append((found.start(), found.end(), text[found.start() : share.end()] if share else shown))
+            further = SHARE.match(text, found.start() + len(shown)) if text.startswith(shown, found.start()) else None
+            further = further or _BELOW.match(text, found.end())
+            numbers.append((found.start(), found.end(), text[found.start() : further.end()] if further else shown))
     return sorted(numbers)
 
 
+_BELOW = re.compile(_BELOW_ZERO)
 _ZERO = Fraction(0)
 _AS_WRITTEN = [(Fraction(1), _ZERO)]
-
-
-def _quotient(number: Number) -> Number:
-    return Number(number.value / number.whole) if number.whole else number
 
 
 def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:
@@ -473,7 +472,9 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
     equals its own value rounded to three significant digits or more.
     """
     if (answer.whole or truth.whole) and all(n.whole or n.value.denominator > 1 or n.unit in PURE for n in (answer, truth)):
-        answer, truth = (_quotient(number) for number in (answer, truth))  # 12 out of 15 as 12/15, 0.8 or 80 %
+        parts = (Number(n.value / n.whole) if n.whole else n for n in (answer, truth))  # 12 out of 15 as 12/15, 0.8 or 80 %
+        if (same := same_number(*parts, unit=unit, tolerance=tolerance))[0]:
+            return same
     default = canonical_unit(unit) if unit else ""
     given, known = answer.unit or default, truth.unit or default
     if DECADE in {given, known} and not (given and known):

@@ -10,7 +10,7 @@ from mpo.verification.prose import CUE, HEDGE, REFUSAL, content_words, singular
 
 _MARKED = re.compile(r"\*\*([^*\n]{1,120})\*\*|(?<![\w*])\*([^*\n]{1,120})\*(?![\w*])|[\"“「『]([^\"”」』\n]{1,120})[\"”」』]")
 _LABEL = re.compile(r"^[\s*_#>-]{0,6}(?:[^:：\n.]{2,60}[:：][*_]{0,2}\s+|答[:：]\s?)(?=\S)|.*(?:->|→|⇒)\s?(?=[^→>]{1,60}$)")
-_CONCLUDES = re.compile(r"(?i)\b(?:therefore|thus|hence)\b")
+_CONCLUDES = re.compile(r"(?i)\b(?:therefore|thus|hence)\b|^(?:but |wait,? )?(?:actually|wait|correction|no|in fact)\b")
 _COPULA = re.compile(
     r"(?i).*(?:\b(?:is|are|was|were|says?|reads?|shows?|spells?|called|named|labelled|states?)\s(?:that\s)?|(?<!不)是|为|叫做?|写着)"
 )
@@ -18,8 +18,9 @@ _ASIDE = re.compile(
     r",?\s(?:which|who|because|since|while|whereas|where|judging|meaning|as (?:shown|indicated|can|seen))\b.*$"
     r"|,\s(?:in|on|at|not|from|with|a|an|as|unlike)\s.*$|\s?[(（](?![A-Za-z\d]{1,3}[)）]).*$|\s[–—]\s.*$|[;，；].*$"
 )
-_PLACE = re.compile(r"(?<=\w)\s(?:on|in|at|with|near|behind|beside|under|next to|along|from)\s(?:an?|the|his|her|its|their)\s.*$")
+_PLACE = re.compile(r"(?<=\w)\s(?:on|in|at|with|near|behind|beside|under|next to|along|from)\s(?:an?|the|his|her|its|their)\s[^,]*$")
 _PRO_VERB = re.compile(r"(?i)^(.{1,40}?)\s(?:does|did|is|has|can|will)(?=$|[.,;])")
+_DENIES = re.compile(r"(?i)\b(?:not|never|no)\b|n['’]t\b|不是|没有")
 MOST_WORDS = 15
 
 
@@ -34,18 +35,23 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
     >>> said_phrase(["The plate reads 12.", "Hence the title is *Methods*."], "What is the title?")
     ('Methods', 'conclusion')
     """
-    wanted = set(content_words(asked))
-    shares = [len(wanted & set(content_words(sentence))) for sentence in sentences]
+    wanted = _words(asked)
+    shares = [len(wanted & _words(sentence)) for sentence in sentences]
     order = sorted(range(len(sentences)), key=lambda at: (-shares[at], -at))
     cues = [at for at in reversed(range(len(sentences))) if CUE.search(sentences[at]) or _CONCLUDES.search(sentences[at])]
     last = [len(sentences) - 1] if _LABEL.match(sentences[-1]) or sentences[-1].startswith("**") else []
     first = [0] if len(sentences[0].split()) < 4 and sentences[0].isascii() and sentences[0][-1] not in ":?" else []
-    for at in (*cues, *last, *first, *(at for at in order if shares[at] or not wanted & set("is"))):
+    for at in (*cues, *last, *first, *(at for at in order if shares[at])):
         if REFUSAL.search(sentences[at]):
             return None
         if phrase := phrase_of(sentences[at], asked, several=several):
             return phrase, "opening" if at == 0 and len(sentences) > 1 else "conclusion"
     return None
+
+
+def _words(text: str) -> set[str]:
+    """The content words of a text, and the pairs of Chinese characters."""
+    return set(content_words(text)) | {a + b for a, b in zip(text, text[1:], strict=False) if "\u4e00" <= min(a, b)}
 
 
 def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None:
@@ -62,15 +68,15 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     if sentence.count("**") == 2 and sentence.startswith("**") and sentence.endswith("**"):
         sentence = sentence.strip("*")
     if label := _LABEL.match(sentence):
-        return _kept(sentence[label.end() :], asked, several=several)
+        return phrase_of(sentence[label.end() :], asked, several=several)
     clause = re.split(r"(?i)[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|所以|因此)[,，]?\s", sentence)[-1]
+    if _DENIES.search(_MARKED.sub("", clause)):
+        return None
     marked = [found for found in _MARKED.finditer(clause)]
     bold = [found for found in marked if found[1]] or marked
     if not several and len({found[0] for found in bold}) == 1:
         return undress(next(filter(None, bold[0].groups()))).strip(" .,") or None
     plain = clause.replace("**", "")
-    if re.search(r"(?i)\b(?:not|never|no)\b|n['’]t\b|不是|没有", clause):
-        return None
     short = _ASIDE.sub("", plain) or plain
     wanted = set(content_words(asked))
     ends = [word.end() for word in re.finditer(r"[^\W_]+", short) if singular(word[0].lower()) in wanted]
@@ -78,6 +84,8 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     copula = _COPULA.match(short)
     if not re.search(r"\w", tail) or (copula and copula.end() > ends[-1]):
         tail = short[copula.end() :] if copula else "" if ends else short
+        if copula and set() < set(content_words(tail)) <= wanted:  # A cup is on the table.
+            return _kept(re.sub(r"(?i)\s*\b(?:is|are|was|were)\s$", "", copula[0]), asked, several=several)
     return _kept(
         tail if not several else (plain[copula.end() :] if (copula := _COPULA.match(plain)) else tail), asked, several=several
     )

@@ -198,6 +198,7 @@ _ANOTHER = re.compile(
     r"|top|bottom)\b|前|后|下一|另|其他|旁边|第[一二三四五]",
     re.IGNORECASE,
 )
+_OF_THEM = re.compile(r"\S+ of (?:them|these|those|which)\b")
 _TOTALS = re.compile(r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|[=≈]|一共|共|剩|差")
 _HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
 _INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
@@ -234,7 +235,7 @@ def asked_clause(sentence: str, asked: str) -> str:
     stated = []
     for clause in clauses:
         found = [number for number in numbers_in(clause) if number[2] not in asked]
-        if found and (_STATES.search(clause[: found[0][0]]) or (contrast and found[0][0] == 0)):
+        if found and (_STATES.search(clause[: found[0][0]]) or (found[0][0] == 0 and (contrast or _OF_THEM.match(clause)))):
             stated.append(clause)
     if len(stated) < 2 or len(clauses) > 6 or _TOTALS.search(stated[-1]):
         return sentence

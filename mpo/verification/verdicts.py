@@ -125,8 +125,8 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
 
 
 _RANKS = re.compile(
-    r"(?i)\b(?:order|rank|sort|arrange|list)\b[^.?]*\b(?:from|ascending|descending|increasing|decreasing|in order|by \w+)\b"
-    r"|从.{1,4}到.{1,4}(?:排|列)"
+    r"(?i)\b(?:order|rank|sort|arrange)\b[^.?]*\b(?:from|by)\b|\b(?:ascending|descending|increasing|decreasing|in) order(?! to)\b"
+    r"|\bfrom \w+ (?:the )?\w+est to\b|从.{1,4}到.{1,4}(?:排|列)"
 )
 _SCALES = re.compile(r"(?i)\b(?:thousand|million|billion|trillion)s?\b|[万亿](?=元|人|吨)")
 _POLAR = re.compile(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from mpo.verification.dress import undress
-from mpo.verification.prose import CUE, HEDGE, REFUSAL, content_words, singular
+from mpo.verification.prose import CUE, HEDGE, MOST_CHARACTERS, REFUSAL, content_words, singular
 
 _MARKED = re.compile(r"\*\*([^*\n]{1,120})\*\*|(?<![\w*])\*([^*\n]{1,120})\*(?![\w*])|[\"“「『]([^\"”」』\n]{1,120})[\"”」』]")
 _LABEL = re.compile(r"^[\s*_#>-]{0,6}(?:[^:：\n.]{2,60}[:：][*_]{0,2}\s+|答[:：]\s?)(?=\S)|.*(?:->|→|⇒)\s?(?=[^→>]{1,60}$)")
@@ -18,7 +18,9 @@ _ASIDE = re.compile(
     r",?\s(?:which|who|because|since|while|whereas|where|judging|meaning|as (?:shown|indicated|can|seen))\b.*$"
     r"|,\s(?:in|on|at|not|from|with|a|an|as|unlike)\s.*$|\s?[(（](?![A-Za-z\d]{1,3}[)）]).*$|\s[–—]\s.*$|[;，；].*$"
 )
-_PLACE = re.compile(r"(?<=\w)\s(?:on|in|at|with|near|behind|beside|under|next to|along|from)\s(?:an?|the|his|her|its|their)\s[^,]*$")
+_PLACE = re.compile(
+    r"(?<=\w)\s(?:on|in|at|with|near|behind|beside|under|next to|along|from)\s(?:an?|the|his|her|its|their)\s[^,]*$"
+)
 _PRO_VERB = re.compile(r"(?i)^(.{1,40}?)\s(?:does|did|is|has|can|will)(?=$|[.,;])")
 _DENIES = re.compile(r"(?i)\b(?:not|never|no)\b|n['’]t\b|不是|没有")
 MOST_WORDS = 15
@@ -62,17 +64,17 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     """
     if re.match(r"(?i)\W*why\b", asked) and (reason := re.search(r"(?i)\b(?:because|since)\s(?!of)([^.]+)", sentence)):
         return reason[1].strip()
-    sentence = sentence.strip().rstrip(".。 ")
+    sentence = sentence[:MOST_CHARACTERS].strip().rstrip(".。 ")
     if said := _compared(sentence, asked) or _respectively(sentence, asked) or ((found := _PRO_VERB.match(sentence)) and found[1]):
         return said
     if sentence.count("**") == 2 and sentence.startswith("**") and sentence.endswith("**"):
         sentence = sentence.strip("*")
-    if label := _LABEL.match(sentence):
-        return phrase_of(sentence[label.end() :], asked, several=several)
+    while label := _LABEL.match(sentence):
+        sentence = sentence[label.end() :]
     clause = re.split(r"(?i)[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|所以|因此)[,，]?\s", sentence)[-1]
     if _DENIES.search(_MARKED.sub("", clause)):
         return None
-    marked = [found for found in _MARKED.finditer(clause)]
+    marked = list(_MARKED.finditer(clause))
     bold = [found for found in marked if found[1]] or marked
     if not several and len({found[0] for found in bold}) == 1:
         return undress(next(filter(None, bold[0].groups()))).strip(" .,") or None
@@ -86,9 +88,9 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
         tail = short[copula.end() :] if copula else "" if ends else short
         if copula and set() < set(content_words(tail)) <= wanted:  # A cup is on the table.
             return _kept(re.sub(r"(?i)\s*\b(?:is|are|was|were)\s$", "", copula[0]), asked, several=several)
-    return _kept(
-        tail if not several else (plain[copula.end() :] if (copula := _COPULA.match(plain)) else tail), asked, several=several
-    )
+    if several and (copula := _COPULA.match(plain)):
+        tail = plain[copula.end() :]
+    return _kept(tail, asked, several=several)
 
 
 _OPPOSITES = "open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
@@ -118,7 +120,9 @@ _IS_THAN = re.compile(
 
 def _compared(sentence: str, asked: str) -> str | None:
     """What `A is longer than B` answers to which of the two is longer, or shorter."""
-    question, said = _ASKS_WHICH.search(asked), _IS_THAN.match(sentence)
+    if " than " not in sentence or len(sentence) > 200:  # both patterns take cubic time
+        return None
+    question, said = _ASKS_WHICH.search(asked[-200:]), _IS_THAN.match(sentence)
     if not question or not said or re.search(r"(?i)\bnot\b|n['’]t\b", sentence):
         return None
     one, other = question[1].lower(), said[2].lower()
@@ -130,7 +134,7 @@ _EACH = re.compile(r"(?i)(.+?) and (.+?) (?:are|is|have|were) (.+?) and (.+?),? 
 
 def _respectively(sentence: str, asked: str) -> str | None:
     """The part of `A and B are X and Y, respectively` that a question is about."""
-    if found := _EACH.match(sentence):
+    if "respectively" in sentence and (found := _EACH.match(sentence[-200:])):
         mine = [bool(set(content_words(found[at])) & set(content_words(asked))) for at in (1, 2)]
         return found[3 + mine.index(True)] if sum(mine) == 1 else None
     return None

@@ -147,10 +147,10 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         if EITHER.match(whole):
             return no_answer("hedge")
         copula = _SAYS.search(whole[-400:]) if len(whole.split()) >= 4 or not whole.isascii() else None
-        said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else whole
-        if kind in _WORDED and asked and len(whole.split()) > 4 and (phrase := phrase_of(whole, asked, several=kind == "list")):
-            said, copula = phrase, True
-        return Extraction(trimmed(said.replace("**", "")), "opening" if copula else "whole")
+        said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else None
+        if kind in _WORDED and asked and len(whole.split()) > 4:
+            said = phrase_of(whole, asked, several=kind == "list") or said
+        return Extraction(trimmed((said or whole).replace("**", "")), "opening" if said else "whole")
     if kind in _WORDED and asked and (said_there := said_phrase(kept, asked, several=kind == "list")):
         return no_answer("hedge") if EITHER.match(said_there[0]) else Extraction(*said_there)
     return no_answer("no statement of an answer")
@@ -223,9 +223,9 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     year = bool(ASKS_YEAR.search(asked))
     told = {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
     said = {sentence: stated_number(asked_clause(sentence, asked), givens, year=year) for sentence in told}
-    steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
+    data = [sentence for sentence in sentences if re.match(r"[^:：.]{1,30}[:：]\s", sentence)]
+    steps = len(data) > 2 or re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
     before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
-    steps = steps or sum(bool(re.match(r"[^:：.]{1,30}[:：]\s", sentence)) for sentence in sentences) > 2
     opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
     opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):

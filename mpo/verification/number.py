@@ -56,17 +56,8 @@ _PARTS = {
 }
 _PARTS |= {"tenth": 10, "twelfth": 12}
 _PARTS |= {f"{word}s": parts for word, parts in _PARTS.items() if parts > 2}
-_SCALES = _LARGE | {
-    "k": 10**3,
-    "K": 10**3,
-    "M": 10**6,
-    "B": 10**9,
-    "bn": 10**9,
-    "T": 10**12,
-    "mn": 10**6,
-    "dozen": 12,
-    "lakh": 10**5,
-}
+_SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
+_SCALES |= {"T": 10**12}
 _SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
 _SETS = {"dozen": 12, "couple": 2, "score": 20}
 _CHINESE = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
@@ -155,8 +146,8 @@ def _read(text: str) -> Number | None:
         return _decade(*decade.groups())
     if rate := re.match(_RATE, text):
         number = _digits(text[rate.end() :]) or _worded(text[rate.end() :])
-        below = "h" if rate[0].startswith(("时", "每小")) else "min" if rate[0][1] == "分" else "s"
-        return number and replace(number, unit=number.unit if "/" in number.unit else f"{number.unit}/{below}")
+        per = "h" if rate[0].startswith(("时", "每小")) else "min" if rate[0][1] == "分" else "s"
+        return number and replace(number, unit=number.unit if "/" in number.unit else f"{number.unit}/{per}")
     return _compound(text) or _digits(text) or _worded(text)
 
 

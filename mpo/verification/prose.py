@@ -31,7 +31,7 @@ CUE = re.compile(
 _POLITE = re.compile(
     r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
     r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
-    r"|^(?:had|were) (?:the|it|they)\b[^.]*\bwould\b|^\([^()]+\)$"
+    r"|^(?:had|were) (?:the|it|they)\b[^.]*\bwould\b|^\((?=\S+\s\S+\s)[^()]+\)$"
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
 _SENTENCE = re.compile(

@@ -35,7 +35,7 @@ _POLITE = re.compile(
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
 _SENTENCE = re.compile(
-    r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St|No)\.)(?<!\bMrs\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
+    r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
     r"[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
 )
 HEDGE = re.compile(
@@ -166,8 +166,6 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
     different = len({shown for _, _, shown in found}) > 1
     if different and (len(found) == 2 and re.search(r"\bbetween \S+ (?:and|to) \S+", plain) or re.search(r"\beither\b", plain)):
         return ""
-    if spans := [found.span() for found in re.finditer(r"\b(?:between|from) \S{1,20} (?:and|to) \S{1,20}", plain)]:
-        found = [number for number in found if not any(start <= number[0] < end for start, end in spans)] or found
     found = [number for number in found if not re.match(r"[^=]{0,12}=", plain[number[1] :])] or found
     dated = [number for number in found if re.fullmatch(r"(?:1[5-9]|20)\d\d", plain[number[0] : number[1]])]
     dated = [number for number in dated if re.search(r"\b(?:in|for|since|by|during)\s$", plain[: number[0]])]
@@ -234,7 +232,7 @@ def asked_clause(sentence: str, asked: str) -> str:
     contrast = re.search(r"\bbut\b", sentence)
     stated = []
     for clause in clauses if len(clauses) < 7 else ():
-        found = [number for number in numbers_in(clause) if number[2] not in asked]
+        found = [n for n in numbers_in(clause) if not re.search(rf"(?<![\d.]){re.escape(clause[n[0] : n[1]])}(?![\d.]*\d)", asked)]
         if found and (_STATES.search(clause[: found[0][0]]) or (found[0][0] == 0 and (contrast or _OF_THEM.match(clause)))):
             stated.append(clause)
     if len(stated) < 2 or _TOTALS.search(stated[-1]):

@@ -15,7 +15,7 @@ _COPULA = re.compile(
     r"(?i).*(?:\b(?:is|are|was|were|says?|reads?|shows?|spells?|called|named|labelled|states?)\s(?:that\s)?|(?<!不)是|为|叫做?|写着)"
 )
 _ASIDE = re.compile(
-    r",?\s(?:which|who|because|since|while|whereas|where|judging|meaning|as (?:shown|indicated|can|seen))\b.*$"
+    r",?\s(?:which|who|because|since|while|whereas|where|judging|meaning|followed|as (?:shown|indicated|can|seen))\b.*$"
     r"|,\s(?:in|on|at|not|from|with|a|an|as|unlike)\s.*$|\s?[(（](?![A-Za-z\d]{1,3}[)）]).*$|\s[–—]\s.*$|[;，；].*$"
 )
 _PLACE = re.compile(
@@ -41,7 +41,9 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
     shares = [len(wanted & _words(sentence)) for sentence in sentences]
     order = sorted(range(len(sentences)), key=lambda at: (-shares[at], -at))
     cues = [at for at in reversed(range(len(sentences))) if CUE.search(sentences[at]) or _CONCLUDES.search(sentences[at])]
-    last = [len(sentences) - 1] if _LABEL.match(sentences[-1]) or sentences[-1].startswith("**") else []
+    labels = {at: label[0] for at, sentence in enumerate(sentences) if (label := _LABEL.match(sentence))}
+    last = [at for at, label in labels.items() if wanted & _words(label) or label.rstrip().endswith((">", "→", "⇒"))][-1:]
+    last = last or ([len(sentences) - 1] if len(sentences) - 1 in labels or sentences[-1].startswith("**") else [])
     first = [0] if len(sentences[0].split()) < 4 and sentences[0].isascii() and sentences[0][-1] not in ":?" else []
     for at in (*cues, *last, *first, *(at for at in order if shares[at])):
         if REFUSAL.search(sentences[at]):
@@ -72,6 +74,10 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     while label := _LABEL.match(sentence):
         sentence = sentence[label.end() :]
     clause = re.split(r"(?i)[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|所以|因此)[,，]?\s", sentence)[-1]
+    clauses = re.split(r"[,;，；]?\s(?:and|but|while|whereas)\s(?=the\s|it\s)|[；;]", clause)
+    common = [len(_words(one) & _words(asked)) for one in clauses]
+    if len(clauses) > 1 and common.count(max(common)) == 1 and not several:
+        clause = clauses[common.index(max(common))]
     if _DENIES.search(_MARKED.sub("", clause)):
         return None
     marked = list(_MARKED.finditer(clause))
@@ -142,6 +148,7 @@ def _respectively(sentence: str, asked: str) -> str | None:
 
 def _kept(phrase: str, asked: str, *, several: bool) -> str | None:
     """A phrase without what surrounds it; None where it is too long to be an answer."""
+    phrase = re.sub(r"^by\s", "", phrase.strip()) if re.match(r"(?i)\W*who\b|.*\bby whom\b", asked) else phrase
     phrase = undress(HEDGE.sub("", phrase.strip(" \n\t,.。*:："))).strip(" .,。*")
     if not several:
         phrase = _ASIDE.sub("", phrase) or phrase

@@ -42,8 +42,10 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
     order = sorted(range(len(sentences)), key=lambda at: (-shares[at], -at))
     cues = [at for at in reversed(range(len(sentences))) if CUE.search(sentences[at]) or _CONCLUDES.search(sentences[at])]
     labels = {at: label[0] for at, sentence in enumerate(sentences) if (label := _LABEL.match(sentence))}
-    last = [at for at, label in labels.items() if wanted & _words(label) or label.rstrip().endswith((">", "→", "⇒"))][-1:]
-    last = last or ([len(sentences) - 1] if len(sentences) - 1 in labels or sentences[-1].startswith("**") else [])
+    end = len(sentences) - 1
+    last = [end] if labels.get(end, "").rstrip().endswith((">", "→", "⇒")) else []
+    last = last or [at for at, label in labels.items() if wanted & _words(label)][-1:]
+    last = last or ([end] if end in labels or sentences[-1].startswith("**") else [])
     first = [0] if len(sentences[0].split()) < 4 and sentences[0].isascii() and sentences[0][-1] not in ":?" else []
     for at in (*cues, *last, *first, *(at for at in order if shares[at])):
         if REFUSAL.search(sentences[at]):

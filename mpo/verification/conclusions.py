@@ -29,6 +29,7 @@ from mpo.verification.statements import (
     DOUBT,
     EITHER,
     NO_CHOICE,
+    OPTION,
     Extraction,
     letters_of,
     named_choice,
@@ -303,6 +304,14 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         return no_answer(named.method)
     if len(named.indices) == 1 and named.method == "letter" and not listed:
         return Extraction(letters_of(named.indices), "letter")
+    last = read_choice(tidy(kept[-1]), choices)
+    if not listed and last.method == "letter" and len(last.indices) == 1:
+        return Extraction(letters_of(last.indices), "letter")
+    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|\bfails\b|不")
+    around = [(found[1] or found[2], whole[found.end() :][:30] + whole[: found.start()][-12:]) for found in OPTION.finditer(whole)]
+    options = [letter for letter, beside in around if not denied.search(beside)]
+    if len({letter.upper() for letter in options}) == 1 and (chosen := named_choice(f"({options[0]})", choices, "letter")):
+        return chosen
     said = read_yes_no(first) if choices and len(choices) == 2 else None
     if said is not None and [read_yes_no(choice) for choice in choices or ()] in ([said, not said], [not said, said]):
         return Extraction("AB"[[read_yes_no(choice) for choice in choices or ()].index(said)], "opening")

@@ -166,6 +166,8 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
     different = len({shown for _, _, shown in found}) > 1
     if different and (len(found) == 2 and re.search(r"\bbetween \S+ (?:and|to) \S+", plain) or re.search(r"\beither\b", plain)):
         return ""
+    if spans := [found.span() for found in re.finditer(r"\b(?:between|from) \S{1,20} (?:and|to) \S{1,20}", plain)]:
+        found = [number for number in found if not any(start <= number[0] < end for start, end in spans)] or found
     found = [number for number in found if not re.match(r"[^=]{0,12}=", plain[number[1] :])] or found
     dated = [number for number in found if re.fullmatch(r"(?:1[5-9]|20)\d\d", plain[number[0] : number[1]])]
     dated = [number for number in dated if re.search(r"\b(?:in|for|since|by|during)\s$", plain[: number[0]])]

@@ -63,7 +63,10 @@ _NOT_BUT = re.compile(
     r"(?i)(?P<before>^|[.!?\n]\s*|\b(?:is|was|says|reads)\s|['’]s\s)not (?!only\b|just\b|merely\b|all\b|every)"
     r"[^,.;!?\n]{1,60}?,? but (?:rather )?(?=[^,.;\n]{1,60}[\s.*]*$)"
 )
-_NOT_THAT = re.compile(r"(?i),\s(?:and )?not [^,;.!?\n]{1,60}(?=[\s.*]*$)")
+_NOT_THAT = re.compile(
+    r"(?i)(?:,\s(?:(?:and|but) )?not(?! only)|\s(?:rather than|instead of)) [^,;.!?\n]{1,60}(?=[\s.*]*$)"
+    r"|\s\(not [^()\n]{1,100}\)(?=[\s.*]*$)"
+)
 
 
 def without_denied(text: str) -> str:

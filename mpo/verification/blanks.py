@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mpo.verification.sequences import read_list
+from mpo.verification.sequences import labelled, read_list
 
 _BLANK = re.compile(
     r"_{2,}|\\_(?:\\_)+|\\underline\{[\s\\,~quad]*\}|[(（]\s{1,20}[)）]|【\s*】|\[\s*(?:blank|mask)\s*\]", re.IGNORECASE
@@ -25,14 +25,32 @@ def count_blanks(asked: str) -> int:
     return len(_BLANK.findall(asked[-4000:]))
 
 
-def in_blanks(text: str, many: int) -> list[str]:
-    """Return the parts of an answer for so many blanks: those between semicolons where it has as many, as a part may have commas.
+_ASKS = re.compile(r"(?i)[?？]|^(?:what|how|which|find|calculate|compute|determine|name|give|state|求|计算|写出)")
 
-    >>> in_blanks("red; blue, green", 2), in_blanks("red, blue", 2)
-    (['red', 'blue, green'], ['red', 'blue'])
+
+def count_parts(asked: str) -> int:
+    """Return how many answers a question wants in order: one a blank, or one for each of its labelled questions.
+
+    >>> count_parts("(1) How many apples? (2) How many pears?"), count_parts("Which is right, (1) red or (2) blue?")
+    (2, 0)
     """
-    parts = [part.strip() for part in re.split("[;；]", text.strip(" ;；"))]
-    parts = [re.sub(rf"^(?:{chr(0x2460 + at)}|[(（]{at + 1}[)）])\s*", "", part) for at, part in enumerate(parts)]
+    if blanks := count_blanks(asked):
+        return blanks
+    start = _FIRST.search(asked[-4000:])
+    parts = labelled(asked[-4000:][start.start() :]) if start else None
+    return len(parts) if parts and all(_ASKS.search(part) for part in parts) else 0
+
+
+_FIRST = re.compile(r"(?i)(?:^|(?<=[\s,.;:：，。；?？]))(?:part |question )?(?:[(（]?(?:1|a|i)[)）.:：]|①)")
+
+
+def in_parts(text: str, many: int) -> list[str]:
+    """Return so many parts of an answer: those with labels or between semicolons where it has as many, as a part may have commas.
+
+    >>> in_parts("red; blue, green", 2), in_parts("(1) red, green (2) blue", 2), in_parts("red, blue", 2)
+    (['red', 'blue, green'], ['red, green', 'blue'], ['red', 'blue'])
+    """
+    parts = labelled(text) or [part.strip() for part in re.split("[;；]", text.strip(" ;；"))]
     return parts if len(parts) == many else read_list(text)[0]
 
 

@@ -41,7 +41,10 @@ _ORDINAL = re.compile(
 """The second option."""
 _TOGETHER = re.compile(r"[A-J]{2,10}")
 NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n['’]t\b|不|没", re.IGNORECASE)
-_CONDITION = re.compile(r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s|^(?:虽然|尽管|如果|若|要是)[^，。]{1,100}，",
+    re.IGNORECASE,
+)
 _NOT = re.compile(
     r"(?:\b(?:not|no|(?:is|are|was|were|do|does|did|ca|could|would)nt|cannot be|neither|nor|except|than|unlike|instead of|without)"
     r"|不是|不选|并非|非)\s*(?:be\s)?(?:the|an?|option|choice|选项)?\s*[(\"'*]*$",

@@ -10,7 +10,19 @@ from mpo.verification.choices import NEGATED, are_numbers, read_choice, same_cho
 from mpo.verification.dress import plain_sentence
 from mpo.verification.matching import is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.prose import ASKS_YEAR, BOLD, CUE, REFUSAL, content_words, numbers_in, sentences_of, stated_number
+from mpo.verification.phrases import phrase_of, said_phrase
+from mpo.verification.prose import (
+    ASKS_YEAR,
+    BOLD,
+    CUE,
+    REFUSAL,
+    asked_clause,
+    content_words,
+    numbers_in,
+    of_name,
+    sentences_of,
+    stated_number,
+)
 from mpo.verification.sequences import NAMED_RUN, named_values, read_boxes, read_intervals, read_ratio
 from mpo.verification.statements import (
     BLOCK,
@@ -69,7 +81,8 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
     if kind == "yes_no":
         reconsidered = re.search(r"\b(?:wait|actually|correction)\W{1,4}((?:yes|no)\b.{0,200})", whole, re.IGNORECASE)
         cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
-        for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1]):
+        decided = re.split(r"(?i)[,;]\s(?:and )?(?:so|thus|therefore|hence),?\s", kept[-1])[-1]
+        for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1], decided):
             if read_yes_no(_without_cue(sentence)) is not None:
                 return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
         return no_answer("it says neither yes nor no")
@@ -80,12 +93,24 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         return Extraction(whole, "whole")
     if kind == "list" and len(blocks := [*BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
         return Extraction(blocks[0][0].strip(), "conclusion")
-    if kind in {"list", "interval"} and len(parts := _SEQUENCE.findall(kept[-1])) == 1:
+    if kind in {"list", "interval"} and len(parts := [found[0] for found in _SEQUENCE.finditer(kept[-1])]) == 1:
         return Extraction(parts[0].strip(" $"), "conclusion")
+    if kind == "list" and (runs := [said for said in kept if NAMED_RUN.fullmatch(plain_sentence(said).strip(" *."))]):
+        return Extraction(runs[-1], "conclusion")
+    if (
+        kind == "interval"
+        and len(bounds := _BOUNDS.findall(plain_sentence(kept[-1]))) == 1 == len(re.findall(r"\d+", kept[-1])) - 1
+    ):
+        return Extraction(bounds[0], "conclusion")
     if kind == "math" and re.search(r"∅|\\(?:varnothing|emptyset)\b|(?i:\bempty set\b)|空集", kept[-1]):
         return Extraction(trimmed(kept[-1]), "conclusion")
+    if kind == "math" and NAMED_RUN.fullmatch(plain_sentence(whole).strip(" *.")):
+        return Extraction(whole, "whole")
     if kind in {"math", "expression"} and "\n" not in whole and (read_ratio(whole) or _NOTATION.match(whole)):
         return Extraction(whole, "whole")
+    if kind in {"math", "expression"} and (named := re.fullmatch(r"[A-Z][A-Za-z ]{2,30}:\s*\**([^:*]+?)\**", kept[-1].rstrip("."))):
+        if is_expression(named[1]) and not _PROSE.search(named[1]):
+            return Extraction(named[1], "conclusion")
     valued = [sentence for sentence in kept if "=" in sentence] if kind == "math" and not re.search(r"\d", kept[-1]) else []
     if kind == "math" and (run := NAMED_RUN.search(plain_sentence((valued or kept)[-1]).strip(" *"))):
         if len({re.sub(r"[_{}\d₀-₉]", "", name) for name, _ in named_values(run[0]) or ()}) == 1:  # x = 2 or x = -3
@@ -112,15 +137,26 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
     if kind in {"expression", "math", None} and _PROSE.search(kept[-1]) and not _OF_VARIABLES.search(kept[-1]):
         if (shown := stated_number(kept[-1])) and is_expression(shown):
             return Extraction(shown, "conclusion")
-    if kind in {"text", "document"} and (form := re.fullmatch(r"[^\n:：]{1,40}[:：][ *]*\n+([^\n]{1,200})", whole)):
-        return Extraction(trimmed(form[1]), "conclusion")
+    if kind in {"text", "document"} and (
+        form := re.fullmatch(r"[^\n:：]{1,90}[:：][ *]*\n+((?:[^\n:：]{1,100}(?:\n|$)){1,4})", whole)
+    ):
+        return Extraction(trimmed(" ".join(form[1].split())), "conclusion")
+    if kind in {"text", "document", "expression"} and len(fenced := re.findall(r"```\w*\n([^`]{1,400}?)\n```", whole)) == 1:
+        return Extraction(fenced[0], "conclusion")
     if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
         if EITHER.match(whole):
             return no_answer("hedge")
         copula = _SAYS.search(whole[-400:]) if len(whole.split()) >= 4 or not whole.isascii() else None
-        said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else whole
-        return Extraction(trimmed(said.replace("**", "")), "opening" if copula else "whole")
+        said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else None
+        if kind in _WORDED and asked and len(whole.split()) > 4:
+            said = phrase_of(whole, asked, several=kind == "list") or said
+        return Extraction(trimmed((said or whole).replace("**", "")), "opening" if said else "whole")
+    if kind in _WORDED and asked and (said_there := said_phrase(kept, asked, several=kind == "list")):
+        return no_answer("hedge") if EITHER.match(said_there[0]) else Extraction(*said_there)
     return no_answer("no statement of an answer")
+
+
+_WORDED = frozenset({"text", "document", "chart", "list", "expression"})
 
 
 _OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
@@ -138,6 +174,10 @@ _SEQUENCE = re.compile(
     r"(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
     r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
 )
+_BOUNDS = re.compile(
+    r"(?:from|between) [-+]?\d[\d.,]* (?:to|and) [-+]?\d[\d.]*"
+    r"|(?<![\w<>])[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}\s(?:or|∪)\s[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}"
+)
 _SAYS = re.compile(
     r"(?:\b(?:is|are|was|were|reads|says|shows|(?:I|I['’]d) (?:would )?(?:say|think|guess|believe)(?! that| .*\b(?:is|are)\b)"
     r"(?: it['’]s)?)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|(?:(?<!不)是|为)(?:一[只个条张辆件位座台棵朵头匹])?)"
@@ -153,6 +193,8 @@ def _without_cue(sentence: str) -> str:
 
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
+    if own := of_name(sentences[-1], asked):
+        return Extraction(own, "conclusion")
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if len(sentences) > 1:  # "5? 6? It is hard to say."
         numbered = [sentence for sentence in numbered if sentence[-1] not in "?？"]
@@ -180,8 +222,9 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     last = (fresh or numbered)[-1]
     year = bool(ASKS_YEAR.search(asked))
     told = {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
-    said = {sentence: stated_number(sentence, givens, year=year) for sentence in told}
-    steps = re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
+    said = {sentence: stated_number(asked_clause(sentence, asked), givens, year=year) for sentence in told}
+    data = [sentence for sentence in sentences if re.match(r"[^:：.]{1,30}[:：]\s", sentence)]
+    steps = len(data) > 2 or re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
     before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
     opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
     opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
@@ -200,7 +243,8 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     example = re.match(r"(?:for (?:instance|example)|suppose)\b", chosen, re.IGNORECASE)
     if re.match(r"(?i)(?:but|however)\b", sentences[-1]) and (REFUSAL.search(sentences[-1]) or "unknown" in sentences[-1]):
         return no_answer("refusal")
-    if REFUSAL.search(chosen) or example or (REFUSAL.search(sentences[0]) and not cues):
+    refused = [sentence for sentence in sentences if CUE.search(sentence) and REFUSAL.search(sentence)]
+    if REFUSAL.search(chosen) or (refused and not cues) or example or (REFUSAL.search(sentences[0]) and not cues):
         return no_answer("refusal")
     shown = said[chosen]
     return Extraction(shown, method) if shown else no_answer("hedge" if shown == "" else "no number")

@@ -16,7 +16,7 @@ from mpo.verification.blanks import count_blanks, filled
 from mpo.verification.choices import read_choice
 from mpo.verification.conclusions import unstated_answer
 from mpo.verification.matching import check_rules
-from mpo.verification.number import read_number
+from mpo.verification.number import SHARE, read_number
 from mpo.verification.prose import ASKS_LETTER, ASKS_SHARE, LETTER_ALONE, REFUSAL, sentences_of
 from mpo.verification.statements import (
     CORRECTED,
@@ -51,7 +51,7 @@ _AGAIN = re.compile(
 """A response that ends by correcting itself with a number."""
 _LETTERLIKE = re.compile("[\u24b6-\u24cf\U0001d400-\U0001d7ff]+")
 """Circled letters, and bold or script letters and digits of mathematics."""
-_SHARE = re.compile(r"(?:the (?:probability|chance|ratio) is )?([\w-]{1,20}) (?:in|out of|to) ([\w-]{1,20})", re.IGNORECASE)
+_SHARE = re.compile(r"(?:the (?:probability|chance|ratio) is )?([\w-]{1,20}) (?:in|to) ([\w-]{1,20})", re.IGNORECASE)
 _STATED_LETTER = re.compile(r"(?m)((?:^|[:：]|\b(?:is|option|choice)\b)[\s*]{0,4})([A-J])(?=[\s*.。]{0,4}$)")
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
@@ -85,6 +85,16 @@ def extract(response: str, *, kind: str | None = None, choices: Sequence[str] | 
 
 def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """Do what `extract` does, knowing the question: a number that it gives is the answer only where no other one is."""
+    found = _find_answer(response, kind, choices, asked)
+    if kind in {"number", "math", "chart"} and found.answer and (share := read_number(found.answer)) and share.whole:
+        if ASKS_SHARE.search(asked):
+            return replace(found, answer=f"{share.value}/{share.whole}")
+        if re.search(r"(?i)\bhow many\b|多少[个只人]|几", asked):
+            return replace(found, answer=SHARE.split(found.answer)[0])
+    return found
+
+
+def _find_answer(response: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     if len(response) > HEAD + TAIL:
         response = f"{response[:HEAD]}\n{response[-TAIL:]}"
     text = re.sub(r"[ \t\u00a0]{2,}", " ", _TOKEN.sub(" ", response.replace("\r", "").replace("\x00", " ")))
@@ -99,7 +109,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     text = without_struck(_LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
     if kind in {"number", "math", "chart", "list"}:
         text = without_rejected(text)
-    if kind in {"text", "math", "expression", "document"}:
+    if kind in {"text", "math", "expression", "document", "list", None}:
         text = without_denied(text)
     elif kind == "choices":
         text = without_contrast(text)

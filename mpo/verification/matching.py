@@ -254,11 +254,9 @@ def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
         said = re.search(r"(?i)(?:∅|空集|\bempty set|\bno (?:real )?solutions?)\W*$", answer)
         return bool(said) and not re.search(r"\d|\bnot\b|n['’]t|不", answer), "the empty set"
     if named_values(truth) or named_values(answer):
-        return _list(answer, truth, rules)
-    if (shape := _detect(truth)) in {"list", "interval"}:  # a point, an interval, several values
-        if len(signs := re.split(r"±|\\pm(?![A-Za-z])", answer)) == 2 and "±" not in truth and "\\pm" not in truth:
-            before = signs[0].rpartition("=")[2]
-            answer = ", ".join(before + sign + signs[1].strip(" $") for sign in ("+" * bool(before.strip()), "-"))
+        return _list(answer, _both_signs(truth), rules)
+    if (shape := "list" if "±" in truth or re.search(r"\\pm(?![A-Za-z])", truth) else _detect(truth)) in {"list", "interval"}:
+        answer, truth = _both_signs(answer), _both_signs(truth)  # a point, an interval, several values
         return (_list if shape == "list" else _interval)(answer, truth, rules)
     given, known = read_number(answer), read_number(truth)
     if other_name(answer, truth):
@@ -270,6 +268,13 @@ def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if not is_expression(answer) and not is_expression(truth) and not re.fullmatch(r"-?[A-Za-z]", truth.strip()):
         return False, "neither is an expression"
     return _math_values(answer, truth, rules)
+
+
+def _both_signs(text: str) -> str:
+    if len(signs := re.split(r"±|\\pm(?![A-Za-z])", text)) != 2:
+        return text
+    before = signs[0].rpartition("=")[2]
+    return ", ".join(before + sign + signs[1].strip(" $") for sign in ("+" * bool(before.strip(" $")), "-"))
 
 
 def _yes_no(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:

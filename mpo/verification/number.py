@@ -27,12 +27,14 @@ class Number:
         unit: its unit in the form of `mpo.verification.units`; empty where none is written.
         step: the place of its last decimal: 1/100 for `1.25`; 0 for whole numbers and fractions, which are exact.
         digits: significant digits of a decimal number; 0 for a fraction.
+        whole: what it is a part of, as written: 15 for `12 out of 15`; 0 where nothing is said.
     """
 
     value: Fraction
     unit: str = ""
     step: Fraction = Fraction(0)
     digits: int = 0
+    whole: Fraction = Fraction(0)
 
 
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
@@ -55,6 +57,7 @@ _PARTS = {
 _PARTS |= {"tenth": 10, "twelfth": 12}
 _PARTS |= {f"{word}s": parts for word, parts in _PARTS.items() if parts > 2}
 _SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
+_SCALES |= {"T": 10**12}
 _SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
 _SETS = {"dozen": 12, "couple": 2, "score": 20}
 _CHINESE = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
@@ -92,7 +95,7 @@ _FORM = re.compile(
     rf"(?:(?P<whole>\d{{1,9}})\s(?P<top>\d{{1,9}})/(?P<bottom>\d{{1,9}})"
     rf"|(?P<over>{_DIGITS}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))\s?/\s?(?P<under>[+-]?\d[\d.]{{0,30}}|\(\s?[+-]?\d{{1,30}}(?:\.\d{{1,30}})?\s?\))"
     rf"|(?P<bare_power>10|2)\s?\^\s?[({{]?(?P<power>[+-]?\d{{1,3}})[)}}]?"
-    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE})?"
+    rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE}|(?(currency)\s?T(?!\w)|(?!)))?"
 )
 _FIND = re.compile(
     rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{HAN}{{1,8}}又)?(?:\d{{1,6}}|{HAN}{{1,8}})分之[\d{HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
@@ -104,7 +107,8 @@ _FIND = re.compile(
     re.IGNORECASE,
 )
 _UNIT_AFTER = re.compile(
-    r"\s?(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than)\b)[a-z]{2,15})?)"
+    r"\s?(?!(?:out )?of\b)(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}"
+    r"(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than|out|below)\b)[a-z]{2,15})?)"
 )
 
 
@@ -128,17 +132,30 @@ def _read(text: str) -> Number | None:
         return Number(Fraction(int(text)))
     text = _APPROXIMATE.sub("", plain_math(without_math_marks(undress(text))))
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
+    if re.search(r"[\n;。]", text.rstrip(" .。;")):
+        return None
     if wrapped := re.fullmatch(r"\(([^()]*)\)", text):
         text = wrapped[1].strip()
+    if (share := SHARE.search(text)) and not text[share.end() :].strip(" .。"):
+        part, whole = _read(text[: share.start()]), _read(share[1])
+        return part and whole and replace(part, whole=whole.value)
+    if below := re.fullmatch(rf"(?i)(.+?){_BELOW_ZERO}\.?|零下\s?(.+)", text):
+        number = _read(below[1] or below[2])
+        return number and replace(number, value=-number.value)
     if decade := _DECADE.fullmatch(text):
         return _decade(*decade.groups())
     if rate := re.match(_RATE, text):
         number = _digits(text[rate.end() :]) or _worded(text[rate.end() :])
-        below = "h" if rate[0].startswith(("时", "每小")) else "min" if rate[0][1] == "分" else "s"
-        return number and replace(number, unit=number.unit if "/" in number.unit else f"{number.unit}/{below}")
+        per = "h" if rate[0].startswith(("时", "每小")) else "min" if rate[0][1] == "分" else "s"
+        return number and replace(number, unit=number.unit if "/" in number.unit else f"{number.unit}/{per}")
     return _compound(text) or _digits(text) or _worded(text)
 
 
+_BELOW_ZERO = r"(?:\s?(?:degrees?|°)(?:\s?(?:C|F|Celsius|Fahrenheit)\b)?)?\sbelow zero"
+SHARE = re.compile(
+    rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{_WORD})(?!\w|[.-]\w)"
+)
+"""What a number is a part of, after it: `out of 15`."""
 _DECADES = "twenties thirties forties fifties sixties seventies eighties nineties".split()
 _DECADE = re.compile(  # 1800s may be seconds, the 1800s are not
     rf"(?i)(?:the )?(?:((?:1[5-9]|20)[1-9]0)['’]?s|(?:(nineteen|eighteen)[ -])?({'|'.join(_DECADES)}))"
@@ -427,10 +444,13 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
         ways = (found[0] + unit for unit in (after, *after.split()[:1], ""))
         shown = next((way for way in ways if read_number(way) is not None), None)
         if shown is not None and not re.match(r"[:_/]\w", text[found.end() : found.end() + 2]):
-            numbers.append((found.start(), found.end(), shown))
+            further = SHARE.match(text, found.start() + len(shown)) if text.startswith(shown, found.start()) else None
+            further = further or _BELOW.match(text, found.end())
+            numbers.append((found.start(), found.end(), text[found.start() : further.end()] if further else shown))
     return sorted(numbers)
 
 
+_BELOW = re.compile(_BELOW_ZERO)
 _ZERO = Fraction(0)
 _AS_WRITTEN = [(Fraction(1), _ZERO)]
 
@@ -442,6 +462,10 @@ def same_number(answer: Number, truth: Number, *, unit: str | None = None, toler
     of the ground truth) an answer must be equal to it, or round to it where it has decimals; a ground truth that is a fraction also
     equals its own value rounded to three significant digits or more.
     """
+    if (answer.whole or truth.whole) and all(n.whole or n.value.denominator > 1 or n.unit in PURE for n in (answer, truth)):
+        parts = (Number(n.value / n.whole) if n.whole else n for n in (answer, truth))  # 12 out of 15 as 12/15, 0.8 or 80 %
+        if (same := same_number(*parts, unit=unit, tolerance=tolerance))[0]:
+            return same
     default = canonical_unit(unit) if unit else ""
     given, known = answer.unit or default, truth.unit or default
     if DECADE in {given, known} and not (given and known):

@@ -31,9 +31,19 @@ CUE = re.compile(
 _POLITE = re.compile(
     r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
     r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
+    r"|^(?:had|were) (?:the|it|they)\b[^.]*\bwould\b|^\((?=\S+\s\S+\s)[^()]+\)$"
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
-_SENTENCE = re.compile(r"(?<=[.!?])[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+")
+_SENTENCE = re.compile(
+    r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
+    r"[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
+)
+HEDGE = re.compile(
+    r"(?i)^(?:(?:it|this|that|they)(?:['’]s| is| are| looks like| seems to be| appears to be)\s"
+    r"|(?:(?:most )?(?:probably|likely)|perhaps|maybe|apparently)\s"
+    r"|(?:I|we) (?:think|believe|guess|would say)(?: that)?(?: it['’]s| it is)?\s)+"
+)
+"""Words before an answer that say only how sure it is."""
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*|\\boxed\{([^{}]{1,80})\}")
 _ABOUT = (
     r"(?:(?:approximately|about|around|roughly|exactly|only|just|equal to|a total of|total of|a|also|now|still"
@@ -59,7 +69,8 @@ _REJECTED = re.compile(
     r"|\s(?:decimal|significant)\b|\s?[(（](?:wrong|incorrect|rejected|extraneous|invalid|舍)|\+(?=[\s.,;]|$)"
 )
 _REASON = re.compile(
-    r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown)\s.*|:\s(?=.*\d\D+\d).*"
+    r"(?is)[\s,(;](?:when|where|which|if|because|since|whereas|while|assuming|given that|as shown|that is,|i\.e\.)\s.*"
+    r"|:\s(?=.*\d[^\d.,]+\d).*"
 )
 _SETTING = re.compile(
     r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
@@ -70,7 +81,7 @@ _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)
 ASKS_LETTER = re.compile(
     r"(?i)\b(?:answer|respond|reply|choose|give|select|write|output)\b[^.\n]{0,60}\bletters?\b|(?:字母|选项(?:代号|序号))"
 )
-ASKS_SHARE = re.compile(r"(?i)\b(?:probability|chance|odds|ratio|fraction|proportion)\b|概率|比例|比值|几分之几")
+ASKS_SHARE = re.compile(r"(?i)\b(?:probability|chance|odds|ratio|fraction|proportion|share)\b|概率|比例|比值|几分之几")
 LETTER_ALONE = re.compile(r"\s*\W?[A-J]\W?\s*")
 ASKS_YEAR = re.compile(r"\byear\b|\bwhen\b|哪一?年", re.IGNORECASE)
 _MONTH_AND_DAY = re.compile(
@@ -140,6 +151,8 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
         if numbers_in(inner):
             return stated_number(inner)
     plain = plain_sentence(sentence)
+    if (right := _RIGHT.search(plain)) and read_number(right[1]) is not None:
+        return right[1]
     if not numbers_in(plain) or (_HYPOTHETICAL.search(plain) and not numbers_in(_SETTING.sub("", plain))):
         return None
     if year:
@@ -175,6 +188,71 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
     return "" if re.fullmatch(r"\d+\s?[-~]\s?\d+", chosen[2]) or "±" in chosen[2] else chosen[2]
 
 
+_CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
+_STATES = re.compile(
+    r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
+    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|(?:是|有|为|到|只)[^\d]{0,8}$"
+)
+_ANOTHER = re.compile(
+    r"\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
+    r"|top|bottom)\b|前|后|下一|另|其他|旁边|第[一二三四五]",
+    re.IGNORECASE,
+)
+_OF_THEM = re.compile(r"\S+ of (?:them|these|those|which)\b")
+_TOTALS = re.compile(r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|[=≈]|一共|共|剩|差")
+_HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
+_INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
+_HOW_MANY = re.compile(
+    r"(?i)how many (?:\w+ ){0,3}?(\w+) (?:is|are|was|were|do|does|did|can|could|have|has|had|will|would|in|on|of)\b"
+)
+_SEEN = re.compile(r"(?i)\b(?:see|seen|shown|visible)\b")
+
+
+def of_name(sentence: str, asked: str) -> str | None:
+    """Return the number beside the one name of a list that the question has.
+
+    >>> of_name("Ana 5, Mia 3, Zoe 2.", "How many goals did Mia score?")
+    '3'
+    """
+    said = dict(re.findall(r"(?<!\w)([A-Z][a-z]+)(?::|\s[-–—])? (\d[\d.]*)(?=\W*(?:[,;\n]|$))", sentence))
+    own = [said[name] for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked) if name in said]
+    return own[0].rstrip(".") if len(said) > 1 and len(own) == 1 else None
+
+
+def asked_clause(sentence: str, asked: str) -> str:
+    """Return the clause of a sentence that states the number which is asked for; the sentence where no clause is clearly it.
+
+    >>> asked_clause("Tom has 12 and Ann has 9.", "How many does Ann have?")
+    'Ann has 9.'
+    >>> asked_clause("The bus number is 12, and the next one is 15.", "What is the number of the bus?")
+    'The bus number is 12'
+    """
+    if _RIGHT.search(sentence):
+        return sentence
+    places = [(0, 0), *(found.span() for found in _CLAUSE.finditer(sentence)), (len(sentence), len(sentence))]
+    clauses = [sentence[start:end].strip() for (_, start), (end, _) in zip(places, places[1:], strict=False)]
+    contrast = re.search(r"\bbut\b", sentence)
+    stated = []
+    for clause in clauses if len(clauses) < 7 else ():
+        found = [n for n in numbers_in(clause) if not re.search(rf"(?<![\d.]){re.escape(clause[n[0] : n[1]])}(?![\d.]*\d)", asked)]
+        if found and (_STATES.search(clause[: found[0][0]]) or (found[0][0] == 0 and (contrast or _OF_THEM.match(clause)))):
+            stated.append(clause)
+    if len(stated) < 2 or _TOTALS.search(stated[-1]):
+        return sentence
+    noun = {singular(said.lower()) for said in _HOW_MANY.findall(asked)}
+    names = {name.lower() for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked)}
+    wanted, *words = (set(content_words(_SEEN.sub("visible", text))) for text in (asked, *stated))
+    common = set.intersection(*words)
+    scores = []
+    for clause, had in zip(stated, words, strict=True):
+        others = sum(said.lower() not in asked.lower() for said in _ANOTHER.findall(clause)) + bool(_HYPOTHETICALLY.search(clause))
+        shared = had & wanted - common
+        scores.append((-others, len(shared & names), len(shared - noun), len(shared & noun), -bool(_INCLUDING.search(clause))))
+    best = max(scores)
+    return stated[scores.index(best)] if scores.count(best) == 1 else sentence
+
+
+_RIGHT = re.compile(r"(?i)(?<!\S)(\S{1,20}) (?:is|as) the (?:(?:right|correct|final) )?(?:answer|one)\W*$")
 _PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
 
 

@@ -20,6 +20,12 @@ _FROM_TO = re.compile(
 MARKER = r"[ \t]*(?:[-*•+–—·][ \t]+|[(（]?\d{1,3}[.)）][ \t]+|\d{1,2}、)"
 """What a line of a bulleted or numbered list begins with."""
 LETTERED = r"(?m:^)[ \t]*[(（]?([A-Za-z])[.)）][ \t]+"
+_LABEL = re.compile(
+    r"(?:^|(?<=[\s;；,，。.、]))(?:(?:part|question|blank)\s|第)?(?:(?P<bracket>[(（])?(?P<label>\d{1,2}|[a-z]|[ivx]{1,4})"
+    r"(?(bracket)[)）]|(?:[)）]|[.:：]\s))|(?P<circled>[①-⑨]))[:：.]?\s?(?=[^\s,;，；()（）])",
+    re.IGNORECASE,
+)
+_ROMAN = "i ii iii iv v vi vii viii ix x".split()
 MOST_ITEMS = 500
 """Items of a list that are compared one with another; longer lists must be equal as texts."""
 MOST_BOXES = 100
@@ -33,6 +39,8 @@ def read_list(text: str) -> tuple[list[str], bool]:
     """
     parts, ordered = _items(text)
     items = [undress(re.sub(r"^[A-Za-z]\w?\s?=\s?", "", part)).strip(" '\"") for part in parts]
+    if len(bold := [found[1] for part in parts if (found := re.match(r"\*\*([^*]+)\*\*\s?[–—:：-]", part))]) == len(items) > 1:
+        return bold, ordered  # **Fever** - with a remark
     return [item for item in items if item], ordered
 
 
@@ -53,19 +61,34 @@ def read_ratio(text: str) -> list[str] | None:
     return [re.sub("[ ,]", "", term) for term in re.findall(_TERM, found[1])] if found else None
 
 
+def labelled(text: str) -> list[str] | None:
+    """Split a text whose parts have the labels (1), (2), ... or a), b), ..., i), ii), ...; None for any other.
+
+    >>> labelled("(1) 3, (2) 5"), labelled("b) 5 a) 3"), labelled("1.5, 2.5"), labelled("(3, 4)")
+    (['3', '5'], ['3', '5'], None, None)
+    """
+    text = text.strip()
+    found = list(_LABEL.finditer(text))
+    if len(found) < 2 or found[0].start():
+        return None
+    said = [one["circled"] and str(ord(one["circled"]) - 0x245F) or one["label"].lower() for one in found]
+    for names in (_ROMAN, "abcdefghijklmnopqrstuvwxyz", [str(number) for number in range(1, 100)]):
+        if sorted(said) == sorted(names[: len(said)]):
+            ends = [one.start() for one in found[1:]] + [len(text)]
+            parts = {name: text[one.end() : end].strip(" \n,;，；、") for name, one, end in zip(said, found, ends, strict=True)}
+            return [re.sub(r"\s(?:and|or)$|[和与。.]$", "", parts[name]) for name in names[: len(said)]]
+    return None
+
+
 def _items(text: str) -> tuple[list[str], bool]:
     text = (
         undress(text.strip(" .。\n")).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip()
     )
+    if parts := labelled(text):
+        return parts, False
     ordered = False
     if len(text) > 1 and text[0] + text[-1] in {"[]", "()", "{}"} and _closes_last(text):
         ordered, text = text[0] != "{", text[1:-1]
-    letters = re.findall(LETTERED, text)
-    if len(letters) > 1 and "abcdefghijklmnopqrstuvwxyz".startswith("".join(letters).lower()):
-        text = re.sub(LETTERED, "\n", text)
-    text = re.sub("[\u2460-\u2468]", lambda found: f" ({ord(found[0]) - 0x245F}) ", text).strip()
-    if (inline := re.findall(r"(?:^|[\s;；,，])[(（](\d{1,2})[)）]\s", text)) == [str(place + 1) for place in range(len(inline))]:
-        text = re.sub(r"(?:^|[\s;；,，])[(（]\d{1,2}[)）]\s", "\n", text)
     text = re.sub(rf"(?m)^{MARKER}", "\n", text)
     if re.search("[;；]", text) and not re.search(r"[(\[{]|(?<!\d),|,(?!\d)", text):  # 1,5; 2,5
         text = re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", text)
@@ -129,18 +152,27 @@ def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tupl
         return right, "the same values" if right else "a value differs"
     if named := one or named_values(truth):  # the values alone stand in the order of the names
         ordered = len({name for name, _ in named}) > 1
-        given, known = ([value for _, value in named], known) if one else (given, [value for _, value in named])
+        values = [value for _, value in (sorted(named, key=lambda pair: pair[0]) if ordered else named)]
+        given, known = (values, known) if one else (given, values)
     if len({bool(_OPEN_END.search(text)) for text in (answer, truth)}) > 1:
         return False, GOES_ON
     if len(given) != len(known):
         return False, f"{len(given)} items instead of {len(known)}"
     if len(given) > MOST_ITEMS:
         return given == known, f"lists of more than {MOST_ITEMS} items, compared as texts"
+    if _numbered(truth) or (_numbered(answer) and re.search("[;；]", truth)):  # (1) 3, (2) 5
+        wrong = [number for number, pair in enumerate(zip(given, known, strict=True), 1) if not same(*pair)]
+        return not wrong, f"part {wrong[0]} differs" if wrong else "the same parts"
     if ordered and all(re.search(r"\d", item) for item in known):
         wrong = [number for number, pair in enumerate(zip(given, known, strict=True), 1) if not same(*pair)]
         return not wrong, "the same items in order" if not wrong else f"item {wrong[0]} differs"
     right = paired(given, known, same)
     return right, "the same items" if right else "an item is not in the ground truth"
+
+
+def _numbered(text: str) -> bool:
+    """Whether a text has several parts with labels in brackets, which say what each answers."""
+    return bool(re.match(r"\W{0,3}[(（①]", text)) and labelled(undress(text.strip())) is not None
 
 
 def paired(given: Sequence[Any], known: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
@@ -236,6 +268,7 @@ def read_boxes(text: str) -> list[Box] | None:
     text = re.sub(r"</?box>", " ", text[:20_000])
     text = re.sub(r"[\"']?\b[xy]_?(?:min|max|[12])[\"']?\s?[=:：]\s?", "", text)  # x1=10, y1=20, ...
     groups = [re.findall(_NUMBER, group) for group in re.findall(r"[\[(]([-+\de.,\s]{1,200})[\])]", text)]
+    groups = [group for group in groups if len(group) == 4] or groups
     if groups and all(len(group) == 2 for group in groups) and len(groups) % 2 == 0:  # corners
         groups = [groups[place] + groups[place + 1] for place in range(0, len(groups), 2)]
     if not groups and len(bare := re.findall(_NUMBER, text)) == 4 and re.fullmatch(r"[-+\de.,\s]+", text.strip()):

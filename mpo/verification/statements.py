@@ -11,7 +11,7 @@ from mpo.verification.choices import read_choice
 from mpo.verification.dress import boxed, plain_sentence, undress
 from mpo.verification.matching import is_expression
 from mpo.verification.number import read_number
-from mpo.verification.prose import REFUSAL, numbers_in, stated_number
+from mpo.verification.prose import HEDGE, REFUSAL, numbers_in, stated_number
 from mpo.verification.sequences import LETTERED, MARKER, read_boxes
 from mpo.verification.texts import read_yes_no
 
@@ -45,6 +45,7 @@ _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\
 LABEL = re.compile(
     rf"(?im)(?<![A-Za-z]){_FINAL}{{0,3}}(?:answer|option|choice)(?:[ \t](?:letter|choice|option))?(?:[ \t]{{1,3}}(?:to"
     rf"|for)[ \t][^\n:.*]{{1,80}})?[*_\"'`）) \t]{{0,6}}(?:[:：]|[ \t][-–—](?=[ \t]))"
+    r"|^[ \t]{0,3}(?:#{1,6}[ \t]*)?\*{0,2}conclusion\*{0,2}[:：]"
     r"|^[ \t]{0,3}(?:#{1,6}[ \t]*|\*\*)\s?(?:final[ \t]|correct[ \t])?answer[* \t]{0,4}$|^[ \t]{0,3}####[ \t](?=\S{1,60}$)"
     r"|[【\[](?:答案|正确答案|(?:final )?answer)[】\]]"
     r"|(?:最终|正确|最后)?(?:的)?(?:答案|结果)(?:是|为)?[*\s]{0,4}[:：]|故?选(?:择|项)?[:：]"
@@ -90,10 +91,10 @@ _OF_OTHERS = re.compile(
     rf"|\b(?:if|not|isn't|cannot)\b[^\n.,]{{0,20}}$|{DOUBT}"
 )
 CORRECTED = re.compile(
-    r"(?m)(?:\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean)\b[,:]?"
+    r"(?m)(?:\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean(?:t)?|scratch that)\b[,:]?"
     r"(?:[^\n.]{0,60}?(?:\bis|\bbe|['’]s|\boption|,|:|\bchoose)|[^\n]{0,200}?\b(?:so|hence|thus|therefore))?[ \t]"
     r"|(?:不对|等等|更正|其实)[^\n]{0,30}?[是为选][ \t]?)"
-    r"\(?([A-J])\)?(?=\W{0,3}$|[.,;，。；]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
+    r"\(?([A-J])\)?(?=\W{0,3}$|[.,;:，。；]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
 EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
 _OPENING_MATH = re.compile(r"\$([^$]{1,400})\$(?=[.,;]?(?:\s+[A-Z]|\s*$))")
@@ -183,7 +184,8 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
 def trimmed(sentence: str) -> str:
     """An answer without a reason in brackets, decoration and the full stop."""
     kept = re.sub(r"\s*\((?:because|since|as|i\.e\.|approx\w*|about|rounded|see)(?![\w(])[^()]{0,400}\)\s*$", "", sentence.strip())
-    return undress(kept).strip(" \t。.;,*_") or sentence.strip()
+    kept = undress(kept).strip(" \t。.;,*_")
+    return HEDGE.sub("", kept) or kept or sentence.strip()
 
 
 def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction | None:

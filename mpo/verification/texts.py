@@ -16,6 +16,7 @@ _ADVERB = r"(?:absolutely|definitely|certainly|of course|surely|sure|clearly|obv
 _AUX = r"(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would)"
 _SUBJECT = r"(?:it|this|that|they|he|she|there|these|those|we|i|you)"
 _CLAIM = r"(?:(?:it|that|this)(?:['’]s| is)|(?:the|this|that) (?:statement|claim|sentence) is)"
+_TRUE, _FALSE = "(?:true|right|correct|supported|confirmed)", "(?:not|false|wrong|incorrect|refuted|contradicted|unsupported)"
 _UNDECIDED = re.compile(
     r"(?:yes|no|true|false)\s*(?:/|or|and|\?)\s*(?:yes|no|true|false)\b|no (?:idea|clue|information|way to|answer|comment)\b"
     r"|no ?(?:one|body)(?:$| )|no (?:problem|worries)\b|no\.? ?\d+$"
@@ -27,11 +28,11 @@ _NO = re.compile(
     r"|not (?:at all|really|true|correct|right|so|quite)\b"
     rf"|{_ADVERB} not\b|i (?:do|would)(?: not|n['’]t) (?:think|believe|say) so"
     rf"|{_SUBJECT} (?:{_AUX}(?: not|n['’]t)|can(?:not|['’]t)|are none)$"
-    rf"|{_CLAIM} (?:not|false|wrong|incorrect)\b|否|不|没(?!错|问题)|(?:当然|肯定|绝对)(?:不|没)|错|假|无|并[非不没]"
+    rf"|{_CLAIM} {_FALSE}\b|否|不|没(?!错|问题)|(?:当然|肯定|绝对)(?:不|没)|错|假|无|并[非不没]"
 )
 _YES = re.compile(
     rf"(?:yes|yeah|yep|yup|y|true|right|correct|affirmative|indeed|{_ADVERB}|exactly)(?![a-z\d'’])|i (?:think|believe|guess) so"
-    rf"|without (?:a )?(?:doubt|question)\b|{_SUBJECT} (?:{_ADVERB} )?{_AUX}$|{_CLAIM} (?:true|right|correct)\b"
+    rf"|without (?:a )?(?:doubt|question)\b|{_SUBJECT} (?:{_ADVERB} )?{_AUX}$|{_CLAIM} {_TRUE}\b"
     r"|是|对(?!于|面|比)|正确|有|真|会|能(?![量力])|可以|没错|当然|肯定|确实|的确"
 )
 
@@ -47,7 +48,7 @@ def normalize(text: str) -> str:
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", undress(text)).casefold())
     plain = re.sub(r"(?<=\b[a-z])\.(?=[a-z]\b)", "", re.sub("[\u2212\u2013]", "-", text)).translate(_DROPPED)
     plain = re.sub(r"(?<=[^\W\d])[-/](?=[^\W\d])", " ", plain).replace("&", " and ")
-    plain = re.sub(r"(?<=\d)\s?:\s?(?=\d)", ":", plain)
+    plain = re.sub(r"(?<=\d) to (?=\d)", "-", re.sub(r"(?<=\d)\s?:\s?(?=\d)", ":", plain))
     plain = " ".join(_STOPS.sub(" ", plain).split())
     return _ARTICLES.sub("", plain).strip() or plain or " ".join(text.split())
 
@@ -65,7 +66,13 @@ def same_text(answer: str, truth: str) -> tuple[bool, str]:
         return True, "the same words"
     if given is not None and known is not None:
         return same_number(given, known)
+    if re.fullmatch(r"(?=.*\d)(?=.*[A-Z])[A-Z\d -]{5,}", truth.strip()):  # a number plate
+        if re.sub(r"[\s-]", "", undress(answer)) == re.sub(r"[\s-]", "", truth):
+            return True, "the same code"
     if not _NEGATED.search(answer):
+        both = re.fullmatch(r"([^()（）]{1,40})\s?[(（]([^()（）]{1,40})[)）]", undress(answer))  # Na (sodium)
+        if both and "(" not in truth and any(same_text(part, truth)[0] for part in both.groups()):
+            return True, "one of its names"
         if (said := read_time(undress(answer))) and (time := read_time(undress(truth))):
             return same_time(said, time), "times"
         if (same := same_date(answer, truth)) is not None:

@@ -6,13 +6,15 @@ import re
 from dataclasses import replace
 
 from mpo.schema import Question
-from mpo.verification.blanks import count_blanks, in_blanks
+from mpo.verification.blanks import count_parts, in_parts
 from mpo.verification.extraction import find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
+from mpo.verification.phrases import opposites, without_asked
 from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
+from mpo.verification.sequences import read_list
 from mpo.verification.statements import Extraction
-from mpo.verification.texts import normalize, read_yes_no
+from mpo.verification.texts import normalize, read_yes_no, same_text
 
 
 def final_answer(response: str, question: Question, *, kind: str | None = None) -> Extraction:
@@ -63,8 +65,16 @@ def verify(response: str, question: Question) -> Verdict:
         extraction = final_answer(response, question, kind=kind)
         if _is_truth(response, truth, kind) and not (kind == "choice" and question.choices and ASKS_LETTER.search(_text(question))):
             return Verdict(True, "equal", "the response is the ground truth")
+        unknown = re.fullmatch(
+            r"(?i)\W*(?:un(?:answerable|known)|not (?:given|answerable)|无法回答|未知)\W*", truth
+        ) or REFUSAL.search(truth)
+        if extraction.reason == "refusal" and unknown and kind in {"text", "document"}:
+            return Verdict(True, kind, "neither says an answer")
         said_nothing = Verdict(False, "none", f"no answer: {extraction.reason}")
         verdicts.append(said_nothing if extraction.answer is None else _compare(extraction.answer, truth, kind, question))
+        if not verdicts[-1].correct and kind in {"text", "document"} and re.fullmatch(r"\s*\d{1,9}\s*", truth):
+            number = final_answer(response, question, kind="number").answer  # the number that a sentence is about
+            verdicts.append(_compare(number, truth, "number", replace(question, kind="number")) if number else verdicts[-1])
         if verdicts[-1].correct:
             return verdicts[-1]
     return verdicts[0]
@@ -84,24 +94,41 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     # Five percent of a year are a century.
     if kind == "chart" and tolerance is None and re.fullmatch(r"\s*[12]\d{3}\s*", truth) and ASKS_YEAR.search(asked):
         tolerance = 0.0
-    if kind == "list" and count_blanks(asked) > 1:  # in the order of the blanks
-        given, wanted = (in_blanks(text, count_blanks(asked)) for text in (answer, truth))
-        if len(given) == len(wanted) == count_blanks(asked):
+    many = 0
+    if kind == "list":
+        many = len(read_list(truth)[0]) if (ranked := _RANKS.search(asked)) else count_parts(asked)
+        answer = answer.replace("<", ",") if ranked else answer
+    if many > 1:  # in the order of the blanks or questions
+        given, wanted = (in_parts(text, many) for text in (answer, truth))
+        if len(given) == len(wanted) == many:
             same = all(
                 _compare(*pair, detect_kind(pair[1]), replace(question, kind=None, choices=None, messages=[])).correct
                 for pair in zip(given, wanted, strict=True)
             )
-            return Verdict(same, "list", "the same in each blank" if same else "a blank differs")
+            return Verdict(same, "list", "the same in each part" if same else "a part differs")
+    if kind in {"text", "document"} and same_text(*(without_asked(text, asked) for text in (answer, truth)))[0]:
+        return Verdict(True, kind, "the same but for words of the question")
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
     # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
     percent = re.compile(r"percent|%|百分", re.IGNORECASE)
     told = question.unit is None and kind in {"number", "chart", "math"} and percent.search(answer + asked)
+    if not verdict.correct and kind in {"number", "chart", "math"} and (scale := _SCALES.search(f"{asked} {question.unit or ''}")):
+        plain = re.sub(
+            rf"(?i)(?<=\d)\s?{scale[0].rstrip('s')}s?(?![a-z])", "", answer
+        )  # 3.2 million of what is asked for in millions
+        if plain != answer and read_number(truth) is not None:
+            return match(plain, truth, kind, tolerance=tolerance)
     if not verdict.correct and told and (known := read_number(truth)) and not known.unit:
         if abs(known.value) >= 1 or percent.search(asked):
             return match(answer, truth, kind, unit="%", tolerance=tolerance)
     return verdict
 
 
+_RANKS = re.compile(
+    r"(?i)\b(?:order|rank|sort|arrange)\b[^.?]*\b(?:from|by)\b|\b(?:ascending|descending|increasing|decreasing|in) order(?! to)\b"
+    r"|\bfrom \w+ (?:the )?\w+est to\b|从.{1,4}到.{1,4}(?:排|列)"
+)
+_SCALES = re.compile(r"(?i)\b(?:thousand|million|billion|trillion)s?\b|[万亿](?=元|人|吨)")
 _POLAR = re.compile(
     r"(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s(?:[^.?!\n]|\.\d){3,400})\?",
     re.IGNORECASE,
@@ -122,6 +149,9 @@ def restated(response: str, asked: str) -> bool | None:
     >>> restated("Based on the image, the car is not red.", "Is the car red?"), restated("The car is blue.", "Is the car red?")
     (False, None)
     """
+    if asks := re.search(r"[有是在]([\u4e00-\u9fff]{1,8})吗[？?]?\s*$", asked[-2000:]):
+        end = re.findall(rf"(没有?|不是|不在|没在|有|是|在)[^，。没不]{{0,6}}{asks[1]}", response[-2000:])
+        return end[-1][0] not in "没不" if end and not _UNDECIDED.search(response) else None
     questions = _POLAR.findall(asked[-2000:])
     if not questions or _NEGATION.search(questions[-1]):
         return None
@@ -136,6 +166,11 @@ def restated(response: str, asked: str) -> bool | None:
             and not REFUSAL.search(sentence)
         ):
             return not _NEGATION.search(sentence)
+        for at, word in enumerate(wanted):  # The door is closed.
+            contrary = opposites(word) & set(content_words(sentence))
+            following = iter(content_words(sentence))
+            if contrary and all(part in following for part in [*wanted[:at], *contrary, *wanted[at + 1 :]]):
+                return bool(_NEGATION.search(sentence))
     return None
 
 

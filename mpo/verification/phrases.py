@@ -1,0 +1,175 @@
+"""Answers in words inside prose, found by what the question asks: `The label reads "Lenovo", so the brand is Lenovo.`"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mpo.verification.dress import undress
+from mpo.verification.prose import CUE, HEDGE, MOST_CHARACTERS, REFUSAL, content_words, singular
+
+_MARKED = re.compile(r"\*\*([^*\n]{1,120})\*\*|(?<![\w*])\*([^*\n]{1,120})\*(?![\w*])|[\"“「『]([^\"”」』\n]{1,120})[\"”」』]")
+_LABEL = re.compile(r"^[\s*_#>-]{0,6}(?:[^:：\n.]{2,60}[:：][*_]{0,2}\s+|答[:：]\s?)(?=\S)|.*(?:->|→|⇒)\s?(?=[^→>]{1,60}$)")
+_CONCLUDES = re.compile(r"(?i)\b(?:therefore|thus|hence)\b|^(?:but |wait,? )?(?:actually|wait|correction|no|in fact)\b")
+_COPULA = re.compile(
+    r"(?i).*(?:\b(?:is|are|was|were|says?|reads?|shows?|spells?|called|named|labelled|states?)\s(?:that\s)?|(?<!不)是|为|叫做?|写着)"
+)
+_ASIDE = re.compile(
+    r",?\s(?:which|who|because|since|while|whereas|where|judging|meaning|followed|as (?:shown|indicated|can|seen))\b.*$"
+    r"|,\s(?:in|on|at|not|from|with|a|an|as|unlike)\s.*$|\s?[(（](?![A-Za-z\d]{1,3}[)）]).*$|\s[–—]\s.*$|[;，；].*$"
+)
+_PLACE = re.compile(
+    r"(?<=\w)\s(?:on|in|at|with|near|behind|beside|under|next to|along|from)\s(?:an?|the|his|her|its|their)\s[^,]*$"
+)
+_PRO_VERB = re.compile(r"(?i)^(.{1,40}?)\s(?:does|did|is|has|can|will)(?=$|[.,;])")
+_DENIES = re.compile(r"(?i)\b(?:not|never|no)\b|n['’]t\b|不是|没有")
+MOST_WORDS = 15
+
+
+def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) -> tuple[str, str] | None:
+    """Return the phrase with which a response answers a question in words, and how it was found; None where it says none.
+
+    It stands in a conclusion, after a label, or in the sentence that shares most words with the question, there marked
+    or after its verb. `several` is for lists, of which a marked word is only a part.
+
+    >>> said_phrase(["It has a logo.", "The brand of the laptop is Lenovo (a ThinkPad)."], "What brand is the laptop?")
+    ('Lenovo', 'conclusion')
+    >>> said_phrase(["The plate reads 12.", "Hence the title is *Methods*."], "What is the title?")
+    ('Methods', 'conclusion')
+    """
+    wanted = _words(asked)
+    shares = [len(wanted & _words(sentence)) for sentence in sentences]
+    order = sorted(range(len(sentences)), key=lambda at: (-shares[at], -at))
+    cues = [at for at in reversed(range(len(sentences))) if CUE.search(sentences[at]) or _CONCLUDES.search(sentences[at])]
+    labels = {at: label[0] for at, sentence in enumerate(sentences) if (label := _LABEL.match(sentence))}
+    end = len(sentences) - 1
+    last = [end] if labels.get(end, "").rstrip().endswith((">", "→", "⇒")) else []
+    last = last or [at for at, label in labels.items() if wanted & _words(label)][-1:]
+    last = last or ([end] if end in labels or sentences[-1].startswith("**") else [])
+    first = [0] if len(sentences[0].split()) < 4 and sentences[0].isascii() and sentences[0][-1] not in ":?" else []
+    for at in (*cues, *last, *first, *(at for at in order if shares[at])):
+        if REFUSAL.search(sentences[at]):
+            return None
+        if phrase := phrase_of(sentences[at], asked, several=several):
+            return phrase, "opening" if at == 0 and len(sentences) > 1 else "conclusion"
+    return None
+
+
+def _words(text: str) -> set[str]:
+    """The content words of a text, and the pairs of Chinese characters."""
+    return set(content_words(text)) | {a + b for a, b in zip(text, text[1:], strict=False) if "\u4e00" <= min(a, b)}
+
+
+def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None:
+    """Return the phrase of one sentence that answers a question in words.
+
+    >>> phrase_of("The man is riding a motorbike on a road.", "What is the man riding?")
+    'a motorbike'
+    """
+    if re.match(r"(?i)\W*why\b", asked) and (reason := re.search(r"(?i)\b(?:because|since)\s(?!of)([^.]+)", sentence)):
+        return reason[1].strip()
+    sentence = sentence[:MOST_CHARACTERS].strip().rstrip(".。 ")
+    if said := _compared(sentence, asked) or _respectively(sentence, asked) or ((found := _PRO_VERB.match(sentence)) and found[1]):
+        return said
+    if sentence.count("**") == 2 and sentence.startswith("**") and sentence.endswith("**"):
+        sentence = sentence.strip("*")
+    while label := _LABEL.match(sentence):
+        sentence = sentence[label.end() :]
+    clause = re.split(r"(?i)[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|所以|因此)[,，]?\s", sentence)[-1]
+    clauses = re.split(r"[,;，；]?\s(?:and|but|while|whereas)\s(?=the\s|it\s)|[；;]", clause)
+    common = [len(_words(one) & _words(asked)) for one in clauses]
+    if len(clauses) > 1 and common.count(max(common)) == 1 and not several:
+        clause = clauses[common.index(max(common))]
+    if _DENIES.search(_MARKED.sub("", clause)):
+        return None
+    marked = list(_MARKED.finditer(clause))
+    bold = [found for found in marked if found[1]] or marked
+    if not several and len({found[0] for found in bold}) == 1:
+        return undress(next(filter(None, bold[0].groups()))).strip(" .,") or None
+    plain = clause.replace("**", "")
+    short = _ASIDE.sub("", plain) or plain
+    wanted = set(content_words(asked))
+    ends = [word.end() for word in re.finditer(r"[^\W_]+", short) if singular(word[0].lower()) in wanted]
+    tail = re.sub(r"(?i)^\s*(?:of\s.*?)?\b(?:is|are|was|were|says|reads)\s", "", short[ends[-1] :]) if ends else ""
+    copula = _COPULA.match(short)
+    if not re.search(r"\w", tail) or (copula and copula.end() > ends[-1]):
+        tail = short[copula.end() :] if copula else "" if ends else short
+        if copula and set() < set(content_words(tail)) <= wanted:  # A cup is on the table.
+            return _kept(re.sub(r"(?i)\s*\b(?:is|are|was|were)\s$", "", copula[0]), asked, several=several)
+    if several and (copula := _COPULA.match(plain)):
+        tail = plain[copula.end() :]
+    return _kept(tail, asked, several=several)
+
+
+_OPPOSITES = "open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
+_OPPOSITES += (
+    "|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap|strong weak|wide narrow|early late"
+)
+
+
+def opposites(word: str) -> set[str]:
+    """The words that say the contrary of an adjective or comparative.
+
+    >>> opposites("closed"), opposites("older")
+    ({'open'}, {'younger'})
+    """
+    pairs = [pair.split() for pair in _OPPOSITES.split("|")]
+    pairs += [[re.sub(r"(?<=[^aeiou])y$|e$", lambda end: "i" * (end[0] == "y"), one) + "er" for one in pair] for pair in pairs]
+    pairs.append(["bigger", "smaller"])
+    return {pair[1 - at] for pair in pairs for at in (0, 1) if pair[at] == word}
+
+
+_ASKS_WHICH = re.compile(r"(?i)\b(?:which|who|what)\b.*?\b(\w+er|more \w+|more|less)\b[^,?]*[,:]\s(.+?)\sor\s(.+?)\?")
+_IS_THAN = re.compile(
+    r"(?i)^(?:so |thus |therefore,? )?(.+?)\s(?:is|are|was|were|has|looks?|seems?)\b"
+    r".*?\b(\w+er|more \w+|more|less)\b.*?\sthan\s([^,.]+)"
+)
+
+
+def _compared(sentence: str, asked: str) -> str | None:
+    """What `A is longer than B` answers to which of the two is longer, or shorter."""
+    if " than " not in sentence or len(sentence) > 200:  # both patterns take cubic time
+        return None
+    question, said = _ASKS_WHICH.search(asked[-200:]), _IS_THAN.match(sentence)
+    if not question or not said or re.search(r"(?i)\bnot\b|n['’]t\b", sentence):
+        return None
+    one, other = question[1].lower(), said[2].lower()
+    return said[1] if one == other else said[3] if other in opposites(one) else None
+
+
+_EACH = re.compile(r"(?i)(.+?) and (.+?) (?:are|is|have|were) (.+?) and (.+?),? respectively")
+
+
+def _respectively(sentence: str, asked: str) -> str | None:
+    """The part of `A and B are X and Y, respectively` that a question is about."""
+    if "respectively" in sentence and (found := _EACH.match(sentence[-200:])):
+        mine = [bool(set(content_words(found[at])) & set(content_words(asked))) for at in (1, 2)]
+        return found[3 + mine.index(True)] if sum(mine) == 1 else None
+    return None
+
+
+def _kept(phrase: str, asked: str, *, several: bool) -> str | None:
+    """A phrase without what surrounds it; None where it is too long to be an answer."""
+    phrase = re.sub(r"^by\s", "", phrase.strip()) if re.match(r"(?i)\W*who\b|.*\bby whom\b", asked) else phrase
+    phrase = undress(HEDGE.sub("", phrase.strip(" \n\t,.。*:："))).strip(" .,。*")
+    if not several:
+        phrase = _ASIDE.sub("", phrase) or phrase
+        if not re.match(r"(?i)\W*where\b", asked) and not re.match(r"(?i)(?:on|in|at|from|to)\b", phrase):
+            phrase = _PLACE.sub("", phrase) or phrase
+    return phrase if phrase and re.search(r"\w", phrase) and len(phrase.split()) <= MOST_WORDS + 25 * several else None
+
+
+def without_asked(phrase: str, asked: str) -> str:
+    """Return a phrase without the words of the question at its end and the preposition at its beginning, if anything remains.
+
+    >>> without_asked("on the left side of the road", "On which side of the road is the bus?")
+    'left'
+    """
+    wanted = set(content_words(asked))
+    words = re.sub(r"(?i)^(?:on|in|at)\s(?=the\s|an?\s)", "", phrase.strip(" .。")).split()
+    small = {"of", "the", "a", "an"}
+    while any(word.lower() not in small for word in words[:-1]) and (
+        singular(re.sub(r"\W", "", words[-1]).lower()) in wanted or words[-1].lower() in small
+    ):
+        words.pop()
+    return re.sub(r"(?i)^(?:the|an?)\s", "", " ".join(words))

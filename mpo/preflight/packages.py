@@ -113,7 +113,7 @@ def supported() -> dict[str, Supported]:
     """Read the requirements of mpo-trainer from its metadata, by package. Those of development alone are left out.
 
     >>> str(supported()["pillow"].versions), supported()["bitsandbytes"].extra
-    ('>=10', 'qlora')
+    ('>=11', 'qlora')
     """
     extras = [extra for extra in metadata("mpo-trainer").get_all("Provides-Extra") or [] if extra != "dev"]
     found = {"flash-attn-3": Supported(extra="flash3")}

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import pydoc
 import re
 import runpy
 import shlex
@@ -119,6 +120,13 @@ def test_other_python_compiles_and_its_imports_are_there(page):
         ]
         for node in imports:
             exec(ast.unparse(node), {})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "coming-from"], ids=lambda page: page.stem)
+def test_every_name_in_the_text_is_one(page):
+    """Inline `mpo.package.name`; the page on other trainers has keys of theirs that look so."""
+    for name in set(re.findall(r"\bmpo(?:\.[A-Za-z_]\w*)+", " ".join(re.findall(r"`([^`\n]+)`", page.read_text())))):
+        assert pydoc.locate(name) is not None, name
 
 
 def texts(tree):

@@ -9,15 +9,22 @@ if (location.protocol === "file:") {
     constructor(url) {
       this.frame = document.createElement("iframe");
       this.frame.hidden = true;
+      this.loaded = new Promise((resolve) => {
+        this.frame.onload = () => { // Firefox replaces the frame's first document
+          const inside = this.frame.contentWindow;
+          inside.postMessage = (message) => send(message, () => this.onmessage);
+          const script = inside.document.createElement("script");
+          script.src = new URL(url, location.href);
+          script.onerror = () => this.onerror?.(new Event("error", { cancelable: true }));
+          script.onload = () => resolve(inside);
+          inside.document.body.append(script);
+        };
+      });
       document.body.append(this.frame);
-      const inside = this.frame.contentWindow;
-      inside.postMessage = (message) => send(message, () => this.onmessage);
-      const script = inside.document.createElement("script");
-      script.src = new URL(url, location.href);
-      script.onerror = () => this.onerror?.(new Event("error", { cancelable: true }));
-      const loaded = new Promise((resolve) => (script.onload = resolve));
-      this.postMessage = (message) => loaded.then(() => send(message, () => inside.onmessage));
-      inside.document.body.append(script);
+    }
+
+    postMessage(message) {
+      this.loaded.then((inside) => send(message, () => inside.onmessage));
     }
 
     terminate() {

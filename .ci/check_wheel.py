@@ -33,10 +33,8 @@ TESTS = (
 """One file of each package, or one test where a file trains for long."""
 
 CHECK = """
-import sys, time
-start = time.perf_counter()
+import sys
 import mpo
-assert time.perf_counter() - start < 1.0, "import mpo is slow"
 assert "torch" not in sys.modules, "import mpo imports torch"
 from importlib import import_module
 from pkgutil import walk_packages

@@ -1,10 +1,10 @@
 """Build the documentation: docs/ and reference pages from docstrings -> build/docs -> build/site, and check every link.
 
-    python .ci/docs.py
+    python .ci/docs.py [FOLDER in the place of build]
 
-The reference is read from the source, so nothing is imported: public names with their signatures and docstrings. A page that the
-navigation of mkdocs.yml does not name is added to it under its own title. A link to a file of the repository outside docs/ becomes
-its name. The build fails for a link or anchor that leads nowhere, and for a page that would load something from another host.
+The reference is read from the source, so nothing is imported: public names with their signatures and docstrings. A link to a file
+of the repository outside docs/ becomes its name, an image is copied. The build fails for a link that leads nowhere, a page
+that the navigation of mkdocs.yml does not name, and a page that would load something from another host.
 """
 
 import ast
@@ -19,7 +19,6 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES, SITE = ROOT / "build" / "docs", ROOT / "build" / "site"
 PACKAGES = (
     "mpo",
     "mpo.losses",
@@ -40,8 +39,8 @@ def file_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def public() -> dict[str, dict[str, Path]]:
-    """By package the names in `__all__`, and those that pages import, each with the file that defines it."""
+def public(pages: Path) -> dict[str, dict[str, Path]]:
+    """By package the names in `__all__`, and those that the pages in a folder import, each with the file that defines it."""
     found: dict[str, dict[str, Path]] = {package: {} for package in PACKAGES}
     for package in PACKAGES:
         tree = ast.parse(file_of(package).read_text())
@@ -53,8 +52,8 @@ def public() -> dict[str, dict[str, Path]]:
                 found[package][name] = home
             elif package in LISTED:
                 sys.exit(f"{package} has no {name}, which LISTED of .ci/docs.py names")
-    pages = "\n".join(page.read_text() for page in PAGES.rglob("*.md"))
-    for module, names in re.findall(r"^from (mpo\.[\w.]+) import (.+)$", pages, flags=re.MULTILINE):
+    texts = "\n".join(page.read_text() for page in pages.rglob("*.md"))
+    for module, names in re.findall(r"^from (mpo\.[\w.]+) import (.+)$", texts, flags=re.MULTILINE):
         package = next((one for one in PACKAGES[1:] if module.startswith(f"{one}.")), None)
         for name in names.split(", ") if package else ():
             found[package].setdefault(name, file_of(module))
@@ -90,29 +89,45 @@ def described(path: Path, name: str) -> str:
     return "\n".join(text)
 
 
-def gather() -> None:
-    """Write build/docs, and build/mkdocs.yml with the whole navigation."""
-    shutil.rmtree(PAGES, ignore_errors=True)
-    shutil.copytree(ROOT / "docs", PAGES)
-    for page in PAGES.rglob("*.md"):
-        depth = len(page.relative_to(PAGES).parts)  # links out of docs/ lead to files that the site does not have
-        page.write_text(re.sub(rf"\[([^\]]+)\]\((?:\.\./){{{depth},}}[^)]+\)", r"\1", page.read_text()))
+def within(name: Path, pages: Path) -> str:
+    """The text of docs/NAME for the folder `pages`, which has nothing of the repository but docs/.
+
+    A link out of docs/ becomes its words; an image from there is copied to images/.
+    """
+
+    def replaced(link: re.Match[str]) -> str:
+        shown, words, target = link.groups()
+        if not shown:
+            return words
+        path = (ROOT / "docs" / name.parent / target).resolve()
+        copied = "-".join(path.relative_to(ROOT).parts)
+        shutil.copy(path, pages / "images" / copied)
+        return f"![{words}]({'../' * (len(name.parts) - 1)}images/{copied})"
+
+    return re.sub(rf"(!?)\[([^\]]+)\]\(((?:\.\./){{{len(name.parts)},}}[^)]+)\)", replaced, (ROOT / "docs" / name).read_text())
+
+
+def gather(build: Path) -> None:
+    """Write docs/ and mkdocs.yml with the whole navigation into a folder."""
+    pages = build / "docs"
+    shutil.rmtree(pages, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", pages)
+    for page in pages.rglob("*.md"):
+        page.write_text(within(page.relative_to(pages), pages))
     reference: list[object] = []
-    (PAGES / "reference").mkdir()
-    for package, names in public().items():
+    (pages / "reference").mkdir()
+    for package, names in public(pages).items():
         first = (ast.get_docstring(ast.parse(file_of(package).read_text())) or "").partition("\n")[0]
         page = "\n".join([f"# `{package}`\n\n{first}\n", *(described(path, name) for name, path in sorted(names.items()))])
-        (PAGES / "reference" / f"{package}.md").write_text(page)
+        (pages / "reference" / f"{package}.md").write_text(page)
         reference.append({package: f"reference/{package}.md"})
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    named = set(re.findall(r"[\w/.-]+\.md", str(config["nav"])))
-    for page in sorted(PAGES.rglob("*.md")):
-        if (name := page.relative_to(PAGES).as_posix()) not in named and not name.startswith("reference/"):
-            group = next(entry["Explanation"] for entry in config["nav"] if "Explanation" in entry)
-            group.append({page.read_text().partition("\n")[0].lstrip("# "): name})
     next(entry["Reference"] for entry in config["nav"] if "Reference" in entry).extend(reference)
+    named = set(re.findall(r"[\w/.-]+\.md", str(config["nav"])))
+    if missing := sorted({page.relative_to(pages).as_posix() for page in pages.rglob("*.md")} - named):
+        sys.exit(f"The navigation of mkdocs.yml does not name {', '.join(missing)}.")
     config |= {"docs_dir": "docs", "site_dir": "site"}
-    (ROOT / "build" / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    (build / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 class Page(HTMLParser):
@@ -153,9 +168,15 @@ def problems(site: Path) -> list[str]:
     return found
 
 
+def main(build: Path) -> int:
+    """Build the site into a folder; 0 when nothing is wrong with it."""
+    gather(build)
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", str(build / "mkdocs.yml")]
+    subprocess.run(command, cwd=ROOT, check=True)
+    wrong = problems(build / "site")
+    print("\n".join(wrong) or f"{len(list((build / 'site').rglob('*.html')))} pages in {build / 'site'}, every link checked")
+    return int(bool(wrong))
+
+
 if __name__ == "__main__":
-    gather()
-    subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "-f", "build/mkdocs.yml"], cwd=ROOT, check=True)
-    wrong = problems(SITE)
-    print("\n".join(wrong) or f"{len(list(SITE.rglob('*.html')))} pages in {SITE.relative_to(ROOT)}, every link checked")
-    sys.exit(bool(wrong))
+    sys.exit(main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT / "build"))

@@ -203,5 +203,6 @@ def _too_large(pairs: Dataset, linked: Sequence[Sequence[Hashable]], sizes: Any,
     what = f"the question {question_text(first_question(pairs[place]))[:80]!r}" if is_question else "one image"
     found = f"An evaluation part of {count:,} of {len(pairs):,} records is too small: those of one question or image stay together"
     smallest = f"and the smallest such group has {int(sizes.min()):,} records ({what} is in {times:,} records)"
-    other = " With by='image', only images connect records." if by == "both" and is_question else ""
+    other = " Compared by images alone (by='image', --eval-by image; in a mixture eval_by: image), they may be apart."
+    other = other if by == "both" and is_question else ""
     return f"{found}, {smallest}. Set a larger eval_size, or use a separate file of evaluation records.{other}"

@@ -38,7 +38,7 @@ def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
             digits: list[int] = handwriting.labels[drawn].tolist()
             kind = list(KINDS.values())[number % len(KINDS)]
             line: dict[str, Any] = {"id": f"{split}-{number:05d}", "image": f"{split}/{number:05d}.png", "question": kind.text}
-            line |= {"ground_truth": kind.ground_truth(digits), "kind": kind.name}
+            line["ground_truth"] = kind.ground_truth(digits)
             if split == "worked":
                 line["worked_example"] = kind.worked_example(digits)
             if split == "eval":

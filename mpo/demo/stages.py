@@ -178,7 +178,8 @@ def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
     write_json_lines(
         folder.responses(when), ({"id": line["id"], "response": text, "correct": correct} for line, text, correct in found)
     )
-    of_kind = {name: [right for line, right in zip(lines, accuracy.correct, strict=True) if line["kind"] == name] for name in KINDS}
+    asked = [*zip((line["question"] for line in lines), accuracy.correct, strict=True)]
+    of_kind = {name: [right for text, right in asked if text == kind.text] for name, kind in KINDS.items()}
     return {
         "correct": sum(accuracy.correct),
         "total": len(lines),

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpo.data import load_questions
 from mpo.demo.data import KINDS, Handwriting, assert_disjoint, draw, load_handwriting, make_dataset, split_sources
 from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.io import read_json_lines
+from mpo.verification import verify
 
 SMALL = DemoSettings(worked_sources=20, question_sources=200, worked_examples=12, questions=30, eval_questions=9)
 
@@ -51,11 +53,20 @@ def test_lines_hold_what_the_setting_allows(folder):
     """Worked examples have reasoning, questions only the ground truth, evaluation lines also the digits, to measure reading."""
     worked, questions, eval_questions = (read_json_lines(folder.lines(split)) for split in ("worked", "questions", "eval"))
     assert (len(worked), len(questions), len(eval_questions)) == (12, 30, 9)
-    assert set(questions[0]) == {"id", "image", "question", "ground_truth", "kind"}
+    assert set(questions[0]) == {"id", "image", "question", "ground_truth"}
     for line in worked:
         assert line["worked_example"].endswith(f"\nFinal answer: {line['ground_truth']}")
     for line in eval_questions:
-        assert line["ground_truth"] == KINDS[line["kind"]].ground_truth(line["digits"])
+        (kind,) = (kind for kind in KINDS.values() if kind.text == line["question"])
+        assert line["ground_truth"] == kind.ground_truth(line["digits"])
+
+
+def test_the_questions_are_ones_for_mpo_evaluate(folder):
+    """As a file of questions with answers: of each, the example that leads to the ground truth is right, another one is not."""
+    for number, question in enumerate(load_questions(folder.lines("eval"))):
+        kind, digits = list(KINDS.values())[number % 3], read_json_lines(folder.lines("eval"))[number]["digits"]
+        assert verify(kind.worked_example(digits), question).correct
+        assert not verify(kind.worked_example([digit + 1 for digit in digits]), question).correct
 
 
 def test_images_are_three_tiles_wide(folder):

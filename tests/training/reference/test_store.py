@@ -132,10 +132,12 @@ def test_an_empty_look_up_and_an_empty_add(tmp_path):
 # Many writers, and killed ones
 
 
-def _write_for_ever(folder, start: int) -> None:
+def _write_until_killed(folder, start: int) -> None:
+    """400 entries at most, however late the signal comes."""
     cache = ReferenceCache(folder, HERE, flush_every=20)
-    for i in range(start, 10**9):
+    for i in range(start, start + 400):
         fill(cache, [i])
+    signal.pause()
 
 
 def _write(folder, rank: int, numbers: range) -> None:
@@ -148,11 +150,12 @@ def test_killed_while_writing_only_whole_shards_remain_and_the_rest_can_be_added
     interrupted = 0
     for round in range(12):
         before = len(known(ReferenceCache(tmp_path, HERE), range(5000)))
-        process = in_process(_write_for_ever, tmp_path, before)
+        process = in_process(_write_until_killed, tmp_path, before)
         folder = next(tmp_path.iterdir())
         written = len(shards(folder))
         while len(shards(folder)) < written + 2:  # it is at work
             assert process.is_alive()
+            time.sleep(0.0001)
         time.sleep(0.0007 * round)
         os.kill(process.pid, signal.SIGKILL)
         process.join()

@@ -1,6 +1,7 @@
 """Mixture: a weighted sum of losses that reports every term."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ class Mixture(nn.Module):
             )
         if discopop_tau != 0.05 and "discopop" not in names:
             raise ValueError(f"discopop_tau={discopop_tau} has no effect on {', '.join(names)}. Leave it out, or add 'discopop'.")
-        losses = [kind(**{name: settings[name] for name in kind.takes}) for kind in kinds]
+        losses = [_made(kind, {name: settings[name] for name in kind.takes}) for kind in kinds]
         return cls(list(zip(weights, losses, strict=True)))
 
     @property
@@ -183,3 +184,14 @@ def _kind_of(name: str) -> type[PairLoss]:
         hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
         raise ValueError(f"Unknown loss {name!r}.{hint} Use one of {', '.join(LOSSES)}.")
     return LOSSES[name]
+
+
+def _made(kind: type[PairLoss], settings: dict[str, object]) -> PairLoss:
+    """Call a loss's constructor, or name what it does not accept."""
+    try:
+        inspect.signature(kind).bind(**settings)
+    except TypeError as error:
+        raise ValueError(
+            f"{kind.__qualname__}.takes is {kind.takes!r}, which its constructor cannot be called with: {error}. Make both agree."
+        ) from None
+    return kind(**settings)

@@ -16,6 +16,7 @@ from PIL import Image
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.keys import image_key
 from mpo.encoding.show import show_record
+from mpo.encoding.tiles import tile_limits
 from mpo.encoding.turns import encoded_images
 from mpo.models.features import tile_shape
 from mpo.models.fit import check_fit
@@ -202,10 +203,12 @@ def feature_lines(work: Workload, model: Any, processor: Any, args: Any) -> dict
     seen: set[bytes] = set()
     distinct, encoded = 0.0, with_encoded_images(work.records)
     for record, tiles in zip(encoded, work.costs.tiles.tolist(), strict=True):
-        own = {image_key(image) if isinstance(image, Image.Image) else repr(image).encode() for image in encoded_images(record)}
-        own |= {repr(video).encode() for video in record.get("videos") or ()}
-        distinct += tiles * len(own - seen) / max(len(own), 1)
-        seen |= own
+        images, videos = encoded_images(record), record.get("videos") or ()
+        limits = repr(sorted(tile_limits(record, len(images), processor, "", budget=args.tile_budget).items())).encode()
+        own = [limits + (image_key(image) if isinstance(image, Image.Image) else repr(image).encode()) for image in images]
+        own += [repr(video).encode() for video in videos]
+        distinct += tiles * len({*own} - seen) / max(len(own), 1)
+        seen.update(own)
     base, scale = base_model(model), work.total / len(work.costs)
     projected = is_projector_frozen(model)
     (tokens, channels), width = tile_shape(base.config, projected=projected), base.dtype.itemsize

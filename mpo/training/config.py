@@ -61,6 +61,8 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
         vision_drop_path: stochastic depth of the tower's last layer (`mpo.models.tower`); off in the reference.
         completion_end: end of the labelled tokens of a completion: its end-of-turn token (``"end_of_turn"``), or the end of
             everything that the chat template puts after the prompt (``"template"``, TRL).
+        max_length: maximum number of tokens of a prompt and a completion: longer completions are truncated (with
+            ``truncation_mode="keep_end"``: prompts, from the left), images never. None: no limit.
         tile_budget: what the processor's tile limit applies to: all images of a prompt together (``"prompt"``, the official
             InternVL code), or each image (``"image"``, TRL).
 

@@ -240,6 +240,18 @@ def test_killed_and_gone_on_with(run, tmp_path):
 # Steps, and what is refused
 
 
+def test_files_that_are_gone_are_not_kept_any_longer(run):
+    """The folder then has what the report counts, and files of the user's."""
+    os.makedirs("in")
+    for name in "ab":
+        write(f"in/{name}.jsonl", [chat(1), chat(2, LOOP)])
+    assert run("in", "--output", "out")[0] == 0 and report()["files"] == ["a.jsonl", "b.jsonl"]
+    write("out/kept/notes.jsonl", [])
+    os.remove("in/b.jsonl")
+    assert run("in", "--output", "out")[0] == 0 and report()["kept"] == 1
+    assert sorted(os.listdir("out/kept")) == ["a.jsonl", "notes.jsonl"]
+
+
 def test_steps_in_a_notebook(caplog):
     records = [chat(8), chat(1), chat(10), chat(11), chat(9, LOOP), chat(8, "See <image>.", id="i")]
     with StubServer(text=scored) as stub:

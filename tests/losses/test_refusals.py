@@ -111,3 +111,21 @@ def test_a_name_belongs_to_one_loss():
     finally:
         LOSSES.pop("own", None)
     assert LOSSES["sigmoid"] is DPO and "own" not in LOSSES
+
+
+def test_a_loss_whose_constructor_does_not_take_what_it_says():
+    class Narrow(DPO):
+        name = "narrow"
+
+        def __init__(self, beta: float = 0.1) -> None:
+            super().__init__(beta)
+
+    try:
+        with pytest.raises(
+            ValueError, match=r"Narrow.takes is \('beta', 'divergence'\), .*unexpected keyword argument 'divergence'"
+        ):
+            Mixture.from_trl("narrow")
+        Narrow.takes = ("beta",)
+        assert Mixture.from_trl("narrow").names == ["narrow"]
+    finally:
+        del LOSSES["narrow"]

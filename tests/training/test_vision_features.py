@@ -39,6 +39,7 @@ from mpo.schema import Question
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.features.cache import FeatureCache, feature_files, open_features
 from mpo.training.reference.fingerprint import Fingerprint
+from mpo.training.store import write_tensors
 
 
 def cached(folder, **settings):
@@ -738,6 +739,20 @@ def test_damage_is_no_fault_of_a_question_or_a_worker(tmp_path, capsys):
 
     assert user_errors(in_worker) == 2
     assert capsys.readouterr().err.startswith(f"mpo: error: {path} is not a file of vision features")
+
+
+def test_a_file_under_the_name_of_another_is_refused_by_name(tmp_path, capsys):
+    """A whole file of the same tower, renamed: features of another image. Those without a key, of earlier versions, are read."""
+    cache = FeatureCache(tmp_path, HERE)
+    one, other = put(cache, 1), put(cache, 2)
+    cache._path(one).write_bytes(cache._path(other).read_bytes())
+    with pytest.raises(ValueError, match=f"it was written as {other.hex()}.safetensors, of another image") as error:
+        cache.find(one)
+    assert f"mpo cache prune {cache.folder}" in str(error.value)
+    assert main(["cache", "verify", str(tmp_path)]) == 1 and str(cache._path(one)) in capsys.readouterr().out
+    assert main(["cache", "prune", str(tmp_path)]) == 0 and cache.find(one) is None and cache.find(other) is not None
+    write_tensors({"features": torch.ones(2, 3, 4)}, cache._path(one), HERE, {"image": "01" * 16, "size": "10 20"})
+    assert cache.find(one).tiles == 2
 
 
 def test_a_file_of_another_model_is_refused_by_name(tmp_path):

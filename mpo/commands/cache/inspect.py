@@ -70,9 +70,8 @@ def _table(found: dict[str, Any]) -> str:
     about, settings, temporary = found["about"], found["settings"], found["temporary"]
     unreadable = f" (and {found['unreadable']} unreadable: run mpo cache verify)" if found["unreadable"] else ""
     removed = f"{temporary['files']}, {_size(temporary['bytes'])} (removed by mpo cache prune)"
-    of_features = {
-        name: found["fingerprint"]["parts"][name] for name in ("features", "compute dtype", "device") if "images" in found
-    }
+    parts = found["fingerprint"]["parts"]
+    of_features = {name: parts.get(name, "not known") for name in ("features", "compute dtype", "device") if "images" in found}
     of_log_probs = {
         "reference": "the base model with adapter 'ref'" if about.get("reference_adapter") else "the model",
         "chat template": _short(about.get("chat_template") or "none"),
@@ -87,7 +86,7 @@ def _table(found: dict[str, Any]) -> str:
         "model": " ".join(str(about.get(name, "")) for name in ("model", "name_or_path")).strip(),
         **(of_features or of_log_probs),
         "fingerprint": found["fingerprint"]["digest"],
-        **{f"  {part}": value for part, value in found["fingerprint"]["parts"].items()},
+        **{f"  {part}": value for part, value in parts.items()},
     }
     width = max(map(len, rows))
     return "\n".join([found["folder"], *(f"  {name:<{width}}  {value}" for name, value in rows.items()), ""])

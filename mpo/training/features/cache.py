@@ -101,7 +101,7 @@ class FeatureCache:
         values, path = features.detach().cpu().contiguous(), self._path(key)
         if self._is_full or not bool(values.isfinite().all()):
             return
-        about = {"image": image.hex(), "size": "{} {}".format(*size)}
+        about = {"key": key.hex(), "image": image.hex(), "size": "{} {}".format(*size)}
         try:
             path.parent.mkdir(exist_ok=True)
             written = write_tensors({"features": values}, path, self.fingerprint, about, durable=False)
@@ -154,6 +154,8 @@ def open_features(path: Path, fingerprint: Fingerprint) -> Found:
     try:
         about, (tiles, *_) = file.metadata(), file.get_slice("features").get_shape()
         width, height = map(int, about["size"].split())
+        if about.get("key", path.stem) != path.stem:  # files of earlier versions have none
+            raise ValueError(f"it was written as {about['key']}{path.suffix}, of another image or other tile limits")
         return Found(bytes.fromhex(path.stem), bytes.fromhex(about["image"]), (width, height), tiles, path, file)
     except (SafetensorError, LookupError, ValueError) as error:
         raise damaged(path, fingerprint, f"{type(error).__name__}: {error}") from error

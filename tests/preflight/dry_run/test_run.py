@@ -87,6 +87,18 @@ def test_adapters(page):
     assert re.search(r"reference model +0 +\S.* adapters", text)
 
 
+def test_an_image_under_other_tile_limits_is_another_one(checkpoint, pairs, tmp_path, capsys):
+    """Image 1 alone has 3 tiles (2 and a thumbnail), three images of a prompt 1 each, of which two are the same."""
+    said = {"role": "assistant", "content": "Yes."}
+    images = (["1.png"], ["1.png", "0.png", "1.png"], ["1.png"])
+    chats = [{"images": own, "messages": [{"role": "user", "content": "What is it?"}, said]} for own in images]
+    (pairs.parent / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    words = ["sft", f"model.name_or_path={checkpoint}", f"data.path={pairs.parent / 'chats.jsonl'}", f"run_dir={tmp_path}"]
+    words += ["trainer.global_batch_size=2", "dry_run=true", "trainer.vision_features=cached", "train_parts.vision=freeze"]
+    assert main(words) == 0
+    assert "5 distinct tiles" in (text := capsys.readouterr().out) and "encodes 5 tiles, instead of 9" in text
+
+
 def test_packing(page):
     text = page("trainer.batching=tokens", "trainer.max_tokens_per_batch=200", "trainer.global_batch_size=null")
     assert re.search(r"batches: 6 records in \d batches .* budget filled to \d+\.\d%", text)

@@ -14,6 +14,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from mpo.batching.sampler import BALANCE_SLOTS
 from mpo.batching.skipping import ON_BAD_RECORD
 from mpo.encoding.tiles import BUDGETS
+from mpo.generation.generator import whole_number
 from mpo.io import MAX_BAD_FRACTION
 from mpo.models.family import PARTS
 from mpo.training.features.cache import LIMIT_GB
@@ -177,6 +178,8 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 "dataloader_in_order=False delivers batches in an order that depends on timing: a resumed run could not "
                 "continue where it stopped, and repeated records could not be recognized. Leave it at True."
             )
+        for name in ("max_tokens_per_batch", "max_tiles_per_batch"):
+            whole_number(name, getattr(self, name), optional=True)
         if self.max_tiles_per_batch is not None and self.batching != "tokens":
             raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")
         if (self.batching == "tokens" or self.group_same_prompt > 1) and self.train_sampling_strategy != "random":

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTTrainer
 from trl.trainer import sft_trainer
@@ -17,7 +18,7 @@ from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
 from mpo.training.loop import Loop
 from mpo.training.model_card import SFT_PAPER, extend_card
 from mpo.training.policy import HasPolicy, temporarily
-from mpo.training.sft_config import PackedSFTConfig
+from mpo.training.sft_config import PACKING_BUFFER, PackedSFTConfig
 from mpo.training.start import Adapters, checked_arguments, conversation_collator, load_processing_class, one_gpu
 
 
@@ -82,6 +83,11 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         train_dataset, eval_dataset = self._checked_data(train_dataset, eval_dataset, processing_class)
+        if args.packing_buffer != PACKING_BUFFER and isinstance(train_dataset, Dataset):
+            raise ValueError(
+                f"packing_buffer={args.packing_buffer} would be ignored: the rows of a Dataset are planned for an epoch, and only "
+                "those of a stream are packed from a buffer. Leave it out."
+            )
         with contextlib.ExitStack() as undo:
             model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config, undo)
             adapters = Adapters(model if is_peft_model(model) else None, optimizer=optimizers[0], fingerprint=None)

@@ -9,6 +9,7 @@ from trl import SFTConfig
 import mpo.training.config  # noqa: F401  # its docstring is the help of the fields that both have
 from mpo.encoding.conversations import TRAIN_ON
 from mpo.encoding.turns import CONVERSATION
+from mpo.generation.generator import whole_number
 from mpo.training.loop_config import LoopConfig, choice, described
 
 POWERS = {"token": 1.0, "sample": 0.0, "square": 0.5}
@@ -96,8 +97,7 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
         for name, default in (("oversized", "refuse"), ("packing_buffer", PACKING_BUFFER)):
             if (value := getattr(self, name)) != default and self.batching != "tokens":
                 raise ValueError(f"{name}={value!r} needs batching='tokens'. Set it, or leave this out.")
-        if isinstance(self.packing_buffer, bool) or not isinstance(self.packing_buffer, int) or self.packing_buffer < 1:
-            raise ValueError(f"packing_buffer must be a whole number of conversations, 1 or more; got {self.packing_buffer!r}.")
+        whole_number("packing_buffer", self.packing_buffer)
 
     def encoding_rules(self) -> dict[str, Any]:  # noqa: D102
         fits = self.oversized == "fewer_frames" and self.max_tokens_per_batch is not None

@@ -491,6 +491,8 @@ ALSO_REFUSED = [
     {"oversized": "fewer_frames", "batching": "conversations"},
     {"packing_buffer": 0},
     {"packing_buffer": 9, "batching": "conversations"},
+    {"max_tokens_per_batch": 0, "oversized": "own_row"},
+    {"max_tiles_per_batch": -1, "oversized": "own_row"},
     {"max_tokens_per_batch": 400, "batching": "conversations"},
     {"packing": True, "rows": "padded", "batching": "conversations"},
     {"rows": "padded"},
@@ -520,6 +522,11 @@ def test_what_is_honoured(tmp_path, name):
     assert name != "pad_to_multiple_of" or batch["input_ids"].shape[1] % 64 == 0
     assert name != "pad_token" or trainer.processing_class.tokenizer.pad_token == HONOURED[name]
     assert getattr(trainer.args, name) == HONOURED[name]
+
+
+def test_the_buffer_of_a_stream_is_refused_without_one(tmp_path):
+    with pytest.raises(ValueError, match="packing_buffer=9 would be ignored"):
+        small_sft(tmp_path, **TOKENS, packing_buffer=9)
 
 
 @pytest.mark.parametrize("argument", ["data_collator", "compute_loss_func", "formatting_func"])

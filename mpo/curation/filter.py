@@ -26,6 +26,8 @@ from mpo.pipelines.part import DROPPED, OUTPUT
 from mpo.pipelines.step import Record, Step
 
 JOB, KEPT, REPORT = "job", "kept", "report.json"
+NAMES = ".kept"
+"""Lists the files in KEPT that this has written, one a line."""
 
 
 class Source:
@@ -133,8 +135,15 @@ def filter_records(
         counts = by_source.setdefault(name, Counter(records=0, kept=0, dropped=0, unscored=0))
         counts.update(["records", *outcome, *["unscored"] * (line in unscored and line not in dropped)])
     (folder / REPORT).unlink(missing_ok=True)  # of other lines, and after a kill of none
+    listed = folder / NAMES
+    before = {*listed.read_text().splitlines()} if listed.is_file() else set[str]()
+    names = {os.path.relpath(path, source.root) for path, _ in source.files()}
+    write_text(listed, "\n".join(sorted(before | names)))
     with atomic_write(folder / DROPPED, "wb") as file:
         kept = sum(_split(path, shards, source, folder / KEPT, sources, dropped, file) for path, shards in source.files())
+    for name in before - names:  # of files that are gone
+        (folder / KEPT / name).unlink(missing_ok=True)
+    write_text(listed, "\n".join(sorted(names)))
     report: dict[str, Any] = dict(sum(by_source.values(), Counter()))
     report = {**{name: report.get(name, 0) for name in ("records", "kept", "dropped", "unscored")}, **report}
     if not kept == report["kept"] == report["records"] - len(dropped):

@@ -8,7 +8,7 @@ import os
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from itertools import compress, groupby
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,8 @@ from mpo.pipelines.part import DROPPED, OUTPUT
 from mpo.pipelines.step import Record, Step
 
 JOB, KEPT, REPORT = "job", "kept", "report.json"
+NAMES = ".kept"
+"""Lists the files in KEPT that this has written, one a line."""
 
 
 class Source:
@@ -100,7 +102,7 @@ def filter_records(
         settings: of `Job.run`.
 
     Returns:
-        the report: numbers of lines, also by source and by rule (of a line's first reason), the files, and what was spent.
+        the report: numbers of lines, also by source and by rule (of a line's first reason), and what was spent.
 
     Raises:
         ValueError: as `Source` and `Job.run`, and for a folder among the files.
@@ -132,25 +134,23 @@ def filter_records(
         outcome = ("dropped", f"dropped: {dropped[line][0]['rule']}") if line in dropped else ("kept",)
         counts = by_source.setdefault(name, Counter(records=0, kept=0, dropped=0, unscored=0))
         counts.update(["records", *outcome, *["unscored"] * (line in unscored and line not in dropped)])
-    names = [os.path.relpath(path, source.root) for path, _ in source.files()]
-    _remove_gone(folder, names)
     (folder / REPORT).unlink(missing_ok=True)  # of other lines, and after a kill of none
+    listed = folder / NAMES
+    before = {*listed.read_text().splitlines()} if listed.is_file() else set[str]()
+    names = {os.path.relpath(path, source.root) for path, _ in source.files()}
+    write_text(listed, "\n".join(sorted(before | names)))
     with atomic_write(folder / DROPPED, "wb") as file:
         kept = sum(_split(path, shards, source, folder / KEPT, sources, dropped, file) for path, shards in source.files())
+    for name in before - names:  # of files that are gone
+        (folder / KEPT / name).unlink(missing_ok=True)
+    write_text(listed, "\n".join(sorted(names)))
     report: dict[str, Any] = dict(sum(by_source.values(), Counter()))
     report = {**{name: report.get(name, 0) for name in ("records", "kept", "dropped", "unscored")}, **report}
     if not kept == report["kept"] == report["records"] - len(dropped):
         raise RuntimeError(f"{kept} of {report['records']} lines were kept, and {len(dropped)} dropped. Have the files changed?")
-    report |= {"by_source": by_source, "files": names}
+    report["by_source"] = by_source
     write_text(folder / REPORT, json.dumps(report, indent=1) + "\n")
     return {**report, "spent": job["spent"]}
-
-
-def _remove_gone(folder: Path, names: Sequence[str]) -> None:
-    """Remove what was kept of files that the source no longer has."""
-    with suppress(FileNotFoundError):
-        for name in {*json.loads((folder / REPORT).read_text()).get("files", ())} - {*names}:
-            (folder / KEPT / name).unlink(missing_ok=True)
 
 
 def _split(

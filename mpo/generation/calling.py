@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ class CallingThread:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def wait(self, running: Future[Any]) -> None:
-        """Return when a future is done, also after an error in an earlier call of this."""
+        """Return when a future is done. What is no Exception is raised here, such as Ctrl-C, also while a model works."""
         running.add_done_callback(lambda _: self._calls.put(None))
         while (call := self._calls.get()) is not None:
             call()
@@ -54,9 +55,17 @@ CALLING: ContextVar[CallingThread | None] = ContextVar("CALLING", default=None)
 """Of the tasks of an event loop: the thread that waits for it."""
 
 
+def _no_stop(function: Callable[..., T], *args: Any) -> T:
+    """Call a function. Raises RuntimeError for a StopIteration, which a future cannot hold: who waits for it would wait forever."""
+    try:
+        return function(*args)
+    except StopIteration as error:
+        raise RuntimeError("The model raised StopIteration.") from error
+
+
 async def run_model(model: object, function: Callable[..., T], *args: Any) -> T:
     """Call a function of a model in the thread that waits for this event loop, or else in one of its own."""
-    thread = CALLING.get()
+    thread, function = CALLING.get(), partial(_no_stop, function)
     if thread is None or thread.model not in (None, model):
         return await asyncio.to_thread(function, *args)
     thread.model = model

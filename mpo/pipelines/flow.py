@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -127,18 +127,21 @@ class Flow:
             # a notebook's own thread has a loop already
             with self._interrupts(), ThreadPoolExecutor(1) as pool, self._finishing:
                 running = pool.submit(asyncio.run, self._run(records, emit))
-                while True:
+                wait: Callable[[Future[None]], object] = self._calling.wait
+                raised: BaseException | None = None
+                while not running.done():
                     try:
-                        self._calling.wait(running)
-                        running.result()
-                        break
-                    except KeyboardInterrupt:
+                        wait(running)
+                    except BaseException as error:  # of the model, or of a signal's handler, at any place, such as a second Ctrl-C
+                        raised, wait = raised or error, Future.exception  # no call is run any more
                         self._stopping = True
                         self._soon(lambda task: task.cancel())
-                    except asyncio.CancelledError:
-                        break
-                    except BaseExceptionGroup as group:
-                        raise first_error(group) from None
+                if raised is not None:
+                    raise raised
+                try:
+                    running.result()
+                except BaseExceptionGroup as group:
+                    raise first_error(group) from None
         finally:
             with suppress(OSError):  # of a full disk, which has raised its own
                 self._keep()
@@ -327,27 +330,42 @@ class Flow:
 
         assert step.generator is not None
         settings = {"concurrency": self._concurrency, **step.sampling}
-        async for number, sample, answer in step.generator.stream(items(), **settings):
-            asked, samples = pending[number]
-            samples.remove(sample)
-            if not samples:
-                del pending[number]
-            if isinstance(answer, Response):
-                # before anything else: what is paid for is on disk when the next one is asked
-                self._keep(answer, asked.keys[sample] if asked.keys else NO_KEY, {**asked.about, "sample": sample})
-                asked.found[sample] = answer
-            else:
-                asked.errors[sample] = answer
-            asked.left -= 1
-            if not asked.left:
-                begun.remove(asked)
-                if not asked.done.done():  # nobody waits after an error elsewhere
-                    asked.done.set_result(None)
+        try:
+            async for number, sample, answer in step.generator.stream(items(), **settings):
+                self._take(pending, begun, number, sample, answer)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise RuntimeError(f"The generator of step {step.verb!r} has cancelled itself.") from error  # not to wait forever
         for asked in begun:
             asked.done.cancel()
         while not queue.empty():
             if (left := queue.get_nowait()) is not None:
                 left.done.cancel()
+
+    def _take(
+        self,
+        pending: dict[int, tuple[_Asked, set[int]]],
+        begun: set[_Asked],
+        number: int,
+        sample: int,
+        answer: Response | GenerationError,
+    ) -> None:
+        asked, samples = pending[number]
+        samples.remove(sample)
+        if not samples:
+            del pending[number]
+        if isinstance(answer, Response):
+            # before anything else: what is paid for is on disk when the next one is asked
+            self._keep(answer, asked.keys[sample] if asked.keys else NO_KEY, {**asked.about, "sample": sample})
+            asked.found[sample] = answer
+        else:
+            asked.errors[sample] = answer
+        asked.left -= 1
+        if not asked.left:
+            begun.remove(asked)
+            if not asked.done.done():  # nobody waits after an error elsewhere
+                asked.done.set_result(None)
 
 
 def _caught(function: Callable[..., T], *args: Any) -> T | Exception:

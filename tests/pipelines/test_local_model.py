@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -136,3 +137,36 @@ def test_an_error_of_the_model_is_raised(generator, tmp_path):
     generator.before = fail
     with pytest.raises(RuntimeError, match="out of memory"):
         Job([Sample(generator, **SETTINGS)], RECORDS, tmp_path).run(progress=False)
+
+
+@pytest.mark.parametrize("error", [SystemExit, StopIteration, asyncio.CancelledError])
+@pytest.mark.parametrize("place", ["the model", "a second model", "the records", "a signal's handler"])
+def test_nothing_that_is_raised_is_waited_for_forever(generator, internvl, processor, tmp_path, error, place):
+    """What comes first is raised; what was kept is not asked again."""
+    second = Watched(type(internvl)(internvl.config), processor, responses_per_batch=2)
+    calls = []
+
+    def fail(*_):
+        calls.append(None)
+        if len(calls) == 2:
+            raise error("here")
+
+    def records():
+        for one in RECORDS:
+            if place == "the records":
+                fail()
+            elif place == "a signal's handler" and one is RECORDS[-1] and not calls:
+                calls.append(None)
+                os.kill(os.getpid(), signal.SIGUSR1)
+                time.sleep(1)  # while the calling thread waits
+            yield one
+
+    before = signal.signal(signal.SIGUSR1, fail)
+    generator.before = fail if place == "the model" else lambda: None
+    second.before = fail if place == "a second model" else lambda: None
+    try:
+        with pytest.raises((error, RuntimeError)):
+            Flow([Sample(generator, **SETTINGS), Sample(second, **SETTINGS)]).run(records(), lambda _: None)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(calls) == 2 and torch.is_grad_enabled()

@@ -7,6 +7,7 @@ MPO_TRACEBACK=1 shows the traceback of an error.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `mpo`; returns the exit status."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+    # peft imports bitsandbytes whatever the model is, and that warns of a kernel for 4-bit weights on a CPU.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if argv is None:
         leave_interrupts_to_parent()
     arguments = list(sys.argv[1:] if argv is None else argv)

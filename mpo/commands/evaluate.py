@@ -113,6 +113,8 @@ def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
     if not models or not benchmarks:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
         hint = next(filter(None, (did_you_mean(one, FORMS) for one in named if not Path(one).exists())), "")
+        if file := next((one for one in named if Path(one).is_file()), None):  # no model, and of no type of questions
+            hint = f" {file} has an unknown file type: questions are read from JSONL, JSON, Parquet and tar."
         raise ValueError(f"Expected at least one {missing}; got {' '.join(args.what)}.{hint}")
     return benchmarks, models, named
 

@@ -5,7 +5,6 @@ The recipe is composed and checked before anything loads; `mpo train --help` is 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -183,7 +182,6 @@ def _train(config: DictConfig, task: str) -> int:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain["run_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, each run has its own
     check_data(Conversations if task == "sft" else Data, plain["data"])  # the usual omission, before what takes seconds to import
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it misses kernels for 4-bit weights on a CPU
     with without_collection():
         from mpo.training.job import TrainJob, run_train_job  # here, so that --help and --cfg need no torch
     job = TrainJob.from_config(plain)

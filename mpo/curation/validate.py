@@ -25,7 +25,7 @@ from mpo.data.video import checked_frames
 from mpo.io import atomic_write, json_line
 
 SHARDS_PER_WORKER = 8
-WIDEST = 100
+WIDEST = 300
 """Maximum characters of an example's reason in the table."""
 
 
@@ -92,14 +92,18 @@ class Report:
     def text(self) -> str:
         """Format the report as a table for a terminal."""
         listed = sum(self.tally.counts.values())
-        where = f" All {listed:,} findings: {self.output}" if listed else ""
-        why = f"there are no {self.unit}" if not self.pairs else f"{self.tally.problems:,} problems (!)"
+        where = f" {'All ' * (listed > 1)}{_counted(listed, 'finding')}: {self.output}" if listed else ""
+        why = f"there are no {self.unit}" if not self.pairs else f"{_counted(self.tally.problems, 'problem')} (!)"
         verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
         lines = [f"{self.path}: {self.pairs:,} {self.unit} in {self.lines:,} lines", findings_table(self.tally)]
         for what, fields in (("only metadata", self.unused), ("refused", self.refused)):
             if fields:
                 lines.append(f"Fields that are {what}: " + ", ".join(f"{name} ({fields[name]:,})" for name in sorted(fields)))
         return "\n".join([*lines, f"{verdict}{where}"])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def validate(

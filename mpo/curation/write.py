@@ -65,7 +65,8 @@ def write_pairs(
         target: a file or folder that does not exist.
         form: one of `FORMS`; default: by the suffix of the target: ``.parquet``, ``.jsonl`` (``"trl"``), none (``"disk"``).
         images: one of `IMAGES`; default: ``"path"`` in JSONL, with copies of images that are not files, else ``"bytes"``.
-        image_root: the folder that image paths in JSONL are relative to; default: the deepest folder that contains all of them.
+        image_root: the folder that image paths in JSONL are relative to; default: the folder of the target if it
+            contains all of them, so that the file is read without more, else the deepest folder that does.
 
     Raises:
         ValueError: for an existing target, settings that cannot be combined, and records that the form cannot hold.
@@ -129,7 +130,7 @@ def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, images: s
     for record in encoded(pairs, shown) if shown else ():
         shown_images = [_place(image, target, images) for image in record.get("images") or ()]
         places.append({"images": shown_images, "videos": [_video_place(one, target, images) for one in record.get("videos") or ()]})
-    root = _root((place for own in places for some in own.values() for place in some), image_root)
+    root = _root((place for own in places for some in own.values() for place in some), image_root, target.parent.resolve())
     to_line = trl_line if form == "trl" else mmpr_line
     rest = pairs.with_format(None).select_columns([name for name in pairs.column_names if name not in shown])
     with aside.open("w", encoding="utf-8") as file:
@@ -140,11 +141,13 @@ def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, images: s
     return root
 
 
-def _root(places: Iterable[Path], given: str | Path | None = None) -> Path | None:
-    """Return the folder that paths are relative to; None without paths."""
+def _root(places: Iterable[Path], given: str | Path | None = None, beside: Path | None = None) -> Path | None:
+    """Return the folder that paths are relative to, `beside` if it contains all of them; None without paths."""
     every = set(places)
     if not every:
         return None
+    if given is None and beside is not None and all(place.is_relative_to(beside) for place in every):
+        return beside
     if given is None:
         return Path(os.path.commonpath({str(place.parent) for place in every}))
     root = Path(given).expanduser().resolve()

@@ -194,7 +194,13 @@ def _of_file(path: str, min_shards: int) -> list[Shard]:
     if name.endswith(TARS):
         return [shards.TarShard(path)]
     if not name.endswith(KNOWN):
-        raise ValueError(f"{path} has an unknown file type. Pairs are read from files that end in {', '.join(KNOWN)}.")
+        advice = f"Records are read from files that end in {', '.join(KNOWN)}"
+        if name.endswith((".csv", ".tsv")):
+            advice = (
+                "Records are read from JSONL, JSON, Parquet and tar. Convert it in Python: "
+                "datasets.load_dataset('csv', data_files=..., split='train').to_json('pairs.jsonl'), with sep='\\t' for tabs"
+            )
+        raise ValueError(f"{path} has an unknown file type. {advice}.")
     if not name.endswith(LINES) and _is_array(path):
         return [shards.ArrayShard(path)]
     return [LinesShard(path, 0, None, 1)] if name.endswith(".gz") else _of_lines(path, min_shards)

@@ -219,7 +219,8 @@ def _refusing(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ValueError(f"{name}: this file is not an image that Pillow can read. Fix it or leave the record out.") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: {error} Make the image smaller or leave the record out.") from None
+        found = str(error).partition(", could be")[0]
+        raise ValueError(f"{name}: {found} (a decompression bomb?). Make it smaller or leave the record out.") from None
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise

@@ -41,11 +41,13 @@ def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, wher
             raise ValueError(f"{name} lies outside {folder}. Set {setting} to a folder that contains all {what}s.")
         kind = stat.S_IFMT(os.lstat(full).st_mode)
     except FileNotFoundError:
-        raise ValueError(f"{name}: there is no {what} {path!r} in {root}. Set {setting} to the folder of the {what}s.") from None
+        raise ValueError(
+            f"{name}: there is no {what} {path!r} in {os.path.normpath(root)}. Set {setting} to the folder of the {what}s."
+        ) from None
     except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long, no permission
         raise ValueError(f"{name} cannot be reached in {root} ({error}). Fix the path or leave the record out.") from error
     if kind != stat.S_IFREG:
-        raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path or leave the record out.")
+        raise ValueError(f"{name} is {_KINDS.get(kind, 'no file')}, not a file. Fix the path or leave the record out.")
     return full
 
 
@@ -119,7 +121,7 @@ def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         raise ValueError(f"{where}: there is no such {what} file. Paths are relative to the current folder.") from None
     if kind != stat.S_IFREG:
-        raise ValueError(f"{where}: this is {_KINDS.get(kind, 'no file')}, not a {what} file. Fix the path.")
+        raise ValueError(f"{where}: this is {_KINDS.get(kind, 'no file')}, not a file. Fix the path.")
     return path
 
 

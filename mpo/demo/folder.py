@@ -63,7 +63,7 @@ class DemoFolder:
         self.root = root
         self.settings = root / "settings.json"
         self.progress = root / "progress.json"  # the finished stages, their times and their results
-        self.data = root / "data"  # images and questions; image paths in all files of the demo are relative to it
+        self.data = root / "data"  # images and questions; their paths are relative to it, and in `pairs` to `root`
         self.sources = self.data / "sources.json"  # the handwritten digits of each split
         self.warm = root / "warm"  # the warmed-up model: MPO's initial policy and its reference
         self.samples = root / "samples.jsonl"  # responses sampled for the questions

@@ -135,7 +135,7 @@ def _samples(folder: DemoFolder, settings: DemoSettings) -> str:
     one_each = list({pair["image"]: pair for pair in pairs}.values())[:SAMPLES]
     cards = (
         f"""
-<article><img src='{png_url((folder.data / pair["image"]).read_bytes())}' alt='handwritten digits'>
+<article><img src='{png_url((folder.root / pair["image"]).read_bytes())}' alt='handwritten digits'>
 <p class='question'>{escape(pair["question"])} <span>({escape(pair["answer_gt"])})</span></p>
 <h3 class='chosen'>chosen</h3><pre>{escape(pair["chosen"])}</pre>
 <h3 class='rejected'>rejected: {escape(pair["rejected_meta"]["negative"].replace("_", " "))}</h3>

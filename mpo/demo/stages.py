@@ -119,7 +119,7 @@ def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
             continue
         counts.update(paired=1)
         kinds.update(one["rejected_meta"]["negative"] for one in made)
-        pairs += [mmpr_line({**one, "id": f"{one['id']}/{number}"}, str(folder.data)) for number, one in enumerate(made)]
+        pairs += [mmpr_line({**one, "id": f"{one['id']}/{number}"}, str(folder.root)) for number, one in enumerate(made)]
     if not pairs:
         raise ValueError(
             f"No question has both a correct and an incorrect response: {counts['all_right']} have only correct and "
@@ -144,7 +144,7 @@ def train_on_pairs(folder: DemoFolder, settings: DemoSettings, run_dir: Path, *o
     with initialize_config_module("mpo.recipes", version_base="1.3"):
         config = compose("train", overrides=["experiment=demo", *settings.mpo_overrides, *overrides])
     config.run_dir, config.seed = str(run_dir), settings.seed
-    config.model.name_or_path, config.data.path, config.data.image_root = map(str, (folder.warm, folder.pairs, folder.data))
+    config.model.name_or_path, config.data.path = map(str, (folder.warm, folder.pairs))
     with logs_to(run_dir / "train.log"):
         trainer = run_train_job(TrainJob.from_config(OmegaConf.to_container(config, resolve=True)))
     return int(trainer.state.global_step)

@@ -268,5 +268,5 @@ class LoopConfig(_Base):  # type: ignore[misc]
         return (
             f"The run is one step, whose learning rate is 0, as the warm-up begins with it (warmup_steps={self.warmup_steps:g}): "
             "the model stays as it is. Take fewer records in a step (global_batch_size in a recipe, gradient_accumulation_steps in "
-            "Python), more epochs, or warmup_steps=0."
+            "Python; of packed conversations, fewer tokens in a row, max_tokens_per_batch), more epochs, or warmup_steps=0."
         )

@@ -146,8 +146,11 @@ def test_mmpr_lines_come_back_as_they_were(pairs, folder):
 
 
 def test_paths_are_relative_to_the_deepest_folder_or_the_one_that_is_given(pairs, folder):
-    assert write_pairs(pairs, folder / "x.jsonl").image_root == folder.resolve()
-    assert write_pairs(pairs.select([0, 2]), folder / "y.jsonl").image_root == (folder / "in").resolve()
+    (elsewhere := folder / "elsewhere").mkdir()
+    assert write_pairs(pairs, elsewhere / "x.jsonl").image_root == folder.resolve()
+    assert write_pairs(pairs.select([0, 2]), elsewhere / "y.jsonl").image_root == (folder / "in").resolve()
+    beside = write_pairs(pairs.select([0, 2]), folder / "y.jsonl")
+    assert len(load_preferences(beside.path)) == 2  # its folder contains the images, so nothing else has to be said
     written = write_pairs(pairs.select([0]), folder / "z.jsonl", image_root=folder)
     assert json.loads(written.path.read_text())["images"] == ["in/a.png"]
     with pytest.raises(ValueError, match="lies outside"):

@@ -149,12 +149,19 @@ def test_names_of_nothing(tmp_path):
     with pytest.raises(ValueError, match="'somebody/pairs' is not a file"):
         load_preferences("somebody/pairs")
     (tmp_path / "pairs.csv").write_text("question,chosen")
+    (tmp_path / "pairs.txt").write_text("question,chosen")
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"conversations": turns}))
+    (tmp_path / "array.jsonl").write_text('[\n{"question": "a", "chosen": "b", "rejected": "c"}\n]')
     os.mkfifo(tmp_path / "pipe.jsonl")
     for name, reason in (
         ("none.jsonl", "There is no file .*none.jsonl"),
         ("/none/at/all", "There is no file /none/at/all"),
         ("none-*.jsonl", "There is no file .*none-\\*.jsonl"),
-        ("pairs.csv", "pairs.csv .*unknown file type.*parquet"),
+        ("pairs.csv", "pairs.csv .*unknown file type.*Parquet.*to_json"),
+        ("pairs.txt", "pairs.txt .*unknown file type.*parquet"),
+        ("chats.jsonl", "chats.jsonl:1: this is a conversation.*mpo sft"),
+        ("array.jsonl", "array.jsonl:1: not JSON .*a file with a JSON array ends in .json"),
         ("pipe.jsonl", "pipe.jsonl .*not a regular"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -98,7 +98,7 @@ class TestTinyDemo:
         pairs = read_json_lines(folder.pairs)
         assert len(pairs) == progress["pair"]["numbers"]["pairs_total"] > 0
         for pair in pairs:
-            assert pair["image"].startswith("questions/") and (folder.data / pair["image"]).is_file()
+            assert pair["image"].startswith("data/questions/") and (folder.root / pair["image"]).is_file()
             known = Question([], ground_truths=[pair["answer_gt"]])
             assert judge(pair["chosen"], known).verdict == "correct"
             assert judge(pair["rejected"], known).verdict == pair["rejected_meta"]["negative"]

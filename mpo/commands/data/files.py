@@ -75,7 +75,11 @@ def write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
 
 def written_text(written: Any) -> str:
     """What was written, as text."""
-    root = f"; read it with data.image_root={written.image_root}" if written.image_root else ""
+    root = written.image_root
+    if root and (written.form not in ("trl", "mmpr") or root != written.path.parent.resolve()):
+        root = f"; read it with data.image_root={root}"
+    else:
+        root = ""
     lines = [f"{written.path}: {written.pairs:,} {written.unit}{root}"]
     why = "because MMPR's form has no field for it; --output-format trl keeps it"
     lines += [f"  {column!r} of {count:,} records was dropped, {why}" for column, count in written.lost.items()]

@@ -17,7 +17,7 @@ from mpo.verification.choices import read_choice
 from mpo.verification.conclusions import unstated_answer
 from mpo.verification.matching import check_rules
 from mpo.verification.number import SHARE, read_number
-from mpo.verification.prose import ASKS_LETTER, ASKS_SHARE, LETTER_ALONE, REFUSAL, sentences_of
+from mpo.verification.prose import ASKS_LETTER, ASKS_SHARE, COURTESY, LETTER_ALONE, REFUSAL, SENTENCE, sentences_of
 from mpo.verification.statements import (
     CORRECTED,
     LABEL,
@@ -39,6 +39,8 @@ _TOKEN = re.compile(r"</?s>|<eo[a-z]>|<\|[\w ]{1,30}\|>|<(?:bos|eos|pad|(?:start
 """A special token of a model that stands in its text: `</s>`, `<|im_end|>`."""
 _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q)[ \t]?\d{0,3}[*]{0,2}[:：]")
 """Where a response asks the next question by itself."""
+_TWICE = re.compile(r"(?<![^\n])([^\n]+)\n+\1$")
+"""A last line that only repeats the one before it."""
 _ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*+"\w{1,40}"\s*+:\s*+"?+([^"{}\[\],:]{1,400}+)"?+\s*+\}(?:\s*+```)?')
 """A JSON object of one plain value, whatever its name."""
 _AGAIN = re.compile(
@@ -49,8 +51,15 @@ _AGAIN = re.compile(
     r"|应?该?[是为有])?\s?(\S.{0,40}?)[\s.!*。]*$"
 )
 """A response that ends by correcting itself with a number."""
-_LETTERLIKE = re.compile("[\u24b6-\u24cf\U0001d400-\U0001d7ff]+")
-"""Circled letters, and bold or script letters and digits of mathematics."""
+_LETTERLIKE = re.compile("[\u24b6-\u24cf\U0001d400-\U0001d7ff\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]+")
+"""Circled letters, bold or script letters and digits of mathematics, and full-width ones."""
+_INVISIBLE = re.compile("[\x00\xad\u200b-\u200f\u202a-\u202e\u2060\ufeff]|\r")
+_CHINESE_MARKS = str.maketrans(",:;?!", "，：；？！")
+_OPENS = re.compile(
+    r"(?i)\s*(?:(?:sure|okay|ok|certainly|of course|absolutely)[!,.]\s*)?"
+    r"here(?:['’]s| is| are) (?:the|my|your|an?) (?:\w+ ){0,2}(?:answer|solution|explanation|response|analysis)[^.!:\d\n]{0,60}[.!:]\s*\n"
+)
+"""A courtesy before the answer."""
 _SHARE = re.compile(r"(?:the (?:probability|chance|ratio) is )?([\w-]{1,20}) (?:in|to) ([\w-]{1,20})", re.IGNORECASE)
 _STATED_LETTER = re.compile(r"(?m)((?:^|[:：]|\b(?:is|option|choice)\b)[\s*]{0,4})([A-J])(?=[\s*.。]{0,4}$)")
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
@@ -85,7 +94,7 @@ def extract(response: str, *, kind: str | None = None, choices: Sequence[str] | 
 
 def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """Do what `extract` does, knowing the question: a number that it gives is the answer only where no other one is."""
-    found = _find_answer(response, kind, choices, asked)
+    found = _find_answer(bare(response), kind, choices, asked)
     if kind in {"number", "math", "chart"} and found.answer and (share := read_number(found.answer)) and share.whole:
         if ASKS_SHARE.search(asked):
             return replace(found, answer=f"{share.value}/{share.whole}")
@@ -94,19 +103,39 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     return found
 
 
-def _find_answer(response: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
+def bare(response: str) -> str:
+    """Return a response without what says nothing: finished reasoning, special tokens, invisible characters, courtesies, bold type of all.
+
+    >>> bare("<think>7 or 8?</think> **It is 7.**\\n\\nI hope this helps!")
+    'It is 7.'
+    """
     if len(response) > HEAD + TAIL:
         response = f"{response[:HEAD]}\n{response[-TAIL:]}"
-    text = re.sub(r"[ \t\u00a0]{2,}", " ", _TOKEN.sub(" ", response.replace("\r", "").replace("\x00", " ")))
-    marks = list(_THINKING.finditer(text))
-    if marks:
-        if "/" not in marks[-1][0]:
-            return no_answer("unfinished reasoning")
+    text = re.sub(r"[^\S\n]+", " ", _TOKEN.sub(" ", _INVISIBLE.sub("", response)))
+    if (marks := list(_THINKING.finditer(text))) and "/" in marks[-1][0]:
         text = text[marks[-1].end() :]
-    if only := _ONLY_VALUE.fullmatch(text.strip()):
+    text = _LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text).strip()
+    text = re.sub(r"(?<=[\u4e00-\u9fff])[,:;?!] ?(?=[\u4e00-\u9fff])", lambda found: found[0].strip().translate(_CHINESE_MARKS), text)
+    if (opens := _OPENS.match(text)) and opens.end() < len(text):
+        text = text[opens.end() :]
+    for _ in range(4):
+        ends = [found.end() for found in SENTENCE.finditer(text, max(0, len(text) - 300)) if found.end() < len(text)]
+        last = text[ends[-1] :] if ends else ""
+        if not COURTESY.search(last) or re.search(r"\d|[:：]|\*\*|\banswer (?:is|was)\b", last):
+            break
+        text = text[: ends[-1]].rstrip()
+    return text[2:-2].strip() if re.fullmatch(r"\*\*[^*\n]+\*\*", text) else text
+
+
+def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
+    if _THINKING.search(text):
+        return no_answer("unfinished reasoning")
+    if only := _ONLY_VALUE.fullmatch(text):
         text = only[1]
     kind = kind or ("choice" if choices is not None else None)
-    text = without_struck(_LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
+    text = without_struck(text)
+    if kind != "list":
+        text = _TWICE.sub(r"\1", text)
     if kind in {"number", "math", "chart", "list"}:
         text = without_rejected(text)
     if kind in {"text", "math", "expression", "document", "list", None}:
@@ -121,7 +150,7 @@ def _find_answer(response: str, kind: str | None, choices: Sequence[str] | None,
     if kind in {"number", "chart", "math"} and (again := _AGAIN.search(text[-200:])) and read_number(again[1]) is not None:
         return Extraction(again[1], "conclusion")
     if (following := _NEXT.search(text)) and re.search(r"\w", text[: following.start()]):  # the model goes on with another one
-        first = find_answer(text[: following.start()], kind, choices, asked)
+        first = _find_answer(text[: following.start()].strip(), kind, choices, asked)
         if first.answer is not None or first.reason == "refusal":
             return first
     if kind != "choice" or not text.strip():

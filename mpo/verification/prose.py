@@ -28,13 +28,16 @@ CUE = re.compile(
     r"|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
-_POLITE = re.compile(
+COURTESY = re.compile(
     r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
-    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
+    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b|希望.{0,12}帮|如果?[你您]?还?有.{0,6}(?:问题|疑问)"
+)
+_POLITE = re.compile(
+    rf"{COURTESY.pattern}"
     r"|^(?:had|were) (?:the|it|they)\b[^.]*\bwould\b|^\((?=\S+\s\S+\s)[^()]+\)$"
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
-_SENTENCE = re.compile(
+SENTENCE = re.compile(
     r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
     r"[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
 )
@@ -107,7 +110,7 @@ def sentences_of(text: str) -> list[str]:
     >>> sentences_of("It is 7. I hope this helps!")
     ['It is 7.']
     """
-    found = [sentence.strip()[:MOST_CHARACTERS] for sentence in _SENTENCE.split(text) if sentence and sentence.strip()]
+    found = [sentence.strip()[:MOST_CHARACTERS] for sentence in SENTENCE.split(text) if sentence and sentence.strip()]
     if len(found) > MOST_SENTENCES:
         found = found[: MOST_SENTENCES // 2] + found[-MOST_SENTENCES // 2 :]
     return [sentence for sentence in found if not _POLITE.search(sentence)] or found

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from mpo.schema import Question
 from mpo.verification.blanks import count_parts, in_parts
-from mpo.verification.extraction import find_answer
+from mpo.verification.extraction import bare, find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
 from mpo.verification.phrases import opposites, without_asked
 from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
 from mpo.verification.sequences import read_list
-from mpo.verification.statements import Extraction
+from mpo.verification.statements import LABEL, Extraction
 from mpo.verification.texts import normalize, read_yes_no, same_text
 
 
@@ -38,7 +38,7 @@ def final_answer(response: str, question: Question, *, kind: str | None = None) 
         raise ValueError(f"A response must be text; got {type(response).__name__}.")
     kind = kind or question.kind or (detect_kind(question.ground_truths[0], question.choices) if question.ground_truths else None)
     found = find_answer(response, kind, question.choices, _text(question))
-    if found.answer is None and found.reason != "refusal" and (said := restated(response, _text(question))) is not None:
+    if found.answer is None and found.reason != "refusal" and (said := restated(bare(response), _text(question))) is not None:
         return _said(said, kind, question) or found
     return found
 
@@ -82,10 +82,10 @@ def verify(response: str, question: Question) -> Verdict:
 
 def _is_truth(response: str, truth: str, kind: str) -> bool:
     """Whether a response is nothing but the ground truth, though its words might be read as a sentence: `Don't know`."""
-    if len(response) > len(truth) + 20 or not truth.strip():
-        return False
-    return response.strip() == truth.strip() or (
-        kind in {"text", "document", "chart"} and read_number(truth) is None and normalize(response) == normalize(truth)
+    words = kind in {"text", "document", "chart"} and read_number(truth) is None
+    texts = [response.strip(), said := bare(response), said[label.end() :].strip() if (label := LABEL.match(said)) else said]
+    return bool(truth.strip()) and any(
+        text == truth.strip() or (words and len(text) < len(truth) + 20 and normalize(text) == normalize(truth)) for text in texts
     )
 
 

@@ -83,7 +83,7 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
         decided = re.split(r"(?i)[,;]\s(?:and )?(?:so|thus|therefore|hence),?\s", kept[-1])[-1]
         for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1], decided):
-            if read_yes_no(_without_cue(sentence)) is not None:
+            if (len(kept) == 1 or sentence[-1] not in "?？") and read_yes_no(_without_cue(sentence)) is not None:
                 return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
         return no_answer("it says neither yes nor no")
     if kind == "box":

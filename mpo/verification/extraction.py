@@ -41,6 +41,8 @@ _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q
 """Where a response asks the next question by itself."""
 _TWICE = re.compile(r"(?<![^\n])([^\n]+)\n+\1$")
 """A last line that only repeats the one before it."""
+_ITEM = re.compile(r"[,;，；、和与]|\band\b|^[(（]?\w{1,2}[.)）]|^- |[①-⑳]")
+"""In a list, a line that is more than one value, which may well be there twice."""
 _ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*+"\w{1,40}"\s*+:\s*+"?+([^"{}\[\],:]{1,400}+)"?+\s*+\}(?:\s*+```)?')
 """A JSON object of one plain value, whatever its name."""
 _AGAIN = re.compile(
@@ -94,7 +96,7 @@ def extract(response: str, *, kind: str | None = None, choices: Sequence[str] | 
 
 def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """Do what `extract` does, knowing the question: a number that it gives is the answer only where no other one is."""
-    found = _find_answer(bare(response), kind, choices, asked)
+    found = _find_answer(bare(response, kind), kind, choices, asked)
     if kind in {"number", "math", "chart"} and found.answer and (share := read_number(found.answer)) and share.whole:
         if ASKS_SHARE.search(asked):
             return replace(found, answer=f"{share.value}/{share.whole}")
@@ -103,8 +105,8 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     return found
 
 
-def bare(response: str) -> str:
-    """Return a response without what says nothing: finished reasoning, special tokens, invisible characters, courtesies, bold type of all.
+def bare(response: str, kind: str | None = None) -> str:
+    """Return a response without what says nothing: finished reasoning, special tokens, invisible characters, courtesies, repetition.
 
     >>> bare("<think>7 or 8?</think> **It is 7.**\\n\\nI hope this helps!")
     'It is 7.'
@@ -124,7 +126,10 @@ def bare(response: str) -> str:
         if not COURTESY.search(last) or re.search(r"\d|[:：]|\*\*|\banswer (?:is|was)\b", last):
             break
         text = text[: ends[-1]].rstrip()
-    return text[2:-2].strip() if re.fullmatch(r"\*\*[^*\n]+\*\*", text) else text
+    text = re.sub(r"(?m)^\*\*((?:\d{1,2}|[a-z])[.)] [^*\n]+)\*\*$", r"\1", text)
+    if (twice := _TWICE.search(text)) and (kind != "list" or _ITEM.search(twice[1])):
+        text = text[: twice.end(1)]
+    return re.sub(r"\A\*\*([^*\n]+)\*\*\Z|(?<=\n)\*\*([^*\n]{12,}[.!。])\*\*\Z", lambda found: found[1] or found[2], text)
 
 
 def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
@@ -134,8 +139,6 @@ def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, ask
         text = only[1]
     kind = kind or ("choice" if choices is not None else None)
     text = without_struck(text)
-    if kind != "list":
-        text = _TWICE.sub(r"\1", text)
     if kind in {"number", "math", "chart", "list"}:
         text = without_rejected(text)
     if kind in {"text", "math", "expression", "document", "list", None}:
@@ -145,6 +148,9 @@ def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, ask
     if kind in {"number", "math", "chart"} and ASKS_SHARE.search(asked) and (share := _SHARE.fullmatch(text.strip(" \n*.。"))):
         above, below = read_number(share[1]), read_number(share[2])
         text = f"{above.value}/{below.value}" if above and below and below.value else text
+    if (label := LABEL.match(text.lstrip("*_#> "))) and "\n" not in (said := label.string[label.end() :].strip("*_: \n：")):
+        found = _find_answer(said, kind, choices, asked) if said else no_answer("empty")
+        return replace(found, method="label") if found.answer else found
     if kind != "choice" and (values := _filled(text, kind, asked)):
         return Extraction("; ".join(values), "label")
     if kind in {"number", "chart", "math"} and (again := _AGAIN.search(text[-200:])) and read_number(again[1]) is not None:

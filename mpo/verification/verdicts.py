@@ -83,7 +83,7 @@ def verify(response: str, question: Question) -> Verdict:
 def _is_truth(response: str, truth: str, kind: str) -> bool:
     """Whether a response is nothing but the ground truth, though its words might be read as a sentence: `Don't know`."""
     words = kind in {"text", "document", "chart"} and read_number(truth) is None
-    texts = [response.strip(), said := bare(response), said[label.end() :].strip() if (label := LABEL.match(said)) else said]
+    texts = [response.strip(), said := bare(response, kind), said[label.end() :].strip() if (label := LABEL.match(said)) else said]
     return bool(truth.strip()) and any(
         text == truth.strip() or (words and len(text) < len(truth) + 20 and normalize(text) == normalize(truth)) for text in texts
     )

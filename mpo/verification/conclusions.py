@@ -225,7 +225,7 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     said = {sentence: stated_number(asked_clause(sentence, asked), givens, year=year) for sentence in told}
     data = [sentence for sentence in sentences if re.match(r"[^:：.]{1,30}[:：]\s", sentence)]
     steps = len(data) > 2 or re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
-    before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
+    before = re.match(r"\W*(?:if|unless|suppose|initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
     opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
     opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
@@ -236,7 +236,7 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         chosen, method = last, "conclusion"
     elif cues or bold:
         chosen, method = (cues or bold)[-1], "conclusion"
-    elif opens and not ("=" in last and "=" not in numbered[0]) and shared(last) <= shared(numbered[0]):
+    elif opens and "=" not in last and shared(last) <= shared(numbered[0]):
         chosen, method = numbered[0], "opening"
     else:
         chosen, method = last, "conclusion"
@@ -307,7 +307,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     last = read_choice(tidy(kept[-1]), choices)
     if not listed and last.method == "letter" and len(last.indices) == 1:
         return Extraction(letters_of(last.indices), "letter")
-    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|\bfails\b|不")
+    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|\bfails\b|\bwould\b[^.]*\bif\b|不")
     around = [(found[1] or found[2], whole[found.end() :][:30] + whole[: found.start()][-12:]) for found in OPTION.finditer(whole)]
     options = [letter for letter, beside in around if not denied.search(beside)]
     if len({letter.upper() for letter in options}) == 1 and (chosen := named_choice(f"({options[0]})", choices, "letter")):

@@ -129,6 +129,8 @@ def bare(response: str, kind: str | None = None) -> str:
     text = re.sub(r"(?m)^\*\*((?:\d{1,2}|[a-z])[.)] [^*\n]+)\*\*$", r"\1", text)
     if (twice := _TWICE.search(text)) and (kind != "list" or _ITEM.search(twice[1])):
         text = text[: twice.end(1)]
+    if kind in {"text", "yes_no"} and text.isupper() and len(text.split()) > 3:
+        text = text.lower()
     return re.sub(r"\A\*\*([^*\n]+)\*\*\Z|(?<=\n)\*\*([^*\n]{12,}[.!。])\*\*\Z", lambda found: found[1] or found[2], text)
 
 

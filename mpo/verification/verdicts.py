@@ -13,7 +13,7 @@ from mpo.verification.number import read_number
 from mpo.verification.phrases import opposites, without_asked
 from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
 from mpo.verification.sequences import read_list
-from mpo.verification.statements import LABEL, Extraction
+from mpo.verification.statements import LABEL, Extraction, no_answer
 from mpo.verification.texts import normalize, read_yes_no, same_text
 
 
@@ -38,8 +38,12 @@ def final_answer(response: str, question: Question, *, kind: str | None = None) 
         raise ValueError(f"A response must be text; got {type(response).__name__}.")
     kind = kind or question.kind or (detect_kind(question.ground_truths[0], question.choices) if question.ground_truths else None)
     found = find_answer(response, kind, question.choices, _text(question))
-    if found.answer is None and found.reason != "refusal" and (said := restated(bare(response), _text(question))) is not None:
+    if found.reason == "refusal" or (said := restated(bare(response), _text(question))) is None:
+        return found
+    if found.answer is None:
         return _said(said, kind, question) or found
+    if kind == "yes_no" and read_yes_no(found.answer) is not said:  # Yes, the light is off.
+        return no_answer("it says yes and no")
     return found
 
 
@@ -137,6 +141,7 @@ _WHERE = re.compile(
     r"\b(?:according to|based on|in|from|on) (?:the|this|that|these) (?:\w+ )?(?:image|picture|figure|graph|photo|chart|plot)s?\b",
     re.IGNORECASE,
 )
+_CLAUSES = re.compile(r"[,;]\s(?:but|while|whereas|although|though)\s|;\s")
 _UNDECIDED = re.compile(r"\?|\b(?:whether|if|unsure|uncertain)\b|\bnot (?:sure|certain|clear)\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE)
 
@@ -157,7 +162,8 @@ def restated(response: str, asked: str) -> bool | None:
         return None
     wanted = content_words(_WHERE.sub("", questions[-1]))
     sentences = sentences_of(response[:20_000])
-    for sentence in (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1]):
+    told = (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1])
+    for sentence in (clause for sentence in told for clause in (*_CLAUSES.split(sentence), sentence)):
         following = iter(content_words(sentence))
         if (
             not _UNDECIDED.search(sentence)

@@ -59,7 +59,8 @@ _INVISIBLE = re.compile("[\x00\xad\u200b-\u200f\u202a-\u202e\u2060\ufeff]|\r")
 _CHINESE_MARKS = str.maketrans(",:;?!", "，：；？！")
 _OPENS = re.compile(
     r"(?i)\s*(?:(?:sure|okay|ok|certainly|of course|absolutely)[!,.]\s*)?"
-    r"here(?:['’]s| is| are) (?:the|my|your|an?) (?:\w+ ){0,2}(?:answer|solution|explanation|response|analysis)[^.!:\d\n]{0,60}[.!:]\s*\n"
+    r"here(?:['’]s| is| are) (?:the|my|your|an?) (?:\w+ ){0,2}"
+    r"(?:answer|solution|explanation|response|analysis)[^.!:\d\n]{0,60}[.!:]\s*\n"
 )
 """A courtesy before the answer."""
 _SHARE = re.compile(r"(?:the (?:probability|chance|ratio) is )?([\w-]{1,20}) (?:in|to) ([\w-]{1,20})", re.IGNORECASE)
@@ -68,7 +69,7 @@ _HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
     r"(?im)(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H]|[IJ](?! [a-z]))(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
-    r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确)(?![A-Za-z])"
+    r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确|[✓✔✅✗✘❌])(?![A-Za-z])"
 )
 
 
@@ -106,18 +107,21 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
 
 
 def bare(response: str, kind: str | None = None) -> str:
-    """Return a response without what says nothing: finished reasoning, special tokens, invisible characters, courtesies, repetition.
+    r"""Return a response without finished reasoning, special tokens, invisible characters, courtesies and repetition.
 
-    >>> bare("<think>7 or 8?</think> **It is 7.**\\n\\nI hope this helps!")
+    >>> bare("<think>7 or 8?</think> **It is 7.**\n\nI hope this helps!")
     'It is 7.'
     """
     if len(response) > HEAD + TAIL:
         response = f"{response[:HEAD]}\n{response[-TAIL:]}"
     text = re.sub(r"[^\S\n]+", " ", _TOKEN.sub(" ", _INVISIBLE.sub("", response)))
+    text = re.sub(r"\n\s*\n", "\n\n", text)
     if (marks := list(_THINKING.finditer(text))) and "/" in marks[-1][0]:
         text = text[marks[-1].end() :]
     text = _LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text).strip()
-    text = re.sub(r"(?<=[\u4e00-\u9fff])[,:;?!] ?(?=[\u4e00-\u9fff])", lambda found: found[0].strip().translate(_CHINESE_MARKS), text)
+    text = re.sub(
+        r"(?<=[\u4e00-\u9fff])[,:;?!] ?(?=[\u4e00-\u9fff])", lambda found: found[0].strip().translate(_CHINESE_MARKS), text
+    )
     if (opens := _OPENS.match(text)) and opens.end() < len(text):
         text = text[opens.end() :]
     for _ in range(4):
@@ -205,7 +209,7 @@ def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
     if (head := _HEAD.match(text)) and not later and not re.match(r"\W*([A-J])[.:、)]", text[head.end() :]):
         return Extraction(head[1], "letter") if read_choice(tidy(head[0].strip()), choices).method == "letter" else None
     said = {found[1].upper(): found[2].lower() for found in _JUDGED.finditer(text)}
-    right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确"}]
+    right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确", *"✓✔✅"}]
     return named_choice(f"({right[0]})", choices, "letter") if len(said) > 2 and len(right) == 1 and not later else None
 
 

@@ -96,7 +96,10 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     return _kept(tail, asked, several=several)
 
 
-_OPPOSITES = "onward off|inward out|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
+_OPPOSITES = "onward off|inward out"
+_OPPOSITES += (
+    "|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
+)
 _OPPOSITES += (
     "|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap|strong weak|wide narrow|early late"
 )

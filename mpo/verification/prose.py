@@ -30,7 +30,8 @@ CUE = re.compile(
 )
 COURTESY = re.compile(
     r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
-    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b|希望.{0,12}帮|如果?[你您]?还?有.{0,6}(?:问题|疑问)"
+    r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
+    r"|希望.{0,12}帮|如果?[你您]?还?有.{0,6}(?:问题|疑问)"
 )
 _POLITE = re.compile(
     rf"{COURTESY.pattern}"
@@ -39,7 +40,8 @@ _POLITE = re.compile(
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
 SENTENCE = re.compile(
-    r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b(?:i\.e|e\.g)\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
+    r"(?m)(?<=[.!?])(?<!^[A-J]\.)(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b(?:i\.e|e\.g)\.)"
+    r"(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
     r"[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
 )
 HEDGE = re.compile(
@@ -69,7 +71,7 @@ _NO_ANSWER = re.compile(
     r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
 )
 _REJECTED = re.compile(
-    r"(?i)\W{0,3}(?:\s?\w{1,12}){0,2}(?:\s(?:is|was)|(?<=that)['’]s)(?:n['’]t| not| wrong| incorrect| too)\b"
+    r"(?i)\W{0,3}(?:\s?\w{1,12}){0,2}(?:\s(?:is|was|would be)|(?<=that)['’]s)(?:n['’]t| not| wrong| incorrect| too)\b"
     r"|\s(?:decimal|significant)\b|\s?[(（](?:wrong|incorrect|rejected|extraneous|invalid|舍)|\+(?=[\s.,;]|$)"
 )
 _REASON = re.compile(
@@ -195,15 +197,17 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
 _CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
 _STATES = re.compile(
     r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
-    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|(?:是|有|为|到|只|共)[^\d]{0,8}$"
+    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|\w\s?[:=]\s?$|(?:是|有|为|到|只|共)[^\d]{0,8}$"
 )
 _ANOTHER = re.compile(
     r"\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
     r"|top|bottom)\b|前[面一]|后[面一]|下一|另|其他|旁边|第[一二三四五]",
     re.IGNORECASE,
 )
-_BEGINS = re.compile(r"\S+ (?:of (?:them|these|those|which)\b|\w+ed\b)")
-_TOTALS = re.compile(r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|[=≈]|一共|共|剩|差")
+_BEGINS = re.compile(r"\S+ (?:of (?:them|these|those|which)|(?:\w+ )?(?:are|were|is|was|have|has|\w+ed))\b")
+_TOTALS = re.compile(
+    r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|(?<!\b[a-z]\s)(?<!\b[a-z])[=≈]|一共|共|剩|差"
+)
 _HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
 _INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
 _HOW_MANY = re.compile(
@@ -239,9 +243,11 @@ def asked_clause(sentence: str, asked: str) -> str:
     stated = []
     for clause in clauses if len(clauses) < 7 else ():
         found = [n for n in numbers_in(clause) if not re.search(rf"(?<![\d.]){re.escape(clause[n[0] : n[1]])}(?![\d.]*\d)", asked)]
-        if found and (_STATES.search(clause[: found[0][0]]) or (found[0][0] == 0 and (contrast or _BEGINS.match(clause)))):
+        if found and (
+            any(_STATES.search(clause[: n[0]]) for n in found) or (found[0][0] == 0 and (contrast or _BEGINS.match(clause)))
+        ):
             stated.append(clause)
-    if len(stated) < 2 or _TOTALS.search(stated[-1]):
+    if len(stated) < 2 or _TOTALS.search(stated[-1]) or (_TOTALS.search(clauses[-1]) and numbers_in(clauses[-1])):
         return sentence
     noun = {singular(said.lower()) for said in _HOW_MANY.findall(asked)}
     names = {name.lower() for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked)}

@@ -142,8 +142,14 @@ _WHERE = re.compile(
     re.IGNORECASE,
 )
 _CLAUSES = re.compile(r"[,;]\s(?:but|while|whereas|although|though)\s|;\s")
-_UNDECIDED = re.compile(r"\?|\b(?:whether|if|unsure|uncertain)\b|\bnot (?:sure|certain|clear)\b", re.IGNORECASE)
-_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE)
+_UNDECIDED = re.compile(
+    r"\?|\b(?:whether|if|unsure|uncertain|perhaps|maybe|possibly|(?:may|might|could) (?:be|have)|wrong to)\b"
+    r"|\bnot (?:sure|certain|clear)\b",
+    re.IGNORECASE,
+)
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|neither|nor|cannot|without|hardly|barely|far from|anything but)\b|n['’]t\b", re.IGNORECASE
+)
 
 
 def restated(response: str, asked: str) -> bool | None:
@@ -162,8 +168,8 @@ def restated(response: str, asked: str) -> bool | None:
         return None
     wanted = content_words(_WHERE.sub("", questions[-1]))
     sentences = sentences_of(response[:20_000])
-    told = (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1])
-    for sentence in (clause for sentence in told for clause in (*_CLAUSES.split(sentence), sentence)):
+    told = (*filter(CUE.search, reversed(sentences)), *sentences[:1])
+    for sentence in (clause for whole in told for clause in (*_CLAUSES.split(whole), whole)):
         following = iter(content_words(sentence))
         if (
             not _UNDECIDED.search(sentence)

@@ -191,6 +191,7 @@ def _without_cue(sentence: str) -> str:
     return sentence[found.end() :] if found else sentence
 
 
+_WORD = re.compile(r"[A-Za-z]{3}|[\u4e00-\u9fff]")
 _NOT_YET = re.compile(
     r"(?i)^\W*(?:if|unless|suppose|initially|originally|at first|at the start)\b|\bfirst\b.*\bbut\b|\bforgot\b"
     r"|\b(?:you|one|people|some)(?:['’]d| (?:would|might|may|could)) (?:expect|think|assume|guess|say)\b"
@@ -243,7 +244,11 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         chosen, method = last, "conclusion"
     elif cues or bold:
         chosen, method = (cues or bold)[-1], "conclusion"
-    elif opens and "=" not in last and shared(last) <= shared(numbered[0]):
+    elif (
+        opens
+        and not ("=" in last and ("=" not in numbered[0] or not _WORD.search(numbered[0])))
+        and shared(last) <= shared(numbered[0])
+    ):
         chosen, method = numbered[0], "opening"
     else:
         chosen, method = last, "conclusion"

@@ -138,6 +138,13 @@ def bare(response: str, kind: str | None = None) -> str:
     return re.sub(r"\A\*\*([^*\n]+)\*\*\Z|(?<=\n)\*\*([^*\n]{12,}[.!。])\*\*\Z", lambda found: found[1] or found[2], text)
 
 
+def after_label(text: str) -> str | None:
+    """Return what a label at the beginning is followed by, where that is one line: `**Answer:** 7`."""
+    label = LABEL.match(text.lstrip("*_#> "))
+    said = label.string[label.end() :].lstrip("*_: \n：").rstrip() if label else "\n"
+    return None if "\n" in said else said
+
+
 def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     if _THINKING.search(text):
         return no_answer("unfinished reasoning")
@@ -154,7 +161,10 @@ def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, ask
     if kind in {"number", "math", "chart"} and ASKS_SHARE.search(asked) and (share := _SHARE.fullmatch(text.strip(" \n*.。"))):
         above, below = read_number(share[1]), read_number(share[2])
         text = f"{above.value}/{below.value}" if above and below and below.value else text
-    if (label := LABEL.match(text.lstrip("*_#> "))) and "\n" not in (said := label.string[label.end() :].strip("*_: \n：")):
+    if (said := after_label(text)) is not None:
+        stated = read_statement(said, "label", kind, choices) if kind == "choice" and said else None
+        if stated and stated.answer is None:  # (A), (B)
+            return stated
         found = _find_answer(said, kind, choices, asked) if said else no_answer("empty")
         return replace(found, method="label") if found.answer else found
     if kind != "choice" and (values := _filled(text, kind, asked)):

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from mpo.schema import Question
 from mpo.verification.blanks import count_parts, in_parts
-from mpo.verification.extraction import bare, find_answer
+from mpo.verification.extraction import after_label, bare, find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
 from mpo.verification.phrases import opposites, without_asked
 from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
 from mpo.verification.sequences import read_list
-from mpo.verification.statements import LABEL, Extraction, no_answer
+from mpo.verification.statements import Extraction, no_answer
 from mpo.verification.texts import normalize, read_yes_no, same_text
 
 
@@ -87,7 +87,7 @@ def verify(response: str, question: Question) -> Verdict:
 def _is_truth(response: str, truth: str, kind: str) -> bool:
     """Whether a response is nothing but the ground truth, though its words might be read as a sentence: `Don't know`."""
     words = kind in {"text", "document", "chart"} and read_number(truth) is None
-    texts = [response.strip(), said := bare(response, kind), said[label.end() :].strip() if (label := LABEL.match(said)) else said]
+    texts = [response.strip(), said := bare(response, kind), after_label(said) or said]
     return bool(truth.strip()) and any(
         text == truth.strip() or (words and len(text) < len(truth) + 20 and normalize(text) == normalize(truth)) for text in texts
     )

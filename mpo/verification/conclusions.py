@@ -296,6 +296,10 @@ def _lists_choices(text: str) -> bool:
     return len(set(re.findall(r"(?m)(?:^\W{0,4}|\s\()([A-J])[).:、]", text))) > 1
 
 
+_UNREAL = re.compile(r"(?i)\W*if (?:it|this|that|the answer|(?:option )?[a-j])\b.*\bwould\b")
+"""If it were night, A would fit."""
+
+
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
@@ -349,14 +353,11 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     several = ""
 
-    def unreal(sentence: str) -> bool:  # If it were night, A would fit.
-        return not re.search(r"\bif\b", asked, re.IGNORECASE) and bool(re.match(r"(?i)\W*if\b.*\bwould\b", sentence))
-
     places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))
     for methods in ({"letter", "text"}, {"words"}):  # what it says before what it paraphrases
         for sentence, method in places:
             named = read_choice(tidy(_without_cue(sentence)), choices)
-            if REFUSAL.search(sentence) or _lists_choices(sentence) or unreal(sentence):
+            if REFUSAL.search(sentence) or _lists_choices(sentence) or _UNREAL.match(sentence):
                 continue
             if len(named.indices) == 1 and named.method in methods:
                 return Extraction(letters_of(named.indices), method)
@@ -365,7 +366,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         return no_answer("refusal")
     if several:
         return no_answer(several)
-    plain = (tidy(said) for said in kept[:200] if not (REFUSAL.search(said) or _lists_choices(said) or unreal(said)))
+    plain = (tidy(said) for said in kept[:200] if not (REFUSAL.search(said) or _lists_choices(said) or _UNREAL.match(said)))
     indices = frozenset().union(*(read_choice(sentence, choices).indices for sentence in plain))
     if len(indices) == 1:
         return Extraction(letters_of(indices), "only")

@@ -90,5 +90,4 @@ def without_rejected(text: str) -> str:
     kept = re.sub(rf"{_JOINED}(?:{_REJECTED.pattern})", "", text, flags=re.IGNORECASE)
     for value in rejected:
         kept = re.sub(rf"{_JOINED}\$?(?<![\w\\]){re.escape(value)}\$?(?![\w.]*\w)", "", kept)
-    kept = re.sub(r"^\W*(?:or|and|或|和)\s?", "", kept.strip())
-    return kept
+    return re.sub(r"^\W*(?:or|and|或|和)\s?|[,;]?\s(?:so|thus|hence|therefore|and|but|or)\W*$", "", kept.strip())

@@ -83,7 +83,7 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
         decided = re.split(r"(?i)[,;]\s(?:and )?(?:so|thus|therefore|hence),?\s", kept[-1])[-1]
         for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1], decided):
-            if read_yes_no(_without_cue(sentence)) is not None:
+            if (len(kept) == 1 or sentence[-1] not in "?？") and read_yes_no(_without_cue(sentence)) is not None:
                 return Extraction(_without_cue(sentence), "opening" if sentence is kept[0] else "conclusion")
         return no_answer("it says neither yes nor no")
     if kind == "box":
@@ -191,6 +191,14 @@ def _without_cue(sentence: str) -> str:
     return sentence[found.end() :] if found else sentence
 
 
+_WORD = re.compile(r"[A-Za-z]{3}|[\u4e00-\u9fff]")
+_NOT_YET = re.compile(
+    r"(?i)^\W*(?:if|unless|suppose|initially|originally|at first|at the start)\b|\bfirst\b.*\bbut\b|\bforgot\b"
+    r"|\b(?:you|one|people|some)(?:['’]d| (?:would|might|may|could)) (?:expect|think|assume|guess|say)\b"
+)
+"""A first sentence whose number later ones replace."""
+
+
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
     if own := of_name(sentences[-1], asked):
@@ -225,7 +233,7 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     said = {sentence: stated_number(asked_clause(sentence, asked), givens, year=year) for sentence in told}
     data = [sentence for sentence in sentences if re.match(r"[^:：.]{1,30}[:：]\s", sentence)]
     steps = len(data) > 2 or re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
-    before = re.match(r"\W*(?:initially|originally|at first|at the start)\b", sentences[0], re.IGNORECASE)
+    before = _NOT_YET.search(sentences[0]) or not numbers_in(re.sub(r",\s(?:who|which|whose)\b[^,.]*", "", sentences[0]))
     opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
     opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
@@ -236,7 +244,11 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
         chosen, method = last, "conclusion"
     elif cues or bold:
         chosen, method = (cues or bold)[-1], "conclusion"
-    elif opens and not ("=" in last and "=" not in numbered[0]) and shared(last) <= shared(numbered[0]):
+    elif (
+        opens
+        and not ("=" in last and ("=" not in numbered[0] or not _WORD.search(numbered[0])))
+        and shared(last) <= shared(numbered[0])
+    ):
         chosen, method = numbered[0], "opening"
     else:
         chosen, method = last, "conclusion"
@@ -284,6 +296,10 @@ def _lists_choices(text: str) -> bool:
     return len(set(re.findall(r"(?m)(?:^\W{0,4}|\s\()([A-J])[).:、]", text))) > 1
 
 
+_UNREAL = re.compile(r"(?i)\W*if (?:it|this|that|the answer|(?:option )?[a-j])\b.*\bwould\b")
+"""If it were night, A would fit."""
+
+
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:
     first = whole.split("\n", 1)[0]
     kept = sentences_of(whole)
@@ -307,7 +323,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
     last = read_choice(tidy(kept[-1]), choices)
     if not listed and last.method == "letter" and len(last.indices) == 1:
         return Extraction(letters_of(last.indices), "letter")
-    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|\bfails\b|不")
+    denied = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|\bfails\b|\bwould\b(?! be (?:my|the|correct|right|best)\b(?! if))|不")
     around = [(found[1] or found[2], whole[found.end() :][:30] + whole[: found.start()][-12:]) for found in OPTION.finditer(whole)]
     options = [letter for letter, beside in around if not denied.search(beside)]
     if len({letter.upper() for letter in options}) == 1 and (chosen := named_choice(f"({options[0]})", choices, "letter")):
@@ -336,11 +352,12 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         return Extraction(chr(65 + none[0]), "conclusion") if none else no_answer("its answer is none of the choices")
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     several = ""
+
     places = (*((sentence, "conclusion") for sentence in cues), (kept[-1], "conclusion"), (kept[0], "opening"))
     for methods in ({"letter", "text"}, {"words"}):  # what it says before what it paraphrases
         for sentence, method in places:
             named = read_choice(tidy(_without_cue(sentence)), choices)
-            if REFUSAL.search(sentence) or _lists_choices(sentence):
+            if REFUSAL.search(sentence) or _lists_choices(sentence) or _UNREAL.match(sentence):
                 continue
             if len(named.indices) == 1 and named.method in methods:
                 return Extraction(letters_of(named.indices), method)
@@ -349,7 +366,7 @@ def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> E
         return no_answer("refusal")
     if several:
         return no_answer(several)
-    plain = (tidy(sentence) for sentence in kept[:200] if not REFUSAL.search(sentence) and not _lists_choices(sentence))
+    plain = (tidy(said) for said in kept[:200] if not (REFUSAL.search(said) or _lists_choices(said) or _UNREAL.match(said)))
     indices = frozenset().union(*(read_choice(sentence, choices).indices for sentence in plain))
     if len(indices) == 1:
         return Extraction(letters_of(indices), "only")

@@ -17,7 +17,7 @@ from mpo.verification.choices import read_choice
 from mpo.verification.conclusions import unstated_answer
 from mpo.verification.matching import check_rules
 from mpo.verification.number import SHARE, read_number
-from mpo.verification.prose import ASKS_LETTER, ASKS_SHARE, LETTER_ALONE, REFUSAL, sentences_of
+from mpo.verification.prose import ASKS_LETTER, ASKS_SHARE, COURTESY, LETTER_ALONE, REFUSAL, SENTENCE, sentences_of
 from mpo.verification.statements import (
     CORRECTED,
     LABEL,
@@ -39,6 +39,10 @@ _TOKEN = re.compile(r"</?s>|<eo[a-z]>|<\|[\w ]{1,30}\|>|<(?:bos|eos|pad|(?:start
 """A special token of a model that stands in its text: `</s>`, `<|im_end|>`."""
 _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q)[ \t]?\d{0,3}[*]{0,2}[:：]")
 """Where a response asks the next question by itself."""
+_TWICE = re.compile(r"(?<![^\n])([^\n]+)\n+\1$")
+"""A last line that only repeats the one before it."""
+_ITEM = re.compile(r"[,;，；、和与]|\band\b|^[(（]?\w{1,2}[.)）]|^- |[①-⑳]")
+"""In a list, a line that is more than one value, which may well be there twice."""
 _ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*+"\w{1,40}"\s*+:\s*+"?+([^"{}\[\],:]{1,400}+)"?+\s*+\}(?:\s*+```)?')
 """A JSON object of one plain value, whatever its name."""
 _AGAIN = re.compile(
@@ -49,15 +53,23 @@ _AGAIN = re.compile(
     r"|应?该?[是为有])?\s?(\S.{0,40}?)[\s.!*。]*$"
 )
 """A response that ends by correcting itself with a number."""
-_LETTERLIKE = re.compile("[\u24b6-\u24cf\U0001d400-\U0001d7ff]+")
-"""Circled letters, and bold or script letters and digits of mathematics."""
+_LETTERLIKE = re.compile("[\u24b6-\u24cf\U0001d400-\U0001d7ff\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]+")
+"""Circled letters, bold or script letters and digits of mathematics, and full-width ones."""
+_INVISIBLE = re.compile("[\x00\xad\u200b-\u200f\u202a-\u202e\u2060\ufeff]|\r")
+_CHINESE_MARKS = str.maketrans(",:;?!", "，：；？！")
+_OPENS = re.compile(
+    r"(?i)\s*(?:(?:sure|okay|ok|certainly|of course|absolutely)[!,.]\s*)?"
+    r"here(?:['’]s| is| are) (?:the|my|your|an?) (?:\w+ ){0,2}"
+    r"(?:answer|solution|explanation|response|analysis)[^.!:\d\n]{0,60}[.!:]\s*\n"
+)
+"""A courtesy before the answer."""
 _SHARE = re.compile(r"(?:the (?:probability|chance|ratio) is )?([\w-]{1,20}) (?:in|to) ([\w-]{1,20})", re.IGNORECASE)
 _STATED_LETTER = re.compile(r"(?m)((?:^|[:：]|\b(?:is|option|choice)\b)[\s*]{0,4})([A-J])(?=[\s*.。]{0,4}$)")
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
     r"(?im)(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H]|[IJ](?! [a-z]))(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
-    r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确)(?![A-Za-z])"
+    r"(incorrect|not correct|wrong|false|no|correct|right|true|yes|错误|不正确|正确|[✓✔✅✗✘❌])(?![A-Za-z])"
 )
 
 
@@ -85,7 +97,7 @@ def extract(response: str, *, kind: str | None = None, choices: Sequence[str] | 
 
 def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
     """Do what `extract` does, knowing the question: a number that it gives is the answer only where no other one is."""
-    found = _find_answer(response, kind, choices, asked)
+    found = _find_answer(bare(response, kind), kind, choices, asked)
     if kind in {"number", "math", "chart"} and found.answer and (share := read_number(found.answer)) and share.whole:
         if ASKS_SHARE.search(asked):
             return replace(found, answer=f"{share.value}/{share.whole}")
@@ -94,19 +106,52 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
     return found
 
 
-def _find_answer(response: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
+def bare(response: str, kind: str | None = None) -> str:
+    r"""Return a response without finished reasoning, special tokens, invisible characters, courtesies and repetition.
+
+    >>> bare("<think>7 or 8?</think> **It is 7.**\n\nI hope this helps!")
+    'It is 7.'
+    """
     if len(response) > HEAD + TAIL:
         response = f"{response[:HEAD]}\n{response[-TAIL:]}"
-    text = re.sub(r"[ \t\u00a0]{2,}", " ", _TOKEN.sub(" ", response.replace("\r", "").replace("\x00", " ")))
-    marks = list(_THINKING.finditer(text))
-    if marks:
-        if "/" not in marks[-1][0]:
-            return no_answer("unfinished reasoning")
+    text = re.sub(r"[^\S\n]+", " ", _TOKEN.sub(" ", _INVISIBLE.sub("", response)))
+    text = re.sub(r"\n\s*\n", "\n\n", text)
+    if (marks := list(_THINKING.finditer(text))) and "/" in marks[-1][0]:
         text = text[marks[-1].end() :]
-    if only := _ONLY_VALUE.fullmatch(text.strip()):
+    text = _LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text).strip()
+    text = re.sub(
+        r"(?<=[\u4e00-\u9fff])[,:;?!] ?(?=[\u4e00-\u9fff])", lambda found: found[0].strip().translate(_CHINESE_MARKS), text
+    )
+    if (opens := _OPENS.match(text)) and opens.end() < len(text):
+        text = text[opens.end() :]
+    for _ in range(4):
+        ends = [found.end() for found in SENTENCE.finditer(text, max(0, len(text) - 300)) if found.end() < len(text)]
+        last = text[ends[-1] :] if ends else ""
+        if not COURTESY.search(last) or re.search(r"\d|[:：]|\*\*|\banswer (?:is|was)\b", last):
+            break
+        text = text[: ends[-1]].rstrip()
+    text = re.sub(r"(?m)^\*\*((?:\d{1,2}|[a-z])[.)] [^*\n]+)\*\*$", r"\1", text)
+    if (twice := _TWICE.search(text)) and (kind != "list" or _ITEM.search(twice[1])):
+        text = text[: twice.end(1)]
+    if kind in {"text", "yes_no"} and text.isupper() and len(text.split()) > 3:
+        text = text.lower()
+    return re.sub(r"\A\*\*([^*\n]+)\*\*\Z|(?<=\n)\*\*([^*\n]{12,}[.!。])\*\*\Z", lambda found: found[1] or found[2], text)
+
+
+def after_label(text: str) -> str | None:
+    """Return what a label at the beginning is followed by, where that is one line: `**Answer:** 7`."""
+    label = LABEL.match(text.lstrip("*_#> "))
+    said = label.string[label.end() :].lstrip("*_: \n：").rstrip() if label else "\n"
+    return None if "\n" in said else said
+
+
+def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
+    if _THINKING.search(text):
+        return no_answer("unfinished reasoning")
+    if only := _ONLY_VALUE.fullmatch(text):
         text = only[1]
     kind = kind or ("choice" if choices is not None else None)
-    text = without_struck(_LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
+    text = without_struck(text)
     if kind in {"number", "math", "chart", "list"}:
         text = without_rejected(text)
     if kind in {"text", "math", "expression", "document", "list", None}:
@@ -116,12 +161,18 @@ def _find_answer(response: str, kind: str | None, choices: Sequence[str] | None,
     if kind in {"number", "math", "chart"} and ASKS_SHARE.search(asked) and (share := _SHARE.fullmatch(text.strip(" \n*.。"))):
         above, below = read_number(share[1]), read_number(share[2])
         text = f"{above.value}/{below.value}" if above and below and below.value else text
+    if (said := after_label(text)) is not None:
+        stated = read_statement(said, "label", kind, choices) if kind == "choice" and said else None
+        if stated and stated.answer is None:  # (A), (B)
+            return stated
+        found = _find_answer(said, kind, choices, asked) if said else no_answer("empty")
+        return replace(found, method="label") if found.answer else found
     if kind != "choice" and (values := _filled(text, kind, asked)):
         return Extraction("; ".join(values), "label")
     if kind in {"number", "chart", "math"} and (again := _AGAIN.search(text[-200:])) and read_number(again[1]) is not None:
         return Extraction(again[1], "conclusion")
     if (following := _NEXT.search(text)) and re.search(r"\w", text[: following.start()]):  # the model goes on with another one
-        first = find_answer(text[: following.start()], kind, choices, asked)
+        first = _find_answer(text[: following.start()].strip(), kind, choices, asked)
         if first.answer is not None or first.reason == "refusal":
             return first
     if kind != "choice" or not text.strip():
@@ -168,7 +219,7 @@ def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
     if (head := _HEAD.match(text)) and not later and not re.match(r"\W*([A-J])[.:、)]", text[head.end() :]):
         return Extraction(head[1], "letter") if read_choice(tidy(head[0].strip()), choices).method == "letter" else None
     said = {found[1].upper(): found[2].lower() for found in _JUDGED.finditer(text)}
-    right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确"}]
+    right = [letter for letter, word in said.items() if word in {"correct", "right", "true", "yes", "正确", *"✓✔✅"}]
     return named_choice(f"({right[0]})", choices, "letter") if len(said) > 2 and len(right) == 1 and not later else None
 
 

@@ -214,7 +214,7 @@ def _digits(text: str) -> Number | None:
 def _unit(rest: str) -> str | None:
     """The unit of what follows a number; None where that is no unit."""
     rest = re.sub(r"^-(?=[A-Za-z])", "", rest)  # 12-inch
-    rest = re.sub(r"\s*[(（](?:because|since|as|that is|i\.e\.)[^)）]*[)）]$", "", rest).rstrip(" .。,;")
+    rest = re.sub(r"\s*[(（](?:because|since|as|that is|i\.e\.|approx\w*|rounded)(?!\w)[^)）]*[)）]$", "", rest).rstrip(" .。,;")
     if re.search(r"(?<![A-Za-z)])\d", re.sub(r"\^\{?-?\d\}?(?!\d)", "", rest)) or re.match(r"[-+*/=:,<>^!–~.(×÷·²³⁻]", rest):
         return None
     words = rest.split()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from mpo.verification.dress import undress
-from mpo.verification.prose import CUE, HEDGE, MOST_CHARACTERS, REFUSAL, content_words, singular
+from mpo.verification.prose import CUE, HEDGE, MOST_CHARACTERS, REFUSAL, content_words, singular, word_set
 
 _MARKED = re.compile(r"\*\*([^*\n]{1,120})\*\*|(?<![\w*])\*([^*\n]{1,120})\*(?![\w*])|[\"“「『]([^\"”」』\n]{1,120})[\"”」』]")
 _LABEL = re.compile(r"^[\s*_#>-]{0,6}(?:[^:：\n.]{2,60}[:：][*_]{0,2}\s+|答[:：]\s?)(?=\S)|.*(?:->|→|⇒)\s?(?=[^→>]{1,60}$)")
@@ -37,14 +37,14 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
     >>> said_phrase(["The plate reads 12.", "Hence the title is *Methods*."], "What is the title?")
     ('Methods', 'conclusion')
     """
-    wanted = _words(asked)
-    shares = [len(wanted & _words(sentence)) for sentence in sentences]
+    wanted = word_set(asked)
+    shares = [len(wanted & word_set(sentence)) for sentence in sentences]
     order = sorted(range(len(sentences)), key=lambda at: (-shares[at], -at))
     cues = [at for at in reversed(range(len(sentences))) if CUE.search(sentences[at]) or _CONCLUDES.search(sentences[at])]
     labels = {at: label[0] for at, sentence in enumerate(sentences) if (label := _LABEL.match(sentence))}
     end = len(sentences) - 1
     last = [end] if labels.get(end, "").rstrip().endswith((">", "→", "⇒")) else []
-    last = last or [at for at, label in labels.items() if wanted & _words(label)][-1:]
+    last = last or [at for at, label in labels.items() if wanted & word_set(label)][-1:]
     last = last or ([end] if end in labels or sentences[-1].startswith("**") else [])
     first = [0] if len(sentences[0].split()) < 4 and sentences[0].isascii() and sentences[0][-1] not in ":?" else []
     for at in (*cues, *last, *first, *(at for at in order if shares[at])):
@@ -53,11 +53,6 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
         if phrase := phrase_of(sentences[at], asked, several=several):
             return phrase, "opening" if at == 0 and len(sentences) > 1 else "conclusion"
     return None
-
-
-def _words(text: str) -> set[str]:
-    """The content words of a text, and the pairs of Chinese characters."""
-    return set(content_words(text)) | {a + b for a, b in zip(text, text[1:], strict=False) if "\u4e00" <= min(a, b)}
 
 
 def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None:
@@ -77,7 +72,7 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
         sentence = sentence[label.end() :]
     clause = re.split(r"(?i)[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|所以|因此)[,，]?\s", sentence)[-1]
     clauses = re.split(r"[,;，；]?\s(?:and|but|while|whereas)\s(?=the\s|it\s)|[；;]", clause)
-    common = [len(_words(one) & _words(asked)) for one in clauses]
+    common = [len(word_set(one) & word_set(asked)) for one in clauses]
     if len(clauses) > 1 and common.count(max(common)) == 1 and not several:
         clause = clauses[common.index(max(common))]
     if _DENIES.search(_MARKED.sub("", clause)):
@@ -101,7 +96,10 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     return _kept(tail, asked, several=several)
 
 
-_OPPOSITES = "open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
+_OPPOSITES = "onward off|inward out"
+_OPPOSITES += (
+    "|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
+)
 _OPPOSITES += (
     "|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap|strong weak|wide narrow|early late"
 )

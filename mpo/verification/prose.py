@@ -25,17 +25,23 @@ REFUSAL = re.compile(
 CUE = re.compile(
     r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
     r"|in total|total(?=\s?[:：])|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b"
-    r"|finally|this means|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
+    r"|finally|(?:this|that) (?:means|makes|gives|leaves)|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
-_POLITE = re.compile(
+COURTESY = re.compile(
     r"(?i)\b(?:hope (?:this|that|it)|let me know|(?:do|would) you (?:have|want|like|need)|anything else|feel free"
     r"|(?:please )?(?:provide|share) (?:me|more)|if you have any|happy to help)\b"
+    r"|希望.{0,12}帮|如果?[你您]?还?有.{0,6}(?:问题|疑问)"
+)
+_POLITE = re.compile(
+    rf"{COURTESY.pattern}"
     r"|^(?:had|were) (?:the|it|they)\b[^.]*\bwould\b|^\((?=\S+\s\S+\s)[^()]+\)$"
+    r"|^\W{0,4}(?:(?:let['’]?s |let us |to )?(?:verify|(?:double-)?check)\b|verification[:：])|^[*\s]{0,4}(?:验证|检验)"
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
-_SENTENCE = re.compile(
-    r"(?<=[.!?])(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
+SENTENCE = re.compile(
+    r"(?m)(?<=[.!?])(?<!^[A-J]\.)(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b(?:i\.e|e\.g)\.)"
+    r"(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
     r"[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
 )
 HEDGE = re.compile(
@@ -65,7 +71,7 @@ _NO_ANSWER = re.compile(
     r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
 )
 _REJECTED = re.compile(
-    r"(?i)\W{0,3}(?:\s?\w{1,12}){0,2}(?:\s(?:is|was)|(?<=that)['’]s)(?:n['’]t| not| wrong| incorrect| too)\b"
+    r"(?i)\W{0,3}(?:\s?\w{1,12}){0,2}(?:\s(?:is|was|would be)|(?<=that)['’]s)(?:n['’]t| not| wrong| incorrect| too)\b"
     r"|\s(?:decimal|significant)\b|\s?[(（](?:wrong|incorrect|rejected|extraneous|invalid|舍)|\+(?=[\s.,;]|$)"
 )
 _REASON = re.compile(
@@ -107,7 +113,7 @@ def sentences_of(text: str) -> list[str]:
     >>> sentences_of("It is 7. I hope this helps!")
     ['It is 7.']
     """
-    found = [sentence.strip()[:MOST_CHARACTERS] for sentence in _SENTENCE.split(text) if sentence and sentence.strip()]
+    found = [sentence.strip()[:MOST_CHARACTERS] for sentence in SENTENCE.split(text) if sentence and sentence.strip()]
     if len(found) > MOST_SENTENCES:
         found = found[: MOST_SENTENCES // 2] + found[-MOST_SENTENCES // 2 :]
     return [sentence for sentence in found if not _POLITE.search(sentence)] or found
@@ -191,15 +197,17 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
 _CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
 _STATES = re.compile(
     r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
-    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|(?:是|有|为|到|只)[^\d]{0,8}$"
+    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|\w\s?[:=]\s?$|(?:是|有|为|到|只|共)[^\d]{0,8}$"
 )
 _ANOTHER = re.compile(
     r"\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
-    r"|top|bottom)\b|前|后|下一|另|其他|旁边|第[一二三四五]",
+    r"|top|bottom)\b|前[面一]|后[面一]|下一|另|其他|旁边|第[一二三四五]",
     re.IGNORECASE,
 )
-_OF_THEM = re.compile(r"\S+ of (?:them|these|those|which)\b")
-_TOTALS = re.compile(r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|[=≈]|一共|共|剩|差")
+_BEGINS = re.compile(r"\S+ (?:of (?:them|these|those|which)|(?:\w+ )?(?:are|were|is|was|have|has|\w+ed))\b")
+_TOTALS = re.compile(
+    r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|(?<!\b[a-z]\s)(?<!\b[a-z])[=≈]|一共|共|剩|差"
+)
 _HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
 _INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
 _HOW_MANY = re.compile(
@@ -235,13 +243,15 @@ def asked_clause(sentence: str, asked: str) -> str:
     stated = []
     for clause in clauses if len(clauses) < 7 else ():
         found = [n for n in numbers_in(clause) if not re.search(rf"(?<![\d.]){re.escape(clause[n[0] : n[1]])}(?![\d.]*\d)", asked)]
-        if found and (_STATES.search(clause[: found[0][0]]) or (found[0][0] == 0 and (contrast or _OF_THEM.match(clause)))):
+        if found and (
+            any(_STATES.search(clause[: n[0]]) for n in found) or (found[0][0] == 0 and (contrast or _BEGINS.match(clause)))
+        ):
             stated.append(clause)
-    if len(stated) < 2 or _TOTALS.search(stated[-1]):
+    if len(stated) < 2 or _TOTALS.search(stated[-1]) or (_TOTALS.search(clauses[-1]) and numbers_in(clauses[-1])):
         return sentence
     noun = {singular(said.lower()) for said in _HOW_MANY.findall(asked)}
     names = {name.lower() for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked)}
-    wanted, *words = (set(content_words(_SEEN.sub("visible", text))) for text in (asked, *stated))
+    wanted, *words = (word_set(_SEEN.sub("visible", text)) for text in (asked, *stated))
     common = set.intersection(*words)
     scores = []
     for clause, had in zip(stated, words, strict=True):
@@ -268,8 +278,13 @@ def content_words(text: str) -> list[str]:
     >>> content_words("Are these cats black?")
     ['cat', 'black']
     """
-    words = re.findall(r"[^\W_]+", text.lower().replace("n't", " not"))
-    return [singular(word) for word in words if word not in _FUNCTION_WORDS]
+    text = re.sub(r"\b(on|in)(?=\s*(?:[.,;?!]|$))", r"\1ward", text.lower().replace("n't", " not"))  # Is the light on?
+    return [singular(word) for word in re.findall(r"[^\W_]+", text) if word not in _FUNCTION_WORDS]
+
+
+def word_set(text: str) -> set[str]:
+    """Return the content words of a text, and the pairs of Chinese characters."""
+    return set(content_words(text)) | {a + b for a, b in zip(text, text[1:], strict=False) if "\u4e00" <= min(a, b)}
 
 
 def singular(word: str) -> str:

@@ -71,6 +71,7 @@ _IS_CORRECT = re.compile(
     r"(?:(?:correct|answer)\b|one(?=[.!]|$)|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)"
     r"|most[ \t](?:appropriate|likely|accurate|suitable))"
     r"|(?:fits|matches)[ \t](?:better|best)\b|(?:是|为)?正确)"
+    r"(?![ \t](?:(?:is|are|seems)[ \t](?:false|wrong|incorrect|not)|(?:only[ \t])?if)\b)"
 )
 _IS_LETTER = re.compile(
     r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-JＡ-Ｊ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
@@ -84,11 +85,13 @@ _OTHERS = re.compile(
     r"(?i)^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows"
     r"|because|that (?:it|we))\b|不是|不)"
 )
-DOUBT = r"\b(?:doubt|tempt\w+)\b[^\n.,]{0,20}$|\bif\b[^\n.;]{0,160}[,，][^\n.;,]{0,40}\b(?:would|could|might)\b[^\n.;,]{0,20}$"
+DOUBT = r"(?:\bnot|n['’]t)[ \t](?:think|believe|say|agree)\b[^\n.,]{0,40}$|\b(?:doubt|tempt\w+)\b[^\n.,]{0,20}$"
+DOUBT += r"|\bif\b[^\n.;]{0,160}[,，][^\n.;,]{0,40}\b(?:would|could|might)\b[^\n.;,]{0,20}$"
 _OF_OTHERS = re.compile(
     r"(?i)\b(?:other|remaining|incorrect|wrong|available|possible|given|following|all|your"
     r"|possible)[ \t](?:\w{1,12}[ \t]){0,2}(?:answer|option|choice|solution|result)s?\b[^\n]{0,90}$"
-    rf"|\b(?:if|not|isn't|cannot)\b[^\n.,]{{0,20}}$|{DOUBT}"
+    r"|\b(?:if|not|isn't|cannot)\b[^\n.,]{0,20}$"
+    rf"|不(?:应该?|应当|能|会|可以)选择?$|{DOUBT}"
 )
 CORRECTED = re.compile(
     r"(?m)(?:\b(?i:but|wait|actually|rather|no|on reflection|correction|i mean(?:t)?|scratch that)\b[,:]?"
@@ -96,7 +99,9 @@ CORRECTED = re.compile(
     r"|(?:不对|等等|更正|其实)[^\n]{0,30}?[是为选][ \t]?)"
     r"\(?([A-J])\)?(?=\W{0,3}$|[.,;:，。；]|[ \t](?:is|seems|fits)[ \t](?!not|wrong|incorrect|too))"
 )
-EITHER = re.compile(r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$", re.IGNORECASE)
+EITHER = re.compile(
+    r"\W{0,5}either\b|\W{0,5}\w{1,30} or \w{1,30}\W{0,5}$|[^.\n]{1,200}\bif\b[^.\n]{1,200}\b(?:otherwise|else)\b", re.IGNORECASE
+)
 _OPENING_MATH = re.compile(r"\$([^$]{1,400})\$(?=[.,;]?(?:\s+[A-Z]|\s*$))")
 _PROSE = re.compile(r"(?<![\\{A-Za-z])[A-Za-z]{3}|[<>≠≤≥±]|\\pm|\\(?:text|mathrm)\{[^{}]*[A-Za-z]{2} [A-Za-z]{2}")
 BLOCK = re.compile(rf"(?:(?:(?m:^){MARKER}|{LETTERED})(?=\S)[^\n]{{1,200}}(?:\n\s*|$)){{2,}}")
@@ -123,12 +128,14 @@ def statements(text: str, kind: str | None) -> Iterator[Statement]:
     for found in last_matches(_TAG, text):
         yield found.start(), found[1], "tag"
     for start, _, content in boxed(text):
-        yield start, content, "boxed"
+        if not re.search(r"\bnot[ $]{1,3}$", text[max(0, start - 6) : start]):
+            yield start, content, "boxed"
     for found in last_matches(_A, text) if kind != "choice" else ():
         yield found.start(), found[1], "label"
     for pattern, method in ((LABEL, "label"), (STATEMENT, "statement")):
         for found in last_matches(pattern, text):
-            if not _OF_OTHERS.search(text[max(0, found.start() - 200) : found.start()] + found[0]):
+            only_if = "would" in found[0] and re.match(r"[^.\n]{0,60}\bif\b", text[found.end() : found.end() + 80])
+            if not only_if and not _OF_OTHERS.search(text[max(0, found.start() - 200) : found.start()] + found[0]):
                 block = _ITEMS.match(text, found.end()) if kind == "list" else None
                 yield found.start(), block[1] if block else _line_after(text, found.end()), method
     for found in (*last_matches(_IS_CORRECT, text), *last_matches(_IS_LETTER, text)) if kind == "choice" else ():
@@ -246,7 +253,7 @@ def _number(sentence: str, kind: str) -> str | None:
     if cut := re.match(r"(\W{0,3}\d[\d.,]*)\.\s+[A-Z]", sentence):
         return cut[1]
     found = numbers_in(sentence)
-    if re.search(r"\b(?:either|between)\b", sentence[:40], re.IGNORECASE) or _RANGE.match(sentence):
+    if re.search(r"\b(?:either|between)\b", sentence[:40], re.IGNORECASE) or _RANGE.match(sentence) or EITHER.match(sentence):
         if len({shown for _, _, shown in found}) > 1:
             return ""
     if re.match(r"\W{0,4}at least\b", sentence):

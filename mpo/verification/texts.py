@@ -49,7 +49,7 @@ def normalize(text: str) -> str:
     plain = re.sub(r"(?<=\b[a-z])\.(?=[a-z]\b)", "", re.sub("[\u2212\u2013]", "-", text)).translate(_DROPPED)
     plain = re.sub(r"(?<=[^\W\d])[-/](?=[^\W\d])", " ", plain).replace("&", " and ")
     plain = re.sub(r"(?<=\d) to (?=\d)", "-", re.sub(r"(?<=\d)\s?:\s?(?=\d)", ":", plain))
-    plain = " ".join(_STOPS.sub(" ", plain).split())
+    plain = re.sub(r"(?<=[\u4e00-\u9fff])的$", "", " ".join(_STOPS.sub(" ", plain).split()))
     return _ARTICLES.sub("", plain).strip() or plain or " ".join(text.split())
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from mpo.schema import Question
 from mpo.verification.blanks import count_parts, in_parts
-from mpo.verification.extraction import find_answer
+from mpo.verification.extraction import after_label, bare, find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
 from mpo.verification.phrases import opposites, without_asked
 from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
 from mpo.verification.sequences import read_list
-from mpo.verification.statements import Extraction
+from mpo.verification.statements import Extraction, no_answer
 from mpo.verification.texts import normalize, read_yes_no, same_text
 
 
@@ -38,8 +38,12 @@ def final_answer(response: str, question: Question, *, kind: str | None = None) 
         raise ValueError(f"A response must be text; got {type(response).__name__}.")
     kind = kind or question.kind or (detect_kind(question.ground_truths[0], question.choices) if question.ground_truths else None)
     found = find_answer(response, kind, question.choices, _text(question))
-    if found.answer is None and found.reason != "refusal" and (said := restated(response, _text(question))) is not None:
+    if found.reason == "refusal" or (said := restated(bare(response), _text(question))) is None:
+        return found
+    if found.answer is None:
         return _said(said, kind, question) or found
+    if kind == "yes_no" and read_yes_no(found.answer) is not said:  # Yes, the light is off.
+        return no_answer("it says yes and no")
     return found
 
 
@@ -82,10 +86,10 @@ def verify(response: str, question: Question) -> Verdict:
 
 def _is_truth(response: str, truth: str, kind: str) -> bool:
     """Whether a response is nothing but the ground truth, though its words might be read as a sentence: `Don't know`."""
-    if len(response) > len(truth) + 20 or not truth.strip():
-        return False
-    return response.strip() == truth.strip() or (
-        kind in {"text", "document", "chart"} and read_number(truth) is None and normalize(response) == normalize(truth)
+    words = kind in {"text", "document", "chart"} and read_number(truth) is None
+    texts = [response.strip(), said := bare(response, kind), after_label(said) or said]
+    return bool(truth.strip()) and any(
+        text == truth.strip() or (words and len(text) < len(truth) + 20 and normalize(text) == normalize(truth)) for text in texts
     )
 
 
@@ -137,8 +141,15 @@ _WHERE = re.compile(
     r"\b(?:according to|based on|in|from|on) (?:the|this|that|these) (?:\w+ )?(?:image|picture|figure|graph|photo|chart|plot)s?\b",
     re.IGNORECASE,
 )
-_UNDECIDED = re.compile(r"\?|\b(?:whether|if|unsure|uncertain)\b|\bnot (?:sure|certain|clear)\b", re.IGNORECASE)
-_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE)
+_CLAUSES = re.compile(r"[,;]\s(?:but|while|whereas|although|though)\s|;\s")
+_UNDECIDED = re.compile(
+    r"\?|\b(?:whether|if|unsure|uncertain|perhaps|maybe|possibly|(?:may|might|could) (?:be|have)|wrong to)\b"
+    r"|\bnot (?:sure|certain|clear)\b",
+    re.IGNORECASE,
+)
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|neither|nor|cannot|without|hardly|barely|far from|anything but)\b|n['’]t\b", re.IGNORECASE
+)
 
 
 def restated(response: str, asked: str) -> bool | None:
@@ -157,7 +168,8 @@ def restated(response: str, asked: str) -> bool | None:
         return None
     wanted = content_words(_WHERE.sub("", questions[-1]))
     sentences = sentences_of(response[:20_000])
-    for sentence in (*(sentence for sentence in reversed(sentences) if CUE.search(sentence)), *sentences[:1]):
+    told = (*filter(CUE.search, reversed(sentences)), *sentences[:1])
+    for sentence in (clause for whole in told for clause in (*_CLAUSES.split(whole), whole)):
         following = iter(content_words(sentence))
         if (
             not _UNDECIDED.search(sentence)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from mpo.verification.expressions import refused, same_expression
 from mpo.verification.number import find_numbers, read_number
 from mpo.verification.rational import same_rational
 
-TABLES = [Path(__file__).with_name(name) for name in ("cases.jsonl", "endings.jsonl", "written.jsonl")]
+TABLES = [Path(__file__).with_name(name) for name in ("cases.jsonl", "endings.jsonl", "written.jsonl", "prose.jsonl")]
 CASES = [json.loads(line) for path in TABLES for line in path.read_text(encoding="utf-8").splitlines()]
 """Answers (compared as they are) and responses (whose answer is found first), each with the verdict that a person gives it.
 
@@ -32,6 +33,11 @@ def rules(case):
     return {name: case[name] for name in ("choices", "unit", "tolerance") if name in case}
 
 
+def question_of(case):
+    asked = [{"role": "user", "content": case.get("question", "")}]
+    return Question(asked, ground_truths=case.get("ground_truths") or [case["ground_truth"]], kind=case["kind"], **rules(case))
+
+
 @pytest.mark.parametrize("kind", [*KINDS, None])
 def test_cases_by_hand(kind):
     wrong = []
@@ -39,12 +45,41 @@ def test_cases_by_hand(kind):
         if "answer" in case:
             verdict = match(case["answer"], case["ground_truth"], kind, **rules(case))
         else:
-            asked = [{"role": "user", "content": case.get("question", "")}]
-            truths = case.get("ground_truths") or [case["ground_truth"]]
-            verdict = verify(case["response"], Question(asked, ground_truths=truths, kind=kind, **rules(case)))
+            verdict = verify(case["response"], question_of(case))
         if (verdict.correct is case["right"]) is case.get("missed", False):
             wrong.append((case, verdict))
     assert not wrong
+
+
+UNCHANGED = {
+    "a last line end": lambda text: text.replace("\n", "\r\n") + "\r\n",
+    "empty lines before": lambda text: "\n\n  " + text,
+    "invisible characters": lambda text: f"\ufeff{text}\u200b",
+    "other spaces": lambda text: text.replace(" ", "\u00a0 "),
+    "a courtesy": lambda text: text + "\n\nI hope this helps! Let me know if you have any other questions.",
+    "a Chinese courtesy": lambda text: text + "\n\n希望对你有帮助！",
+    "an announcement": lambda text: "Sure! Here is the answer.\n\n" + text,
+    "reasoning before": lambda text: f"<think>\nIs it 7? Or B?\n</think>\n\n{text}",
+    "bold type": lambda text: f"**{text.strip()}**" if re.fullmatch(r"[^*\n]{1,80}", text.strip()) else text,
+    "a label": lambda text: f"**Answer:** {text.strip()}" if re.fullmatch(r"[^:：\n<{]{1,20}", text.strip()) else text,
+    "the same again": lambda text: f"{text.strip()}\n{text.strip()}" if re.fullmatch(r'[^\n<"]+', text.strip()) else text,
+    "curly quotes": lambda text: text.replace("'", "’"),
+}
+"""What may be done to a response without a change of its verdict."""
+
+
+@pytest.mark.parametrize("change", UNCHANGED)
+def test_what_says_nothing_moves_no_verdict(change):
+    moved = []
+    for case in CASES:
+        if "response" in case and case["kind"] not in {"expression", "math"} and case["response"].strip():
+            changed = UNCHANGED[change](case["response"])
+            verdicts = (
+                [verify(text, question_of(case)) for text in (case["response"], changed)] if changed != case["response"] else ()
+            )
+            if len({verdict.correct for verdict in verdicts}) > 1:
+                moved.append((case["response"], *verdicts))
+    assert not moved
 
 
 def test_there_are_cases_of_every_kind():
@@ -288,6 +323,13 @@ def test_long_texts_take_no_time(kind):
         text = piece * (1_000_000 // len(piece))
         extract(text, kind=kind, choices=["red", "blue"] if kind == "choice" else None)
         match(text, "12", kind)
+
+
+@pytest.mark.parametrize("before", ["", "The answer is "])
+def test_runs_of_line_ends_take_no_time(before):
+    code = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (30, 30))\nfrom mpo.verification import extract\n"
+    code += f"for kind in ('text', 'list', 'choice', 'number'):\n    extract({before!r} + '\\n ' * 50_000 + '7', kind=kind)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 SHORT = [

@@ -21,7 +21,7 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     it means what it means in TRL, and ``loss_weights`` default to 1.0 each.
 
     Args:
-        loss_type: one loss or several, by TRL's names (and ``cdpo``, ``orpo``). Default: MPO's three.
+        loss_type: one loss or several, by TRL's names (and ``cdpo``, ``orpo``); or ``MODULE.CLASS``. Default: MPO's three.
         loss_weights: one weight per loss type.
         reward_shift: delta of the BCO term. ``"running_mean"``: the running mean of past rewards, as in the paper. ``"none"``: no
             shift, as in TRL since 0.29.
@@ -112,10 +112,10 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     def _check(self) -> None:
         if self.group_same_prompt < 1:
             raise ValueError(f"group_same_prompt must be a number of pairs, at least 1 (no groups); got {self.group_same_prompt}.")
-        if self.use_weighting and {"aot", "aot_unpaired"} & set(self.loss_type or ()):
+        if self.use_weighting and (sorting := [loss.name for loss in self.mixture().losses if not loss.takes_weight]):
             raise ValueError(
-                "use_weighting weights each pair, and the aot losses sort the batch, which separates pairs from their weights. "
-                "Use one of them."
+                f"use_weighting weights each pair, and {', '.join(sorting)} sorts the batch, which separates pairs from their "
+                "weights. Use one of them."
             )
         if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
             raise ValueError(f"ld_alpha must be between 0 and 1; got {self.ld_alpha}.")

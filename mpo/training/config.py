@@ -28,8 +28,8 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
         sft_average: average of the SFT term: over each completion's tokens (``"completion"``, the paper's equation 8), over all
             tokens of the micro-batch (``"token"``, TRL), or weighted by the square root of the length (``"square"``,
             InternVL 2.5).
-        rows: ``"packed"``: a prompt and all its completions are one row without padding, and the prompt and its images are computed
-            once (same loss to rounding). ``"padded"``: a row for each completion. ``"auto"``: packed where the model allows it.
+        rows: ``"packed"``: several texts are one row without padding, and a prompt and its images are computed once for all its
+            completions (same loss to rounding). ``"padded"``: a row for each text. ``"auto"``: packed where the model allows it.
         packed_attention: attention kernel of packed rows; see `mpo.batching.attention.use_packed_attention`.
         reference: ``"live"``: the reference model runs in every step. ``"cached"``: its log-probs are kept on disk, keyed by
             content, and no second model is held in memory. ``precompute_ref_log_probs=True`` means the same.

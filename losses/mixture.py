@@ -149,6 +149,11 @@ class Mixture(nn.Module):
         return any(loss.needs_reference for loss in self._all())
 
     @property
+    def sorting(self) -> list[str]:
+        """Names of the losses that sort the batch, so that pairs cannot have weights."""
+        return [loss.name for loss in self._all() if not loss.takes_weight]
+
+    @property
     def reward_shift(self) -> RewardShift | None:
         """BCO's delta; None without BCO or without a shift."""
         return next((loss.shift for loss in self._all() if isinstance(loss, BCO)), None)
@@ -160,9 +165,8 @@ class Mixture(nn.Module):
             ValueError: for pairs with weights when a loss sorts the batch, so that its values no longer belong to pairs; and for a
                 loss that does not return one value per pair.
         """
-        sorting = [loss.name for loss in self._all() if not loss.takes_weight]
-        if pairs.weight is not None and sorting:
-            raise ValueError(f"PairLogps.weight is undefined for {', '.join(sorting)}, which sorts the batch. Leave one out.")
+        if pairs.weight is not None and self.sorting:
+            raise ValueError(f"PairLogps.weight is undefined for {', '.join(self.sorting)}, which sorts the batch. Leave one out.")
         per_pair = torch.zeros_like(pairs.chosen)
         terms = {}
         for weight, loss in zip(self.weights, self._all(), strict=True):

@@ -112,7 +112,7 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     def _check(self) -> None:
         if self.group_same_prompt < 1:
             raise ValueError(f"group_same_prompt must be a number of pairs, at least 1 (no groups); got {self.group_same_prompt}.")
-        if self.use_weighting and (sorting := [loss.name for loss in self.mixture().losses if not loss.takes_weight]):
+        if self.use_weighting and (sorting := self.mixture().sorting):
             raise ValueError(
                 f"use_weighting weights each pair, and {', '.join(sorting)} sorts the batch, which separates pairs from their "
                 "weights. Use one of them."

@@ -136,6 +136,11 @@ class Mixture(nn.Module):
         if discopop_tau != 0.05 and not any("tau" in kind.takes for kind in kinds):
             raise ValueError(f"discopop_tau={discopop_tau} has no effect on {', '.join(names)}. Leave it out, or add 'discopop'.")
         losses = [_made(kind, settings) for kind in kinds]
+        if lost := [loss.name for loss in losses if not isinstance(loss, BCO) and loss.state_dict()]:
+            raise ValueError(
+                f"{', '.join(lost)} has parameters or buffers, which no optimizer trains and no checkpoint holds. Make constants "
+                "plain attributes, or buffers with persistent=False."
+            )
         return cls(list(zip(weights, losses, strict=True)))
 
     @property

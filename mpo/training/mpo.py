@@ -21,7 +21,7 @@ from mpo.batching.batch import Batch
 from mpo.batching.collator import LabelledBatches
 from mpo.encoding.turns import SIDES
 from mpo.losses import SFT, PairLogps
-from mpo.losses.quality import BCO, RewardShift
+from mpo.losses.quality import RewardShift
 from mpo.models.fit import check_fit
 from mpo.schema import TRL_COLUMNS, names
 from mpo.training.checkpoint import load_weights
@@ -169,11 +169,6 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         if self.args.sync_ref_model and not mixture.needs_reference:
             raise ValueError(
                 f"sync_ref_model=True has no effect: none of the losses {self.args.loss_type} uses a reference. Leave it out."
-            )
-        if lost := [loss.name for loss in mixture.losses if not isinstance(loss, BCO) and loss.state_dict()]:
-            raise ValueError(
-                f"{', '.join(lost)} has parameters or buffers, which no optimizer trains and no checkpoint holds. Make constants "
-                "plain attributes, or buffers with persistent=False."
             )
         self.ref_model: PreTrainedModel | None
         self.mixture = mixture.to(self.accelerator.device)

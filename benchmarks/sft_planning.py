@@ -28,6 +28,8 @@ MAX_TOKENS, MAX_TILES, RANKS = 16_384, 48, 64
 TEXT = {"image": (250, 0.8), "several": (350, 0.7), "video": (200, 0.7), "text": (700, 1.0)}
 SHARES = {"image": 0.4592, "several": 0.0937, "video": 0.3979, "text": 0.0492}
 FILES = 20_000
+RATED = 8_000
+"""Records whose rate is measured."""
 TARGETS = {("1B", "trained"): 1.5, ("1B", "frozen"): 2.0, ("8B", "trained"): 2.1}
 
 
@@ -241,13 +243,13 @@ def planning(count: int) -> dict[str, Any]:
 
     found: dict[str, Any] = {"records": count}
     with tempfile.TemporaryDirectory() as folder:
-        for place in range(count):  # a name for each record; after so many, other names of the same files
+        for place in range(max(count, RATED)):  # a name for each record; after so many, other names of the same files
             if place < FILES:
                 PILImage.new("RGB", (rng.randrange(300, 1200), rng.randrange(300, 1200))).save(f"{folder}/{place}.jpg")
             else:
                 os.link(f"{folder}/{place % FILES}.jpg", f"{folder}/{place}.jpg")
         for name, image in (("text", False), ("text and one image", True)):
-            dataset, rates = written(folder, 8_000, image).with_format("arrow"), {}
+            dataset, rates = written(folder, RATED, image).with_format("arrow"), {}
             for side, sampled, measured in (("by shapes and words", 1000, len(dataset)), ("one by one", 0, 1000)):
                 one = RecordMeasure(processor, "end_of_turn", "prompt", "raise", CONVERSATION, sampled=sampled)
                 one.batch(dataset[:200])  # the shapes are rendered once, whatever the number of records

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,8 @@ class Mixture(nn.Module):
         for weight, loss in weighted_losses:
             if not isinstance(weight, (int, float)) or not isinstance(loss, PairLoss):
                 raise ValueError(f"Expected (weight, loss) with a number and a PairLoss; got ({weight!r}, {loss!r}).")
+            if not hasattr(loss, "name"):
+                raise ValueError(f"{type(loss).__qualname__} has no name. Give the class one, under which its values are reported.")
         self.weights = [float(weight) for weight, _ in weighted_losses]
         self.losses = nn.ModuleList([loss for _, loss in weighted_losses])
         names = self.names
@@ -84,7 +87,7 @@ class Mixture(nn.Module):
         """Create a mixture from the arguments of TRL's DPOConfig.
 
         Args:
-            loss_type: names, see `LOSSES`.
+            loss_type: names, see `LOSSES`, or where a loss of one's own is, such as ``my_losses.SimPO``.
             loss_weights: one weight per loss; 1.0 each by default.
             beta: beta of all losses with this parameter.
             label_smoothing: label smoothing of all losses with this parameter.
@@ -131,9 +134,14 @@ class Mixture(nn.Module):
                 f"f_alpha_divergence_coef={f_alpha_divergence_coef} has no effect with f_divergence_type={f_divergence_type!r}. "
                 "Leave it out, or use 'alpha_divergence'."
             )
-        if discopop_tau != 0.05 and "discopop" not in names:
+        if discopop_tau != 0.05 and not any("tau" in kind.takes for kind in kinds):
             raise ValueError(f"discopop_tau={discopop_tau} has no effect on {', '.join(names)}. Leave it out, or add 'discopop'.")
-        losses = [_made(kind, {name: settings[name] for name in kind.takes}) for kind in kinds]
+        losses = [_made(kind, settings) for kind in kinds]
+        if lost := [loss.name for loss in losses if not isinstance(loss, BCO) and loss.state_dict()]:
+            raise ValueError(
+                f"{', '.join(lost)} has parameters or buffers, which no optimizer trains and no checkpoint holds. Make constants "
+                "plain attributes, or buffers with persistent=False."
+            )
         return cls(list(zip(weights, losses, strict=True)))
 
     @property
@@ -147,6 +155,11 @@ class Mixture(nn.Module):
         return any(loss.needs_reference for loss in self._all())
 
     @property
+    def sorting(self) -> list[str]:
+        """Names of the losses that sort the batch, so that pairs cannot have weights."""
+        return [loss.name for loss in self._all() if not loss.takes_weight]
+
+    @property
     def reward_shift(self) -> RewardShift | None:
         """BCO's delta; None without BCO or without a shift."""
         return next((loss.shift for loss in self._all() if isinstance(loss, BCO)), None)
@@ -155,15 +168,19 @@ class Mixture(nn.Module):
         """Evaluate all losses on the pairs; see `MixtureOutput`.
 
         Raises:
-            ValueError: for pairs with weights when a loss sorts the batch, so that its values no longer belong to pairs.
+            ValueError: for pairs with weights when a loss sorts the batch, so that its values no longer belong to pairs; and for a
+                loss that does not return one value per pair.
         """
-        sorting = [loss.name for loss in self._all() if not loss.takes_weight]
-        if pairs.weight is not None and sorting:
-            raise ValueError(f"PairLogps.weight is undefined for {', '.join(sorting)}, which sorts the batch. Leave one out.")
+        if pairs.weight is not None and self.sorting:
+            raise ValueError(f"PairLogps.weight is undefined for {', '.join(self.sorting)}, which sorts the batch. Leave one out.")
         per_pair = torch.zeros_like(pairs.chosen)
         terms = {}
         for weight, loss in zip(self.weights, self._all(), strict=True):
-            values = loss(pairs) if pairs.weight is None else loss(pairs) * pairs.weight
+            values = loss(pairs)
+            if not isinstance(values, Tensor) or values.shape != pairs.chosen.shape:
+                got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+                raise ValueError(f"Loss {loss.name!r} must return a value per pair, shape {tuple(pairs.chosen.shape)}; got {got}.")
+            values = values if pairs.weight is None else values * pairs.weight
             per_pair = per_pair + weight * values
             terms[loss.name] = values.detach().mean()
         return MixtureOutput(per_pair.mean(), terms, per_pair)
@@ -177,21 +194,30 @@ class Mixture(nn.Module):
 
 def _kind_of(name: str) -> type[PairLoss]:
     """The class of a loss, or an error with the closest name."""
-    if name not in LOSSES:
-        # Also by class name: 'dpo' means DPO, which TRL calls sigmoid, and not cdpo.
-        spelled = {kind.__name__.lower(): known for known, kind in LOSSES.items()} | {known: known for known in LOSSES}
-        close = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.4)
-        hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
-        raise ValueError(f"Unknown loss {name!r}.{hint} Use one of {', '.join(LOSSES)}.")
-    return LOSSES[name]
+    if name in LOSSES:
+        return LOSSES[name]
+    if "." in str(name):
+        try:
+            kind = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"Loss {name!r} is not found: {error}. Its module must be installed, or in PYTHONPATH.") from error
+        if isinstance(kind, type) and issubclass(kind, PairLoss):
+            return kind
+        raise ValueError(f"Expected {name!r} to be a subclass of mpo.losses.PairLoss; it is {kind!r}.")
+    # Also by class name: 'dpo' means DPO, which TRL calls sigmoid, and not cdpo.
+    spelled = {kind.__name__.lower(): known for known, kind in LOSSES.items()} | {known: known for known in LOSSES}
+    close = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.4)
+    hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
+    raise ValueError(
+        f"Unknown loss {name!r}.{hint} Use one of {', '.join(LOSSES)}; or one of your own as MODULE.CLASS, or by its name once its "
+        "module is imported."
+    )
 
 
 def _made(kind: type[PairLoss], settings: dict[str, object]) -> PairLoss:
-    """Call a loss's constructor, or name what it does not accept."""
+    taken = {name: settings[name] for name in kind.takes}
     try:
-        inspect.signature(kind).bind(**settings)
+        inspect.signature(kind).bind(**taken)
     except TypeError as error:
-        raise ValueError(
-            f"{kind.__qualname__}.takes is {kind.takes!r}, which its constructor cannot be called with: {error}. Make both agree."
-        ) from None
-    return kind(**settings)
+        raise ValueError(f"The constructor of {kind.__qualname__} does not fit its takes={kind.takes}: {error}.") from None
+    return kind(**taken)

@@ -146,7 +146,7 @@ class PairLoss(nn.Module):
     A class with a name of its own is in `LOSSES`.
 
     Raises:
-        ValueError: for a class with the name of another one, and for `takes` that are none of `SETTINGS`.
+        ValueError: for a class with the name of another one, or one that is no text, and for `takes` that are none of `SETTINGS`.
     """
 
     name: ClassVar[str]
@@ -162,6 +162,8 @@ class PairLoss(nn.Module):
                 f"Expected {cls.__qualname__}.takes to be a tuple of some of {', '.join(SETTINGS)}; got {cls.takes!r}."
             )
         if "name" in vars(cls):
+            if not isinstance(cls.name, str) or not cls.name:
+                raise ValueError(f"Expected {cls.__qualname__}.name to be a text; got {cls.name!r}.")
             known = LOSSES.setdefault(cls.name, cls)
             if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise ValueError(f"{cls.name!r} is the name of {known.__module__}.{known.__qualname__}. Give the loss another one.")
@@ -169,7 +171,7 @@ class PairLoss(nn.Module):
 
     def forward(self, pairs: PairLogps) -> Tensor:
         """Compute the loss of each pair, shape (pairs,)."""
-        raise AssertionError("a loss defines forward")
+        raise ValueError(f"{type(self).__qualname__} has no forward. Define one that returns the loss of each pair.")
 
     def extra_repr(self) -> str:
         """Format the hyper-parameters for `repr`."""

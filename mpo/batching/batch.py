@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mpo.batching.layout import LabelledTokens, Segments, completion_sums, ld_weights
 from mpo.batching.logits_to_keep import LogitsToKeep
+from mpo.batching.skipping import BadEntry
 from mpo.encoding.features import ImageFeatures
 from mpo.encoding.images import TileOrder
 from mpo.encoding.movable import Movable
@@ -50,7 +51,7 @@ class Batch(Movable):
     names: tuple[str, ...] = ()
     sides: int = 2
     counted: int | None = None
-    bad: tuple[dict[str, Any], ...] = ()
+    bad: tuple[BadEntry, ...] = ()
     kept: tuple[int, ...] | None = None
     is_truncated: Tensor | None = None
     completion_keys: tuple[bytes, ...] | None = None

@@ -3,7 +3,7 @@
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from mpo.encoding.turns import SIDES, Record, describe
 from mpo.io import BadRecord, bad_record
@@ -14,7 +14,16 @@ BLANK: Record = {"id": "a blank record", "prompt": "?", "chosen": ".", "rejected
 """Replaces a bad record, so that the batch keeps its number of records; it has a few tokens and does not count."""
 
 
-def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[dict[str, Any]]]:
+class BadEntry(TypedDict):
+    """A bad record: its id, its name in errors, what is wrong, and a key that identifies the same record later."""
+
+    id: Any
+    where: str
+    reason: str
+    key: str
+
+
+def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[BadEntry]]:
     """Collate the records of a batch one by one to find the bad ones.
 
     Args:
@@ -22,8 +31,7 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
         collate: raises one of `mpo.io.RECORD_ERRORS` for a bad record.
 
     Returns:
-        the indices of the good ones; and for each bad one that would have counted, ``id``, ``where`` (its name in errors),
-        ``reason`` and ``key``, which identifies the same record later.
+        the indices of the good ones, and the bad ones that would have counted.
     """
     kept, bad = [], []
     for place, record in enumerate(records):
@@ -38,8 +46,7 @@ def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) 
     return kept, bad
 
 
-def _entry(record: Record, reason: str) -> dict[str, Any]:
-    where = describe(record)
+def _entry(record: Record, reason: str) -> BadEntry:
     given = [record.get(name) for name in IMAGE_COLUMNS]
     files = [image for one in given for image in (one if isinstance(one, list) else [one]) if isinstance(image, Mapping)]
     images = [(image.get("path"), zlib.crc32(data) if isinstance(data := image.get("bytes"), bytes) else 0) for image in files]
@@ -48,7 +55,7 @@ def _entry(record: Record, reason: str) -> dict[str, Any]:
     content = repr([*texts, images])
     return {
         "id": record.get("id"),
-        "where": where,
+        "where": describe(record),
         "reason": reason,
         "key": hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
     }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mpo.training.launch.place import Place
 
 GROUPS = ("model", "method", "peft", "loss", "data", "trainer", "launch", "experiment")
-OTHERS = {"train": {"conversations", "sft"}, "sft": {"loss", "pairs", "mmpr", "demo"}}
+OTHERS = {"train": {"data/conversations", "trainer/sft"}, "sft": {"loss", "data/pairs", "data/mmpr", "experiment/demo"}}
 """Task -> groups and options that are not in the help of its command."""
 _ASSIGNMENT = re.compile(r"^([A-Za-z_][\w.]*)=")
 _RESULTS: list[dict[str, Any]] = []
@@ -116,7 +116,7 @@ def groups(task: str) -> str:
 def _options(group: str, task: str) -> list[str]:
     """The options of a group that fit a command."""
     loader: Any = GlobalHydra.instance().config_loader()
-    fitting = sorted({*loader.get_group_options(group)} - OTHERS[task])
+    fitting = (name for name in sorted(loader.get_group_options(group)) if f"{group}/{name}" not in OTHERS[task])
     return [name for name in fitting if group != "method" or _task_of(name) in (None, task)]
 
 

@@ -49,16 +49,6 @@ def answer_classes(responses: Sequence[str], question: Question) -> list[int | N
     return found
 
 
-def majority(classes: Sequence[int | None]) -> int | None:
-    """The place of the first response of the largest class; of classes of one size, the one seen first wins. None without answers.
-
-    >>> majority([None, 0, 1, 1, 0]), majority([None])
-    (1, None)
-    """
-    answered = [one for one in classes if one is not None]
-    return classes.index(max(dict.fromkeys(answered), key=answered.count)) if answered else None
-
-
 def majority_at(k: int, classes: Sequence[int | None], scores: Sequence[float], *, seed: int = 0) -> float:
     """Expected score of the majority of k of n responses: the mean over all subsets of k, or over 5,000 random ones.
 

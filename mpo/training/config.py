@@ -21,15 +21,15 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     it means what it means in TRL, and ``loss_weights`` default to 1.0 each.
 
     Args:
-        loss_type: one loss or several, by TRL's names (and ``cdpo``, ``orpo``). Default: MPO's three.
+        loss_type: one loss or several, by TRL's names (and ``cdpo``, ``orpo``); or ``MODULE.CLASS``. Default: MPO's three.
         loss_weights: one weight per loss type.
         reward_shift: delta of the BCO term. ``"running_mean"``: the running mean of past rewards, as in the paper. ``"none"``: no
             shift, as in TRL since 0.29.
         sft_average: average of the SFT term: over each completion's tokens (``"completion"``, the paper's equation 8), over all
             tokens of the micro-batch (``"token"``, TRL), or weighted by the square root of the length (``"square"``,
             InternVL 2.5).
-        rows: ``"packed"``: a prompt and all its completions are one row without padding, and the prompt and its images are computed
-            once (same loss to rounding). ``"padded"``: a row for each completion. ``"auto"``: packed where the model allows it.
+        rows: ``"packed"``: several texts are one row without padding, and a prompt and its images are computed once for all its
+            completions (same loss to rounding). ``"padded"``: a row for each text. ``"auto"``: packed where the model allows it.
         packed_attention: attention kernel of packed rows; see `mpo.batching.attention.use_packed_attention`.
         reference: ``"live"``: the reference model runs in every step. ``"cached"``: its log-probs are kept on disk, keyed by
             content, and no second model is held in memory. ``precompute_ref_log_probs=True`` means the same.
@@ -114,10 +114,10 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     def _check(self) -> None:
         if self.group_same_prompt < 1:
             raise ValueError(f"group_same_prompt must be a number of pairs, at least 1 (no groups); got {self.group_same_prompt}.")
-        if self.use_weighting and {"aot", "aot_unpaired"} & set(self.loss_type or ()):
+        if self.use_weighting and (sorting := self.mixture().sorting):
             raise ValueError(
-                "use_weighting weights each pair, and the aot losses sort the batch, which separates pairs from their weights. "
-                "Use one of them."
+                f"use_weighting weights each pair, and {', '.join(sorting)} sorts the batch, which separates pairs from their "
+                "weights. Use one of them."
             )
         if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
             raise ValueError(f"ld_alpha must be between 0 and 1; got {self.ld_alpha}.")

@@ -104,6 +104,8 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         if is_peft_model(model):
             model, peft_config = model.get_base_model(), next(iter(model.peft_config.values()))
         undo.enter_context(temporarily(trl, get_peft_model=adapters.put_on))
+        undo.callback(vars(model.config).update, {name: value for name, value in vars(model.config).items() if name == "use_cache"})
+        undo.callback(vars(model.config).pop, "use_cache", None)  # transformers' Trainer sets it, and no step reads it
         if takes_images(model.config) and not is_processor(processing_class):  # the vision tower never runs
             undo.enter_context(temporarily(args, ddp_find_unused_parameters=args.ddp_find_unused_parameters is not False))
         if args.torch_compile:  # single layers are compiled by `_prepare_policy`

@@ -113,19 +113,47 @@ def test_a_name_belongs_to_one_loss():
     assert LOSSES["sigmoid"] is DPO and "own" not in LOSSES
 
 
-def test_a_loss_whose_constructor_does_not_take_what_it_says():
-    class Narrow(DPO):
-        name = "narrow"
+class Unnamed(PairLoss):
+    def forward(self, pairs):
+        return pairs.chosen
 
-        def __init__(self, beta: float = 0.1) -> None:
-            super().__init__(beta)
 
-    try:
-        with pytest.raises(
-            ValueError, match=r"Narrow.takes is \('beta', 'divergence'\), .*unexpected keyword argument 'divergence'"
-        ):
-            Mixture.from_trl("narrow")
-        Narrow.takes = ("beta",)
-        assert Mixture.from_trl("narrow").names == ["narrow"]
-    finally:
-        del LOSSES["narrow"]
+def test_a_loss_without_a_name():
+    with pytest.raises(ValueError, match="Unnamed has no name"):
+        Mixture([(1.0, Unnamed())])
+    for name in ("", 5, property(lambda loss: "lazy")):
+        with pytest.raises(ValueError, match="Mute.name to be a text"):
+            type("Mute", (Unnamed,), {"name": name})
+
+
+def test_a_loss_returns_a_value_per_pair(monkeypatch):
+    """A value of shape (3, 1) or () would be spread over the pairs, which are then weighted wrongly."""
+    monkeypatch.setattr("mpo.losses.pairs.LOSSES", {})
+    for value in (torch.zeros(3, 1), torch.zeros(()), (torch.zeros(3),)):
+        loss = type("Spread", (PairLoss,), {"name": "spread", "forward": lambda self, pairs, value=value: value})()
+        with pytest.raises(ValueError, match=r"'spread' must return a value per pair, shape \(3,\)"):
+            Mixture([(1.0, loss)])(PairLogps(**GOOD))
+
+
+def test_a_constructor_that_does_not_fit_what_is_taken(monkeypatch):
+    monkeypatch.setitem(LOSSES, "eager", type("Eager", (Unnamed,), {"takes": ("tau",), "__init__": lambda self: None}))
+    with pytest.raises(ValueError, match="Eager does not fit its takes"):
+        Mixture.from_trl("eager")
+
+
+def test_a_loss_where_it_is(monkeypatch, tmp_path):
+    """By its module, so that a recipe finds it, and a process that has not imported it; any loss may take `discopop_tau`."""
+    monkeypatch.setattr("mpo.losses.pairs.LOSSES", {})
+    (tmp_path / "far_losses.py").write_text(
+        "from mpo.losses import DiscoPOP\nclass Far(DiscoPOP):\n    name = 'far'\nclass Other:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mixture = Mixture.from_trl(["far_losses.Far", "sft"], discopop_tau=0.2)
+    assert mixture.names == ["far", "sft"] and mixture.losses[0].tau == 0.2
+    for name, message in {
+        "far_losses.Near": "has no attribute",
+        "near_losses.Far": "PYTHONPATH",
+        "far_losses.Other": "subclass",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            Mixture.from_trl(name)

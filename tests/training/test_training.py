@@ -11,6 +11,8 @@ from support import image_pairs, perturbed, text_pairs
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
+from mpo.losses import PairLoss
+from mpo.losses.pairs import LOSSES
 from mpo.models.small import small_internvl
 from mpo.training.start import frozen_copy
 
@@ -430,3 +432,45 @@ def test_frozen_copy_does_not_run_the_original(processor, internvl, tmp_path):
     before = copied(**inputs).logits
     perturbed(internvl, scale=1.0)
     assert torch.equal(copied(**inputs).logits, before)
+
+
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
+def test_what_a_user_passes_stays_as_it_was(processor, internvl, tmp_path, peft_config):
+    """Configurations, with what they hold, processor and data set; transformers' Trainer would leave use_cache in the model's."""
+    data, settings = (
+        image_pairs(4),
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {}, "model_init_kwargs": None},
+    )
+    args = MPOConfig(str(tmp_path), use_cpu=True, report_to=[], max_steps=1, save_strategy="no", warmup_steps=0, **settings)
+    peft_config = copy.deepcopy(peft_config)
+
+    def seen():
+        configs = [
+            vars(args),
+            vars(internvl.config),
+            internvl.generation_config.to_dict(),
+            vars(peft_config) if peft_config else None,
+        ]
+        return [*map(repr, configs), repr(processor), processor.chat_template, data.column_names, data.to_dict()]
+
+    before = seen()
+    trainer = MPOTrainer(internvl, args=args, train_dataset=data, processing_class=processor, peft_config=peft_config)
+    assert seen() == before
+    trainer.train()
+    assert seen() == before
+
+
+def test_a_loss_with_state_is_refused(processor, internvl, tmp_path, monkeypatch):
+    """No optimizer would train its parameters, and a resumed run would begin with other values of its buffers."""
+    monkeypatch.setattr("mpo.losses.pairs.LOSSES", {})
+
+    class Learned(PairLoss):
+        name = "learned"
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    monkeypatch.setattr("mpo.losses.mixture.LOSSES", {**LOSSES, "learned": Learned})
+    with pytest.raises(ValueError, match="learned has parameters or buffers"):
+        build(tmp_path, internvl, processor, text_pairs(4), loss_type=["learned", "bco_pair"])

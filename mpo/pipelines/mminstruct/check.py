@@ -83,6 +83,8 @@ def find_fault(item: Record) -> str | None:
         and normalised(question) in normalised(known)
     ):
         return f"malformed: the question {question!r:.40} is a sentence of the description"
+    if type != "choice" and rule("by_letter").match(answer) and rule("lettered").search(question):
+        return f"malformed: the question {question!r:.40} has options, and is of the type {type}"
     if type != "choice" and re.search(r"[?？]\W*$", answer) and answer.strip() not in known:
         return f"malformed: the answer asks {answer!r:.40}"
     if fault := _FORM[type](item, language):

@@ -32,6 +32,9 @@ def test_rounds():
     items = [one for one, _ in made(FIRST, ("Is it red?", "Yes"), ("Why?", "It was painted"), ("What is before the shop?", long))]
     assert [one["type"] for one in items] == ["short", "judgement", "short", "long"]
     assert [one["turn"] for one in items] == [0, 1, 2, 3] and {one["dialogue"] for one in items} == {"a/0.0"}
+    said = [("Is it red?", "Yes, it is."), ("Which way does it go?", "No way"), ("Is it wide or tall?", "wide")]
+    assert [one["type"] for one, _ in made(FIRST, *said)] == ["short", "judgement", "short", "short"]
+    assert [one["type"] for one, _ in made(ERSTE, ("它是红色的吗？", "是的，是红色。"), of=ZH)] == ["short", "judgement"]
     assert [[old["answer"] for old in one["earlier"]] for one in items[:3]] == [[], ["a car"], ["a car", "Yes"]]
 
 
@@ -92,6 +95,9 @@ def test_what_cannot_be_read():
     assert faults[0] is None and "round 2 has the number 3" in faults[1]
     json = '{"items": [{"question": "Is it?", "choices": [], "answer": "Yes"}, {"question": "", "choices": [], "answer": "No"}]}'
     assert [bool(one.get("fault")) for one in read_items(json, "dialogue")] == [False, True]
+    json = '{"items": [{"question": "Which is it?", "choices": ["A. red", "B. blue"], "answer": "%s"}]}'
+    assert [bool(read_items(json % said, "dialogue")[0].get("fault")) for said in ("A. red", "B", "red", "a bus")] == [1, 1, 0, 0]
+    assert [fault for _, fault in made(FIRST, ("What colour is it? A. red B. blue", "A"))] == ["", "malformed"]
     text = "<Q1>{}</Q1><A1>{}</A1><Q2>What colour is it?<A2>red</A2><Q3>Is it new?</Q3><A3>Yes</A3>".format(*FIRST)
     items = Generate(Says(lambda asked: text))(Seed(types=["dialogue"])([EN]))
     assert [one.get("fault", "").partition(":")[0] for one in items] == ["", "malformed", "dialogue"]

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from told import Says
 
+from mpo.pipelines.mminstruct import check
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check, find_fault
 from mpo.pipelines.mminstruct.generate import Generate, Seed, read_items
 from mpo.pipelines.mminstruct.output import even, whole
@@ -74,6 +75,7 @@ def test_good_ones_are_kept(of):
         (EN, [("What is shown?", "a red car"), ("What colour is the car?", "red")], "leak"),
         (EN, [("What is shown?", "Two bikes and a car that is red."), ("How many bikes are there?", "two")], "leak"),
         (EN, [FIRST, ("What colour is the red one?", "red")], "leak"),
+        (EN, [("Is the car red?", "Yes"), ("What colour is the car?", "red")], "leak"),
         (EN, [FIRST, ("What colour is it, as the description says?", "red")], "caption"),
         (EN, [FIRST, ("What colour is it?", "I cannot tell.")], "refusal"),
         (ZH, [("那是什么颜色？", "红色")], "dialogue"),
@@ -142,3 +144,12 @@ def test_yes_and_no_are_even_with_what_goes_with_a_round():
         counts = Counter(one["answer"] for one in kept)
         assert counts["Yes"] == counts["No"] and len(kept) + len(lost) == 7
         assert whole(kept, []) == kept and {one["step"] for one in lost} <= {"balance", "dialogue"}
+
+
+def test_every_round_is_checked_once(monkeypatch):
+    """Of a model that goes on and on, each round asks whether all before it can be used."""
+    calls = Counter()
+    found = check.find_round_fault
+    monkeypatch.setattr(check, "find_round_fault", lambda item: calls.update([item["question"]]) or found(item))
+    rounds = made(*((f"What stands {place} the {thing}?", "a bike") for place in ("behind", "under") for thing in "abcdefgh"))
+    assert [fault for _, fault in rounds] == [""] * 16 and max(calls.values()) <= 2

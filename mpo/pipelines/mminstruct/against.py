@@ -223,9 +223,8 @@ def _derived(answer: str, known: str) -> bool:
         return False
     values = [Fraction(one) for one in re.findall(r"(?<!\d)\d{1,15}(?:\.\d{1,15})?(?!\d)", known)][:30]
     pairs = {found for one, other in combinations(values, 2) for found in (one + other, abs(one - other), one * other)}
-    return Fraction(said[0]) in {0, 1, sum(values), *pairs} or any(
-        _rounded(said[0], one * by) for one in values for by in (1, Fraction(1, 1000), 1000, 10**4, 10**6)
-    )  # thousands, 万, millions
+    scaled = (one * Fraction(10) ** power for one in values for power in (0, -3, -2, -1, 3, 4, 6))  # units, 万
+    return Fraction(said[0]) in {0, 1, sum(values), *pairs} or any(_rounded(said[0], one) for one in scaled)
 
 
 def has(text: str, part: str) -> bool:
@@ -237,9 +236,9 @@ def has(text: str, part: str) -> bool:
 
 
 def figures(text: str) -> str:
-    """A normalised text with its numbers in digits, and grey in one spelling."""
+    """A normalised text with its numbers in digits, and colours by one name."""
     text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
-    text = normalised(whole_numbers(_plain(text))).replace("gray", "grey")
+    text = normalised(whole_numbers(_plain(text))).replace("gray", "grey").replace("violet", "purple")
     return " ".join(_NUMBERS.get(word, word) for word in re.sub(r"(?<=\d)_(?=\d)", ".", text).split())
 
 

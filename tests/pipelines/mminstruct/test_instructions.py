@@ -481,6 +481,8 @@ LINES = "The line of Oslo has 30.2 degrees, that of Rome 41.7, 1,249.7 in all. A
         ("short", "Which value does Rome reach?", "42 degrees", True),
         ("short", "Which value do all reach?", "1,250", True),
         ("short", "Which value do all reach?", "1.25 thousand", True),
+        ("short", "By which factor is Rome higher?", "1.4", True),
+        ("short", "Which value does Oslo reach in hundreds?", "0.302", True),
         ("short", "上海的数值是多少？", "34度", True),
         ("short", "上海的数值是多少？", "37度", False),
         ("short", "Which colour has the cat?", "gray", True),

@@ -211,19 +211,26 @@ def other_value(item: Record) -> str | None:
         return None
     if found[2] and found_in(found[2], "unit") and found[2] not in f"{known} {asked}" and has(known, found[1]):
         return f"contradiction: {item['answer']!r:.40}, and the caption has no such unit"
+    units = {*rule("converted").findall(f"{asked} {said}")} - {*rule("converted").findall(known)}
+    powers = (0, -3, -2, -1, 3, 4, 6) if units else (0, -3, 3, 4, 6)
     exact = "." in found[1] or found[1].startswith("-") or float(found[1]) > 20  # fewer are counted
-    if exact and len(re.findall(r"\d+\.\d+", known)) > 1 and not has(known, found[1]) and not _derived(found[1].lstrip("-"), known):
+    if (
+        exact
+        and len(re.findall(r"\d+\.\d+", known)) > 1
+        and not has(known, found[1])
+        and not _derived(found[1].lstrip("-"), known, powers)
+    ):
         return f"contradiction: {item['answer']!r:.40}, and {of} number"
     return None
 
 
-def _derived(answer: str, known: str) -> bool:
+def _derived(answer: str, known: str, powers: tuple[int, ...] = (0, -3, 3, 4, 6)) -> bool:
     """Whether a number is none, one (of an article), or a rounded one, the sum, difference or product of numbers that are known."""
     if not (said := re.match(r"\d{1,15}(?:\.\d{1,15})?(?![\d])", answer)):
         return False
     values = [Fraction(one) for one in re.findall(r"(?<!\d)\d{1,15}(?:\.\d{1,15})?(?!\d)", known)][:30]
     pairs = {found for one, other in combinations(values, 2) for found in (one + other, abs(one - other), one * other)}
-    scaled = (one * Fraction(10) ** power for one in values for power in (0, -3, -2, -1, 3, 4, 6))  # units, 万
+    scaled = (one * Fraction(10) ** power for one in values for power in powers)  # units, 万
     return Fraction(said[0]) in {0, 1, sum(values), *pairs} or any(_rounded(said[0], one) for one in scaled)
 
 

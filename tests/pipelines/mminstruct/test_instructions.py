@@ -483,6 +483,7 @@ LINES = "The line of Oslo has 30.2 degrees, that of Rome 41.7, 1,249.7 in all. A
         ("short", "Which value do all reach?", "1.25 thousand", True),
         ("short", "By which factor is Rome higher?", "1.4", True),
         ("short", "Which value does Oslo reach in hundreds?", "0.302", True),
+        ("short", "Which value does Oslo reach?", "3.02", False),
         ("short", "上海的数值是多少？", "34度", True),
         ("short", "上海的数值是多少？", "37度", False),
         ("short", "Which colour has the cat?", "gray", True),

@@ -10,13 +10,10 @@ and the place of the fault among all instructions. Misses of the closed half are
 """
 
 # ruff: noqa: E501 (tables of wordings)
-import argparse
 import hashlib
-import json
-import logging
 import random
 import re
-from pathlib import Path
+from collections import Counter
 
 import mminstruct as seen
 
@@ -732,12 +729,7 @@ def measure(listed):
     return edits, misses, beside, good_ones
 
 
-def main():
-    logging.disable(logging.WARNING)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="JSON file, to which the measurement is added")
-    parser.add_argument("--stage", default="now", help="name of the measurement")
-    args = parser.parse_args()
+def result():
     edits, misses, beside, good_ones = measure(("open",))
     told = {"good": good_ones["good"], "good dropped": len(good_ones["dropped"]), "dropped beside a fault": len(beside)}
     for half in ("open", "closed"):
@@ -745,22 +737,12 @@ def main():
             chosen = [one for one in edits.values() if one["half"] == half and one["label"] == label]
             kinds = {}
             for one in chosen:
-                own = kinds.setdefault(one["kind"], {"faults": 0, "found": 0})
-                own["faults"] += one["faults"]
-                own["found"] += one["found"]
+                kinds.setdefault(one["kind"], Counter()).update(faults=one["faults"], found=one["found"])
             faults, found = (sum(one[key] for one in chosen) for key in ("faults", "found"))
-            told[f"{half} {label}"] = {
-                "edits": len(chosen),
-                "faults": faults,
-                "found": found,
-                "recall": round(found / max(faults, 1), 4),
-                "kinds": kinds,
-            }
-    print(json.dumps(told, indent=None, ensure_ascii=False).replace("}, ", "},\n"))
-    told |= {"edits": edits, "misses": misses, "dropped beside": beside, "dropped good ones": good_ones["dropped"]}
-    known = json.loads(args.out.read_text()) if args.out.exists() else {}
-    args.out.write_text(json.dumps({**known, args.stage: told}, indent=1, ensure_ascii=False) + "\n")
+            counts = {"edits": len(chosen), "faults": faults, "found": found, "recall": round(found / max(faults, 1), 4)}
+            told[f"{half} {label}"] = {**counts, "kinds": kinds}
+    return told, {"edits": edits, "misses": misses, "dropped beside": beside, "dropped good ones": good_ones["dropped"]}
 
 
 if __name__ == "__main__":
-    main()
+    seen.add_to_file(result, __doc__)

@@ -12,9 +12,7 @@ about four photographs. They are the first lines; an edit is the good record `of
 and some names of functions.
 """
 
-import argparse
 import json
-import logging
 from collections import Counter
 from pathlib import Path
 
@@ -93,12 +91,7 @@ def measure():
     return kinds, misses, beside, good, len(GOOD)
 
 
-def main():
-    logging.disable(logging.WARNING)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="JSON file, to which the measurement is added")
-    parser.add_argument("--stage", default="now", help="name of the measurement")
-    args = parser.parse_args()
+def result():
     kinds, misses, beside, dropped, good = measure()
     told = {"good": good, "good dropped": len(dropped), "good dropped beside a fault": len(beside)}
     for label in ("rule", "judge"):
@@ -109,11 +102,8 @@ def main():
             )
         families["all"] = sum(families.values(), Counter())
         told[label] = {name: {**own, "recall": round(own["found"] / own["faults"], 4)} for name, own in families.items()}
-    print(json.dumps(told, indent=None, ensure_ascii=False).replace("}, ", "},\n"))
-    told |= {"kinds": kinds, "misses": misses, "dropped beside": beside, "dropped good ones": dropped}
-    known = json.loads(args.out.read_text()) if args.out.exists() else {}
-    args.out.write_text(json.dumps({**known, args.stage: told}, indent=1, ensure_ascii=False) + "\n")
+    return told, {"kinds": kinds, "misses": misses, "dropped beside": beside, "dropped good ones": dropped}
 
 
 if __name__ == "__main__":
-    main()
+    seen.add_to_file(result, __doc__)

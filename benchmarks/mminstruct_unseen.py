@@ -8,12 +8,9 @@ registered before the first measurement. They are halved by a hash of their name
 language) that gives the response of a model, or None where it does not apply. `GOOD` holds edits that keep an instruction right.
 """
 
-import argparse
 import hashlib
 import json
-import logging
 import random
-from pathlib import Path
 
 import mminstruct as seen
 
@@ -610,25 +607,16 @@ def measure(listed):
     return kinds, edits, misses, good_ones
 
 
-def main():
-    logging.disable(logging.WARNING)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="JSON file, to which the measurement is added")
-    parser.add_argument("--stage", default="now", help="name of the measurement")
-    parser.add_argument("--all", action="store_true", help="list the misses of the closed half, too")
-    args = parser.parse_args()
-    kinds, edits, misses, good_ones = measure(("open", "closed") if args.all else ("open",))
+def result():
+    kinds, edits, misses, good_ones = measure(("open",))
     told = {"good": good_ones["good"], "good dropped": len(good_ones["dropped"])}
     for half, own in kinds.items():
         faults, found = (sum(one[name] for one in own.values()) for name in ("faults", "found"))
         rates = [one["found"] / one["faults"] for one in edits[half].values()]  # as one edit makes many faults
         told[half] = {"edits": len(rates), "faults": faults, "found": found, "recall": round(found / faults, 4)}
         told[half] |= {"mean of edits": round(sum(rates) / len(rates), 4), "kinds": own}
-    print(json.dumps(told, indent=1, ensure_ascii=False))
-    told |= {"misses": misses, "dropped good ones": good_ones["dropped"]}
-    known = json.loads(args.out.read_text()) if args.out.exists() else {}
-    args.out.write_text(json.dumps({**known, args.stage: told}, indent=1, ensure_ascii=False) + "\n")
+    return told, {"misses": misses, "dropped good ones": good_ones["dropped"]}
 
 
 if __name__ == "__main__":
-    main()
+    seen.add_to_file(result, __doc__)

@@ -29,12 +29,13 @@ def find_contradiction(item: Record) -> str | None:
             return f"contradiction: {one} is not {than} than {other}"
     if type == "long" and (denied := rule("denied").search(answer)):
         noun, before = (denied[1] or denied[2]).casefold().rstrip("s"), answer[: denied.start()].casefold()
-        if re.search(rf"{re.escape(noun)}", before) and not found_in(before, "negated"):
+        there = rf"\b(?:an?|the|one|two|\d+|several|many) (?:\w+ )?{re.escape(noun)}" if noun.isascii() else noun
+        if re.search(there, before) and not found_in(before, "negated"):
             return f"contradiction: the answer denies {noun!r:.40}, of which it speaks"
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
     if not known:
         return None
-    return _of_series(item, read_series(known)) or _unknown_decimal(item, known) or _other_colour(item, known)
+    return _of_series(item, read_series(known), known) or _unknown_decimal(item, known) or _other_colour(item, known)
 
 
 def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
@@ -77,7 +78,14 @@ def _named(text: str, names: dict[tuple[str, ...], Fraction]) -> list[tuple[str,
     return [name for _, name in sorted(places)]
 
 
-def _of_series(item: Record, values: dict[tuple[str, ...], Fraction]) -> str | None:
+def _of_another(text: str, place: str, name: tuple[str, ...], known: str) -> bool:
+    """Whether a superlative may be of something else than a series: of what the description has not, or has as one itself."""
+    nouns = [[one[1].casefold()] if one[1] else [*one[2]] for one in rule("superlative").finditer(text) if one[1] or one[2]]
+    said = any(found_in(part, place) and _named(part, {name: Fraction()}) for part in _PART.split(known))
+    return said or any(not any(word in known.casefold() for word in noun) for noun in nouns)
+
+
+def _of_series(item: Record, values: dict[tuple[str, ...], Fraction], known: str) -> str | None:
     """A comparison, a superlative or a value that is another's in the description."""
     if len({*values.values()}) < 2 or found_in(item["question"], "not_plain"):
         return None
@@ -100,12 +108,12 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction]) -> str | N
     )
     for part in parts:
         names, wanted = _named(part, values), [name for name in ("most", "least") if found_in(part, name)]
-        if len(names) != 1 or len(wanted) != 1 or found_in(part, "not_plain"):
+        if len(names) != 1 or len(wanted) != 1 or found_in(part, "not_plain") or _of_another(part, wanted[0], names[0], known):
             continue
         if values[names[0]] != values[edge[wanted[0]]]:
             return f"contradiction: in the description {' '.join(edge[wanted[0]])!r:.40} has that place, not {' '.join(names[0])!r}"
         numbers = re.findall(_NUMBER, part)  # of what has that place
-        if type == "long" and len(numbers) == 1 and not _rounded(numbers[0], values[names[0]]):
+        if type == "long" and len(numbers) == 1 and not any(_rounded(numbers[0], values[names[0]] / by) for by in (1, 1000)):
             return f"contradiction: {numbers[0]}, and the description has another number of {' '.join(names[0])!r:.40}"
     number = re.fullmatch(rf"({_NUMBER})\W*", _plain(answer).strip())
     of_more = any(re.fullmatch(_NUMBER, token) for token in _TOKEN.findall(question))  # "in 2019"
@@ -116,9 +124,11 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction]) -> str | N
 
 
 def _rounded(text: str, value: Fraction) -> bool:
-    """Whether a number is a value, as far as it is written out."""
+    """Whether a number is a value, as far as it is written out, or, if it ends in zeros, but for 2 %."""
     digits, _, power = text.partition("e")
-    return abs(Fraction(text) - value) <= Fraction(10) ** (int(power or 0) - len(digits.partition(".")[2])) / 2
+    off = abs(Fraction(text) - value)
+    close = off <= Fraction(10) ** (int(power or 0) - len(digits.partition(".")[2])) / 2
+    return close or (re.fullmatch(r"-?\d+0", text) is not None and off <= abs(value) / 50)
 
 
 def _unknown_decimal(item: Record, known: str) -> str | None:
@@ -185,7 +195,7 @@ def unsupported(item: Record) -> str | None:
 
 def other_value(item: Record) -> str | None:
     """What the caption has otherwise, by closed lists: a short answer's colour, unit or figure, and how many things there are."""
-    known = figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
+    known = figures(f"{item.get('caption', '')}\n{item.get('ocr', '')}")
     said, asked = figures(item["answer"]), figures(item["question"])
     of = "the caption has another"
     for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
@@ -194,31 +204,34 @@ def other_value(item: Record) -> str | None:
             return f"contradiction: {number} {thing}, and {of} number"
     if item["type"] != "short" or rule("computed").search(item["question"]):
         return None
-    colours = {*rule("colour").findall(said)}
-    if (
-        colours
-        and found_in(item["question"], "which_colour")
-        and rule("colour").search(known)
-        and not any(one in known for one in colours)
-    ):
+    colours = {*rule("colour").findall(said)} if found_in(item["question"], "which_colour") else {}
+    if colours and rule("colour").search(known) and not any(one in known for one in colours):
         return f"contradiction: {item['answer']!r:.40}, and {of} colour"
     if not (found := re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)):
         return None
     if found[2] and found_in(found[2], "unit") and found[2] not in f"{known} {asked}" and has(known, found[1]):
         return f"contradiction: {item['answer']!r:.40}, and the caption has no such unit"
+    units = {*rule("converted").findall(f"{asked} {said}")} - {*rule("converted").findall(known)}
+    powers = (0, -3, -2, -1, 3, 4, 6) if units else (0, -3, 3, 4, 6)
     exact = "." in found[1] or found[1].startswith("-") or float(found[1]) > 20  # fewer are counted
-    if exact and len(re.findall(r"\d+\.\d+", known)) > 1 and not has(known, found[1]) and not _derived(found[1].lstrip("-"), known):
+    if (
+        exact
+        and len(re.findall(r"\d+\.\d+", known)) > 1
+        and not has(known, found[1])
+        and not _derived(found[1].lstrip("-"), known, powers)
+    ):
         return f"contradiction: {item['answer']!r:.40}, and {of} number"
     return None
 
 
-def _derived(answer: str, known: str) -> bool:
-    """Whether a number is none, one (of an article), or the sum, difference or product of numbers that are known."""
+def _derived(answer: str, known: str, powers: tuple[int, ...] = (0, -3, 3, 4, 6)) -> bool:
+    """Whether a number is none, one (of an article), or a rounded one, the sum, difference or product of numbers that are known."""
     if not (said := re.match(r"\d{1,15}(?:\.\d{1,15})?(?![\d])", answer)):
         return False
     values = [Fraction(one) for one in re.findall(r"(?<!\d)\d{1,15}(?:\.\d{1,15})?(?!\d)", known)][:30]
     pairs = {found for one, other in combinations(values, 2) for found in (one + other, abs(one - other), one * other)}
-    return Fraction(said[0]) in {0, 1, sum(values), *pairs}
+    scaled = (one * Fraction(10) ** power for one in values for power in powers)  # units, 万
+    return Fraction(said[0]) in {0, 1, sum(values), *pairs} or any(_rounded(said[0], one) for one in scaled)
 
 
 def has(text: str, part: str) -> bool:
@@ -230,9 +243,9 @@ def has(text: str, part: str) -> bool:
 
 
 def figures(text: str) -> str:
-    """A normalised text with its numbers in digits."""
+    """A normalised text with its numbers in digits, and colours by one name."""
     text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
-    text = normalised(whole_numbers(text))
+    text = normalised(whole_numbers(_plain(text))).replace("gray", "grey").replace("violet", "purple")
     return " ".join(_NUMBERS.get(word, word) for word in re.sub(r"(?<=\d)_(?=\d)", ".", text).split())
 
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from mpo.data.degenerate import find_degenerate
@@ -40,8 +41,10 @@ def find_fault(item: Record) -> str | None:
     """
     if item.get("fault"):
         return str(item["fault"])
-    if (earlier := item.get("earlier")) and find_fault({**item, **earlier[-1], "earlier": earlier[:-1]}):
-        return "dialogue: an earlier round cannot be used"
+    if earlier := item.get("earlier"):
+        about = tuple((name, item[name]) for name in ("language", "caption", "ocr") if name in item)
+        if not _usable(tuple((one["type"], one["question"], one["answer"]) for one in earlier), about):
+            return "dialogue: an earlier round cannot be used"
     language, type = item.get("language", "en"), item["type"]
     question, answer, choices = item["question"], item["answer"], item.get("choices") or []
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
@@ -83,6 +86,8 @@ def find_fault(item: Record) -> str | None:
         and normalised(question) in normalised(known)
     ):
         return f"malformed: the question {question!r:.40} is a sentence of the description"
+    if type != "choice" and rule("by_letter").match(answer) and rule("lettered").search(question):
+        return f"malformed: the question {question!r:.40} has options, and is of the type {type}"
     if type != "choice" and re.search(r"[?？]\W*$", answer) and answer.strip() not in known:
         return f"malformed: the answer asks {answer!r:.40}"
     if fault := _FORM[type](item, language):
@@ -97,6 +102,15 @@ def find_fault(item: Record) -> str | None:
             return f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
     fault = _leak(item) or (find_round_fault(item) if "earlier" in item else None)
     return fault or (unsupported(item) if type == "choice" else other_value(item) if known else None) or find_contradiction(item)
+
+
+@lru_cache(maxsize=4096)
+def _usable(rounds: tuple[tuple[str, str, str], ...], about: tuple[tuple[str, str], ...]) -> bool:
+    """Whether all of the first rounds of a dialogue can be used; remembered, as every later round asks it."""
+    given = [
+        {"type": type, "question": question, "answer": answer, "turn": turn} for turn, (type, question, answer) in enumerate(rounds)
+    ]
+    return find_fault({**dict(about), **given[-1], "earlier": given[:-1]}) is None
 
 
 def yes_or_no(text: str, language: str) -> bool | None:

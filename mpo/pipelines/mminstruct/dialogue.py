@@ -65,7 +65,7 @@ def _says(one: Record, question: str) -> bool:
 def _said_of(answer: str, question: str, text: str) -> str | None:
     """Where a text has an answer beside a word of the question: "red car", "the car is red"."""
     said = re.sub(r"^(?:an?|the) (?=\w)", "", normalised(answer))
-    if not said or said in ("a", "i") or (CJK.search(said) and len(said) < 2):
+    if not said or said not in normalised(text) or said in ("a", "i") or (CJK.search(said) and len(said) < 2):
         return None
     named = [word for word in _content(question) if not CJK.match(word) and word not in said.split()]
     characters = "".join(word for word in _content(question) if CJK.match(word))
@@ -74,6 +74,7 @@ def _said_of(answer: str, question: str, text: str) -> str | None:
         rf"\b{re.escape(said)}{_NEAR}{re.escape(word)}\b|\b{re.escape(word)}\s+{_JOINING}\s+(?:an? |the )?{re.escape(said)}\b"
         for word in named
     ]
+    patterns += [rf"\b(?:is|are|was|were) (?:the )?{re.escape(word)} {re.escape(said)}\b" for word in named[: len(named) == 1]]
     patterns += [f"{re.escape(said)}的?{pair}|{pair}[是为有]?{re.escape(said)}" for pair in pairs]
     clauses = [normalised(clause) for clause in re.split(r"[.,;:!?。，；：！？、\n]+", text)]
     return next((found[0] for one in patterns for clause in clauses if (found := re.search(one, clause))), None)

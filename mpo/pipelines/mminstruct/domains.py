@@ -1,6 +1,6 @@
 """The domains of images: what each is about, queries that find its images, and seed questions of four types in two languages.
 
-A domain is a YAML file, ours in the folder ``domains``; prompts and answer-style suffixes are in ``prompts.yaml``.
+Our domains are in ``domains.yaml``, a user's in a YAML file each; prompts and answer-style suffixes are in ``prompts.yaml``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TYPES = ("judgement", "choice", "long", "short")
 ASKED = (*TYPES, "dialogue")
 """What can be asked for: a dialogue's rounds are instructions of the types without options."""
 LANGUAGES = ("en", "zh")
-OURS = Path(__file__).with_name("domains")
+OURS = Path(__file__).with_name("domains.yaml")
 PLACEHOLDER = re.compile(r"<([^<>]*)>")
 """What a seed question leaves open, such as ``<object>``: the model that writes questions replaces it."""
 Type = Literal["judgement", "choice", "long", "short"]
@@ -70,7 +70,7 @@ class Domain(BaseModel):
 
 
 def load_domains(paths: Iterable[str | Path] = ()) -> dict[str, Domain]:
-    """Load our 24 domains, and those of a user, by name, which is that of the file.
+    """Load our 24 domains, and those of a user, whose name is that of the file.
 
     Args:
         paths: YAML files, or folders of them. One with the name of one of ours takes its place.
@@ -81,15 +81,21 @@ def load_domains(paths: Iterable[str | Path] = ()) -> dict[str, Domain]:
     given = [Path(path) for path in paths]
     if lost := next((path for path in given if not path.exists()), None):
         raise ValueError(f"There is no file {lost}. Give the YAML file of a domain, or a folder of such files.")
-    files = [file for path in (OURS, *given) for file in (sorted(path.glob("*.y*ml")) if path.is_dir() else [path])]
+    files = [file for path in given for file in (sorted(path.glob("*.y*ml")) if path.is_dir() else [path])]
     if none := next((path for path in given if path.is_dir() and not [*path.glob("*.y*ml")]), None):
         raise ValueError(f"{none} has no YAML file. Give that of a domain, or a folder of such files.")
     found: dict[str, Path] = {}
     for file in dict.fromkeys(files):
-        if (other := found.get(file.stem, file)) != file and other.parent != OURS:
+        if (other := found.get(file.stem, file)) != file:
             raise ValueError(f"Two domains are called {file.stem!r}: {other} and {file}. Rename one of the files.")
         found[file.stem] = file
-    return {name: _read(file, file.stat().st_mtime_ns) for name, file in found.items()}
+    return _ours() | {name: _read(file, file.stat().st_mtime_ns) for name, file in found.items()}
+
+
+@cache
+def _ours() -> dict[str, Domain]:
+    given = yaml.safe_load(OURS.read_text(encoding="utf-8"))
+    return {name: Domain.model_validate(one) for name, one in given.items()}
 
 
 @cache

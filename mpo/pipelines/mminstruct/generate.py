@@ -198,7 +198,8 @@ def _make_rounds(items: Sequence[Record], dialogue: str, language: str) -> None:
         item |= {"dialogue": dialogue, "turn": turn, "earlier": [*earlier]}
         if "fault" not in item:
             item["type"] = "long" if length(item["answer"], language) > LONGEST_SHORT[language] else "short"
-            if found_in(item["answer"], "bare_yes_no"):
+            polar = item["type"] == "short" and found_in(item["question"], f"polar_{language}")
+            if found_in(item["answer"], "bare_yes_no") or (polar and read_yes_no(item["answer"]) is not None):
                 item["type"] = "judgement"
             earlier.append({name: item[name] for name in ("type", "question", "answer", "turn")})
 
@@ -256,6 +257,9 @@ def _from_json(text: str, type: str) -> list[dict[str, Any]]:
             question, answer, choices = one["question"], one["answer"], one.get("choices") or []
             if not all(isinstance(text, str) for text in (question, answer, *choices)):
                 raise TypeError
+            if choices and type != "choice" and rule("by_letter").match(answer):
+                found.append({"fault": f"malformed: it has options, and is of the type {type}", "raw": text})
+                continue
             found.append(_item(question.strip(), list(choices) if type == "choice" else None, answer.strip(), text))
         if found:
             return found

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from told import Says
 
+from mpo.pipelines.mminstruct import check
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check, find_fault
 from mpo.pipelines.mminstruct.generate import Generate, Seed, read_items
 from mpo.pipelines.mminstruct.output import even, whole
@@ -32,6 +33,9 @@ def test_rounds():
     items = [one for one, _ in made(FIRST, ("Is it red?", "Yes"), ("Why?", "It was painted"), ("What is before the shop?", long))]
     assert [one["type"] for one in items] == ["short", "judgement", "short", "long"]
     assert [one["turn"] for one in items] == [0, 1, 2, 3] and {one["dialogue"] for one in items} == {"a/0.0"}
+    said = [("Is it red?", "Yes, it is."), ("Which way does it go?", "No way"), ("Is it wide or tall?", "wide")]
+    assert [one["type"] for one, _ in made(FIRST, *said)] == ["short", "judgement", "short", "short"]
+    assert [one["type"] for one, _ in made(ERSTE, ("它是红色的吗？", "是的，是红色。"), of=ZH)] == ["short", "judgement"]
     assert [[old["answer"] for old in one["earlier"]] for one in items[:3]] == [[], ["a car"], ["a car", "Yes"]]
 
 
@@ -71,6 +75,7 @@ def test_good_ones_are_kept(of):
         (EN, [("What is shown?", "a red car"), ("What colour is the car?", "red")], "leak"),
         (EN, [("What is shown?", "Two bikes and a car that is red."), ("How many bikes are there?", "two")], "leak"),
         (EN, [FIRST, ("What colour is the red one?", "red")], "leak"),
+        (EN, [("Is the car red?", "Yes"), ("What colour is the car?", "red")], "leak"),
         (EN, [FIRST, ("What colour is it, as the description says?", "red")], "caption"),
         (EN, [FIRST, ("What colour is it?", "I cannot tell.")], "refusal"),
         (ZH, [("那是什么颜色？", "红色")], "dialogue"),
@@ -92,6 +97,9 @@ def test_what_cannot_be_read():
     assert faults[0] is None and "round 2 has the number 3" in faults[1]
     json = '{"items": [{"question": "Is it?", "choices": [], "answer": "Yes"}, {"question": "", "choices": [], "answer": "No"}]}'
     assert [bool(one.get("fault")) for one in read_items(json, "dialogue")] == [False, True]
+    json = '{"items": [{"question": "Which is it?", "choices": ["A. red", "B. blue"], "answer": "%s"}]}'
+    assert [bool(read_items(json % said, "dialogue")[0].get("fault")) for said in ("A. red", "B", "red", "a bus")] == [1, 1, 0, 0]
+    assert [fault for _, fault in made(FIRST, ("What colour is it? A. red B. blue", "A"))] == ["", "malformed"]
     text = "<Q1>{}</Q1><A1>{}</A1><Q2>What colour is it?<A2>red</A2><Q3>Is it new?</Q3><A3>Yes</A3>".format(*FIRST)
     items = Generate(Says(lambda asked: text))(Seed(types=["dialogue"])([EN]))
     assert [one.get("fault", "").partition(":")[0] for one in items] == ["", "malformed", "dialogue"]
@@ -136,3 +144,12 @@ def test_yes_and_no_are_even_with_what_goes_with_a_round():
         counts = Counter(one["answer"] for one in kept)
         assert counts["Yes"] == counts["No"] and len(kept) + len(lost) == 7
         assert whole(kept, []) == kept and {one["step"] for one in lost} <= {"balance", "dialogue"}
+
+
+def test_every_round_is_checked_once(monkeypatch):
+    """Of a model that goes on and on, each round asks whether all before it can be used."""
+    calls = Counter()
+    found = check.find_round_fault
+    monkeypatch.setattr(check, "find_round_fault", lambda item: calls.update([item["question"]]) or found(item))
+    rounds = made(*((f"What stands {place} the {thing}?", "a bike") for place in ("behind", "under") for thing in "abcdefgh"))
+    assert [fault for _, fault in rounds] == [""] * 16 and max(calls.values()) <= 2

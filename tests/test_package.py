@@ -11,7 +11,6 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -46,8 +45,8 @@ def test_an_unknown_name_is_an_attribute_error():
 
 @pytest.mark.slow
 def test_the_readmes_python_runs(files, monkeypatch):
-    """Both blocks, with the model's name replaced by a small model's folder."""
-    training, losses = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    """With the model's name replaced by a small model's folder."""
+    (training,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert "OpenGVLab/InternVL3-1B-Instruct" in training
     script = files / "readme.py"
     script.write_text(training.replace("OpenGVLab/InternVL3-1B-Instruct", str(files / "model")))
@@ -55,10 +54,6 @@ def test_the_readmes_python_runs(files, monkeypatch):
     runpy.run_path(str(script), run_name="__main__")
     assert (files / "runs" / "python" / "model.safetensors").is_file()
 
-    names = {"chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens"}
-    scope = {name: torch.ones(1) for name in names}
-    exec(losses, scope)
-    assert scope["output"].loss.item() == pytest.approx(0.8318 - 1.0, abs=1e-4)
 
 
 def test_the_layout_names_every_file_and_folder():

@@ -55,7 +55,6 @@ def test_the_readmes_python_runs(files, monkeypatch):
     assert (files / "runs" / "python" / "model.safetensors").is_file()
 
 
-
 def test_the_layout_names_every_file_and_folder():
     """The tree under Layout: the top level and mpo/, which are what a newcomer sees first."""
     layout = (ROOT / "CONTRIBUTING.md").read_text().split("## ")[1]

@@ -268,7 +268,10 @@ class _ShareGPT(Format):
         prompt = [message_of(turn, f"turn {place + 1}") for place, turn in enumerate(turns)]
         if (role := prompt[-1]["role"]) not in ("user", "tool"):
             if not ({"chosen", "rejected"} & line.keys()):
-                raise ValueError("this is a conversation: it has no 'chosen' and 'rejected'. Train on conversations with mpo sft.")
+                raise ValueError(
+                    "this is a conversation: it has no 'chosen' and 'rejected'. Train on conversations with mpo sft, without "
+                    "data.from_preferences."
+                )
             raise ValueError(f"the last turn is the {role}'s, but 'chosen' and 'rejected' reply to a human. Remove that turn.")
         sides = {side: line.get(side) for side in ("chosen", "rejected")}
         sides = {side: [message_of(one, f"{side!r}")] if isinstance(one, Mapping) else one for side, one in sides.items()}

@@ -161,7 +161,7 @@ def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, ask
     if kind in {"number", "math", "chart"} and ASKS_SHARE.search(asked) and (share := _SHARE.fullmatch(text.strip(" \n*.。"))):
         above, below = read_number(share[1]), read_number(share[2])
         text = f"{above.value}/{below.value}" if above and below and below.value else text
-    if (said := after_label(text)) is not None:
+    if kind != "choices" and (said := after_label(text)) is not None:
         stated = read_statement(said, "label", kind, choices) if kind == "choice" and said else None
         if stated and stated.answer is None:  # (A), (B)
             return stated

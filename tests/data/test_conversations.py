@@ -425,7 +425,7 @@ def test_internvls_meta(images):
     with pytest.raises(ValueError, match="'pairs' has from_preferences"):
         mix([own])
     write(images / "ann" / "pairs.jsonl", {"question": "Why?", "chosen": "So.", "rejected": "No."}, LLAVA)
-    with pytest.raises(BadRecord, match="pairs.jsonl:2: .*assistant"):
+    with pytest.raises(BadRecord, match="pairs.jsonl:2: this is a conversation: .*without data.from_preferences"):
         mix([own], kind="conversation")
 
 
@@ -446,7 +446,7 @@ def test_arguments(images):
         load_conversations(path, from_preferences="yes")
     with pytest.raises(ValueError, match="no conversations"):
         load_conversations(write(images / "none.jsonl"))
-    with pytest.raises(ValueError, match="c.jsonl:1: .*assistant"):
+    with pytest.raises(ValueError, match="c.jsonl:1: this is a conversation"):
         load_conversations(path, from_preferences=True)
 
 

@@ -85,7 +85,7 @@ def test_a_pair_has_mmprs_fields_and_says_where_it_is_from():
             "verdict": "correct",
             "answer": "7",
             "method": "equal",
-            "reason": "the same characters",
+            "reason": "the response is the ground truth",
             "sample": 0,
         }
         | {"rewritten": None},

@@ -36,19 +36,26 @@ class CallingThread:
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Have the thread call a function."""
-        future: Future[T] = Future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(put: Callable[[Any], None], outcome: Any) -> None:
+            if not future.done():  # cancelled meanwhile
+                put(outcome)
 
         def call() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    found = function(*args)
-                except Exception as error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(found)
+            if future.cancelled():
+                return
+            put: Callable[[Any], None] = future.set_result
+            try:
+                outcome: Any = function(*args)
+            except Exception as error:
+                put, outcome = future.set_exception, error
+            # Not a concurrent future, which logs what a signal's handler raises meanwhile and goes on.
+            loop.call_soon_threadsafe(settle, put, outcome)
 
         self._calls.put(call)
-        return await asyncio.wrap_future(future)
+        return await future
 
 
 CALLING: ContextVar[CallingThread | None] = ContextVar("CALLING", default=None)

@@ -36,12 +36,17 @@ def is_processor(processing_class: Any) -> bool:
     return hasattr(processing_class, "tokenizer")
 
 
-def probe(processing_class: Any) -> Template:
-    """Find the message format that the chat template of a tokenizer or processor accepts.
+def check_processor(processing_class: Any) -> None:
+    """Refuse a tokenizer for records with images."""
+    if not is_processor(processing_class):
+        raise ValueError(
+            "The records have images, but the processing class is a tokenizer. Pass the model's processor "
+            "(AutoProcessor.from_pretrained) as `processing_class`, or drop the image column."
+        )
 
-    Raises:
-        ValueError: for a template that renders neither form of contents, with its error.
-    """
+
+def probe(processing_class: Any) -> Template:
+    """Find the message format that a chat template accepts; one that renders neither form of contents is a ValueError."""
     return _probe(processing_class, str(processing_class.chat_template))
 
 

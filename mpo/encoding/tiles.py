@@ -1,13 +1,16 @@
-"""Tile limits of a prompt's images: the processor's, the record's own, and whether images of a prompt share them."""
+"""Tile limits of a prompt's images: the processor's, the record's own, shared or not; and the tokens and tiles of an image."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from typing import Any
 
-from transformers import InternVLProcessor, LlavaProcessor
-
 from mpo.data.records import checked_tiles
+from mpo.encoding.templates import check_processor
+from mpo.models.family import family_of_processor
 from mpo.schema import EPOCH
 
+Limits = tuple[tuple[str, Any], ...]
 BUDGETS = ("prompt", "image")
 """Whether the processor's ``max_patches`` is shared by a prompt's images or applies to each image."""
 LIMITS = {"min": "min_patches", "max": "max_patches", "thumbnail": "use_thumbnail"}
@@ -23,12 +26,12 @@ AUGMENTED_FEATURES = _AUGMENTED.format("vision_features", "features", "vision_fe
 
 def splits_into_tiles(processing_class: Any) -> bool:
     """Whether a processor splits images into tiles as InternVL's does."""
-    return isinstance(processing_class, InternVLProcessor)
+    return family_of_processor(processing_class).tiled
 
 
 def tile_size(processing_class: Any) -> tuple[int, int] | None:
     """Height and width, in pixels, of all tiles, or of all images if these are not split; None if they vary or are not known."""
-    if not isinstance(processing_class, (InternVLProcessor, LlavaProcessor)):
+    if not family_of_processor(processing_class).one_size:
         return None
     images = processing_class.image_processor
     size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
@@ -38,17 +41,13 @@ def tile_size(processing_class: Any) -> tuple[int, int] | None:
 def tile_limits(
     record: Mapping[str, Any], images: int, processing_class: Any, where: str, *, budget: str = "prompt"
 ) -> dict[str, Any]:
-    """The tile limits of a prompt's images that differ from the processor's.
+    """The tile limits of a prompt's images that differ from the processor's, as keyword arguments for it.
 
     Args:
         record: may have ``tiles``, a dict with ``min``, ``max`` and ``thumbnail``, each of which may be missing or None.
         images: number of images of the prompt.
-        where: the record's name in error messages.
         budget: ``"prompt"``: each of N images gets at most max(1, max_patches // N) tiles, as in the official InternVL code;
             ``"image"``: each gets as many as a single one, as in transformers' processor and TRL.
-
-    Returns:
-        keyword arguments for the processor.
 
     Raises:
         ValueError: for invalid limits, or a processor that does not split images into tiles.
@@ -85,18 +84,10 @@ def tile_limits(
 
 
 def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, where: str, *, seed: int) -> dict[str, Any]:
-    """The seed for compressing a prompt's tiles: in training, for records whose ``augment`` is true.
+    """``jpeg_seed`` for compressing a prompt's tiles: in training, for records whose ``augment`` is true; else an empty dict.
 
-    Args:
-        record: a record; one that is to be augmented has the epoch (`mpo.batching.streams.EPOCH`).
-        images: number of images of the prompt.
-        where: the record's name in error messages.
-
-    Returns:
-        ``jpeg_seed``, or an empty dict. The seed includes the epoch, and what is drawn depends on the image.
-
-    Raises:
-        ValueError: for a processor that does not split images into tiles.
+    A record that is to be augmented has the epoch (`mpo.batching.streams.in_epoch`), which the seed includes; what is drawn depends
+    on the image. A processor that does not split images into tiles is an error.
     """
     if not isinstance(record.get("augment"), bool | None):
         raise ValueError(f"{where}: 'augment' must be true or false; got {record['augment']!r:.50}. Rename the column.")
@@ -108,3 +99,36 @@ def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, whe
             "into tiles. Drop the column 'augment'."
         )
     return {"jpeg_seed": (seed, int(record[EPOCH]))}
+
+
+@lru_cache(maxsize=8)
+def image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int, int]]:
+    """A function of an image's height and width, in pixels, and its prompt's tile limits that returns its tokens and tiles."""
+    check_processor(processing_class)
+    # Private, but meant for serving engines that need the same: it applies the image processor's own rule and settings, and
+    # counts the tokens around an image. Checked with transformers 5.23.
+    if not hasattr(processing_class, "_get_num_multimodal_tokens"):
+        raise ValueError(
+            f"{type(processing_class).__name__} cannot count the tokens of an image without encoding it. Use "
+            "batching='pairs' (of conversations: 'conversations')."
+        )
+
+    @cache
+    def limited(limits: Limits) -> Any:
+        # Not as keyword arguments: transformers 5.17 would then keep them for every processor.
+        processor = copy.copy(processing_class)
+        if limits:
+            processor.image_processor = copy.copy(processor.image_processor)
+            for name, value in limits:
+                setattr(processor.image_processor, name, value)
+        if (merge := getattr(processor, "_merge_kwargs", None)) is not None:  # takes milliseconds, with the same result every time
+            merged = cache(merge)
+            processor._merge_kwargs = lambda *args, **kwargs: merge(*args, **kwargs) if args or kwargs else copy.copy(merged())
+        return processor
+
+    @lru_cache(maxsize=2**18)
+    def tokens_and_tiles(height: int, width: int, limits: Limits) -> tuple[int, int]:
+        found = limited(limits)._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])
+
+    return tokens_and_tiles

@@ -9,17 +9,13 @@ from typing import Any
 
 
 def check_texts(texts: Mapping[str, Any], images: int, processing_class: Any, where: str) -> None:
-    """Refuse a record whose text contains a placeholder of the processor for an image or a video.
+    """Refuse a record, `where`, whose text contains a placeholder of the processor for an image or a video.
 
     Args:
         texts: ``prompt`` and the completions by their names, as strings or messages. A prompt that is a string places its images
             with the image token, and may contain it once per image.
         images: number of images of the record.
         processing_class: a processor, or a tokenizer, which has no placeholders.
-        where: the record's name in error messages.
-
-    Raises:
-        ValueError: naming the record and the token.
     """
     if not hasattr(processing_class, "tokenizer"):
         return
@@ -76,3 +72,8 @@ def added_start(tokenizer: Any) -> list[int]:
         if with_added[place : place + len(alone)] == alone:
             return list(with_added[:place])
     return []
+
+
+def added_text(tokenizer: Any) -> str:
+    """The text of the tokens of `added_start`."""
+    return "".join(tokenizer.convert_ids_to_tokens(added_start(tokenizer)))

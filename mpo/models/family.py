@@ -24,6 +24,7 @@ class Family:
     language: str = "language_model"  # module of the language model, if there is a tower
     # the residual branches of the tower's layers, whose outputs have one row per image or tile; empty if they do not
     branches: tuple[str, ...] = ()
+    processor: str = ""  # transformers' class of its processor, where the next two are to be known before there is a model
     one_size: bool = False  # whether all images, or their tiles, have the same size in pixels when they are encoded
     tiled: bool = False  # whether the tower's output has one row per tile, in the order of its input
     shares_prompt: bool = False  # whether the cache of a prompt with images can be repeated and continued by `generate`
@@ -73,7 +74,7 @@ class Family:
         True
 
         Raises:
-            ValueError: when no part is adapted, or the family has no such part.
+            ValueError: when no part is adapted.
         """
         linear = {**self.linear, "language": _LANGUAGE}
         chosen = [part for part in linear if choices.get(part, "freeze") == "lora"]
@@ -105,6 +106,7 @@ INTERNVL = Family(
         "projector": ("linear_1", "linear_2"),
     },
     branches=("attention", "mlp"),
+    processor="InternVLProcessor",
     one_size=True,
     tiled=True,
     shares_prompt=True,
@@ -121,11 +123,12 @@ LLAVA = Family(
         "projector": ("linear_1", "linear_2"),
     },
     branches=("self_attn", "mlp"),
+    processor="LlavaProcessor",
     one_size=True,
 )
 INTERNVL_FUSER = replace(INTERNVL, types=("internvl_mmfuser",), fuser=("fuser",))
 LLAVA_FUSER = replace(LLAVA, types=("llava_mmfuser",), fuser=("fuser",))
-LLAVA_NEXT = replace(LLAVA, types=("llava_next", "llava_onevision"), one_size=False, loose=("image_newline",))
+LLAVA_NEXT = replace(LLAVA, types=("llava_next", "llava_onevision"), processor="", one_size=False, loose=("image_newline",))
 QWEN_VL = Family(
     types=("qwen2_vl", "qwen2_5_vl"),
     vision="visual",
@@ -151,6 +154,8 @@ QWEN3_VL = Family(
 TEXT = Family(types=(), vision="", layers="", projector=(), linear={})
 """Any model without images: language and head."""
 UNKNOWN = Family(types=(), vision="", layers="", projector=(), linear={})
+DEFAULT = INTERNVL
+"""The family by which settings are checked before a model's own is known."""
 FAMILIES = (INTERNVL, INTERNVL_FUSER, LLAVA, LLAVA_FUSER, LLAVA_NEXT, QWEN_VL, QWEN3_VL)
 _NOT_TEXT = re.compile(r"vision|visual|image|img|vit_|vq|audio|speech|mm_", re.IGNORECASE)
 """In the keys of a config: the model has more than text."""
@@ -159,6 +164,12 @@ _NOT_TEXT = re.compile(r"vision|visual|image|img|vit_|vq|audio|speech|mm_", re.I
 def takes_images(config: Any) -> bool:
     """Whether a model has a vision tower, by transformers' config; of any family."""
     return hasattr(config, "vision_config")
+
+
+def family_of_processor(processing_class: Any) -> Family:
+    """The family of a processor's models, with or without a fuser; `UNKNOWN` for a tokenizer and any other processor."""
+    names = {cls.__name__ for cls in type(processing_class).__mro__}
+    return next((family for family in FAMILIES if family.processor in names), UNKNOWN)
 
 
 def known_family(config: Any) -> Family:
@@ -171,10 +182,7 @@ def known_family(config: Any) -> Family:
 
 
 def family_of(config: Any, why: str) -> Family:
-    """The family of a model, where it matters.
-
-    Args:
-        why: the setting that needs to know the model's parts, for the error.
+    """The family of a model, where it matters: for the setting `why`, which the error names.
 
     Raises:
         ValueError: for a vision-language model of an unknown family, whose parts would be mistaken for others.

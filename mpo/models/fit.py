@@ -13,16 +13,7 @@ IMAGE_TOKENS = ("start_image_token", "end_image_token", "image_token")
 
 
 def open_processor(name_or_path: str, **options: Any) -> Any:
-    """`AutoProcessor.from_pretrained`, with a clear error for a tokenizer without image tokens.
-
-    Args:
-        name_or_path: name or path of a checkpoint.
-        options: arguments of `from_pretrained`.
-
-    Raises:
-        OSError: for missing files.
-        ValueError: for a tokenizer without image tokens, and files that cannot be read.
-    """
+    """`AutoProcessor.from_pretrained`; a ValueError for a tokenizer without image tokens, and for files that cannot be read."""
     try:
         return AutoProcessor.from_pretrained(name_or_path, **options)
     except OSError:
@@ -39,14 +30,7 @@ def open_processor(name_or_path: str, **options: Any) -> Any:
 
 
 def check_fit(model: Any, processing_class: Any) -> None:
-    """Check that a tokenizer or processor fits a model.
-
-    Args:
-        model: a transformers model, with or without adapters.
-
-    Raises:
-        ValueError: naming the mismatch: vocabulary, image tokens, or the size of tiles.
-    """
+    """Refuse a tokenizer or processor that does not fit a model: its vocabulary, its image tokens, the size of its tiles."""
     config = model.config
     name = type(processing_class).__name__
     fix = "Load both from the same checkpoint (AutoProcessor.from_pretrained with the model's name)."
@@ -82,9 +66,6 @@ def missing_rows(model: Any, processing_class: Any) -> str | None:
     """Describe token ids without a row in the model's embeddings or head; None when there are none.
 
     More rows than ids are allowed: InternVL pads its vocabulary.
-
-    Args:
-        model: a transformers model, with or without adapters.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     spare = getattr(processing_class, "video_token", None)  # replaced by its frames before tokenization
@@ -100,11 +81,7 @@ def missing_rows(model: Any, processing_class: Any) -> str | None:
 
 
 def check_targets(model: nn.Module, peft_config: Any) -> None:
-    """Check that every target of an adapter matches a layer; peft requires only one match.
-
-    Raises:
-        ValueError: naming the target without a match, and the model's layers.
-    """
+    """Refuse an adapter with a target that matches no layer; peft requires only one match."""
     targets = getattr(peft_config, "target_modules", None)
     if not targets or targets == "all-linear":
         return

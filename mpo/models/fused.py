@@ -42,9 +42,6 @@ def evenly_spaced(query: int, levels: int) -> list[int]:
 
     >>> evenly_spaced(23, 4)  # as the published MMFusers on CLIP ViT-L/14-336
     [3, 8, 13, 18, 23]
-
-    Raises:
-        ValueError: when there are not so many layers between embeddings and query.
     """
     step = (query - 1) // levels if levels > 0 else 0
     if step < 1:
@@ -60,9 +57,6 @@ def check_layers(layers: Any, depth: int, query: Any) -> list[int]:
             evenly spaced.
         depth: number of layers of the tower.
         query: index of the hidden state that the projector reads without a fuser (``vision_feature_layer``).
-
-    Raises:
-        ValueError: for layers out of range, repeated or not in order, or whose last is not the query.
     """
     if not is_whole(query) or not -depth <= query <= depth or query == 0:
         raise ValueError(f"Expected vision_feature_layer to be one of the {depth} layers, the query of the fuser; got {query!r}.")
@@ -245,11 +239,7 @@ for _, _config, _backbone, _model, _processor in KINDS.values():
 
 
 def check_can_fuse(config: Any) -> None:
-    """Refuse the config of a model that a fuser cannot be added to.
-
-    Raises:
-        ValueError: for a model with a fuser, one without a vision tower, and one of another kind than those of `KINDS`.
-    """
+    """Refuse the config of a model with a fuser, without a vision tower, or of another kind than those of `KINDS`."""
     kind = config.model_type
     if any(kind == fused.model_type for _, fused, *_ in KINDS.values()):
         raise ValueError(f"The {kind} already has a fuser of the layers {config.fuser_layers}. Train it, or begin without one.")

@@ -19,16 +19,14 @@ from transformers import (
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 
 from mpo.io import atomic_folder
-from mpo.models.control_tokens import added_start
 from mpo.models.family import INTERNVL
 from mpo.models.loading import LoadedModel, as_dtype, load_internvl, opening
 from mpo.models.official.config import tensor_names, transformers_config
-from mpo.models.official.processor import TURN, chat_template, read_tokenizer
+from mpo.models.official.processor import TURN, read_tokenizer, templated_processor
 from mpo.models.official.schema import TEXT_MODELS, Chat, parse
 from mpo.models.official.tensors import TensorFiles
-from mpo.models.small import DOWNSAMPLE_RATIO, IMAGE_TOKENS, INTERNVL_TOKENS, VIDEO_TOKEN, assemble_processor
-from mpo.models.strict import load_strictly, misfits, read_config_json, read_hf_config, refuse_adapter
-from mpo.models.tiles import TileImageProcessor
+from mpo.models.small import DOWNSAMPLE_RATIO, IMAGE_TOKENS, INTERNVL_TOKENS, token_names
+from mpo.models.strict import check_shapes, load_strictly, read_config_json, read_hf_config, refuse_adapter
 
 INTERNLM = ("internlm2", "internlm3")
 LANGUAGE_MODELS = tuple(sorted({*INTERNLM, *(ours for _, ours, _ in TEXT_MODELS.values())}))
@@ -89,18 +87,8 @@ def join(
         projector = InternVLMultiModalProjector(config)
     model = _put_together(config, tower, projector, text)
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
-    tokenizer.chat_template = chat_template("internvl2_5", bos="".join(tokenizer.convert_ids_to_tokens(added_start(tokenizer))))
-
-    def tiles(**pixels: Any) -> TileImageProcessor:
-        return TileImageProcessor(crop_to_patches=True, min_patches=1, max_patches=max_tiles, use_thumbnail=True, **pixels)
-
-    processor = assemble_processor(
-        tokenizer,
-        tiles,
-        image_size=tower.config.image_size[0],
-        image_seq_length=tokens,
-        chat_template=tokenizer.chat_template,
-    )
+    sizes = {"image_size": tower.config.image_size[0], "image_seq_length": tokens}
+    processor = templated_processor(tokenizer, "internvl2_5", (1, max_tiles), True, **sizes)
     return LoadedModel(model.eval(), processor)
 
 
@@ -193,8 +181,7 @@ def _filled(cls: Any, config: Any, state: dict[str, Tensor], folder: Path) -> An
     """A model with exactly these weights, in their dtype."""
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
-    if problems := misfits({name: tuple(tensor.shape) for name, tensor in state.items()}, expected):
-        raise ValueError(f"{folder} does not match its config.json: {problems}.")
+    check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, str(folder))
     dtype = next(iter(state.values())).dtype
     return cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
 
@@ -217,22 +204,17 @@ def _with_tokens(tokenizer: Any) -> tuple[Any, int, list[int]]:
     new = [token for token in INTERNVL_TOKENS if token not in tokenizer.get_vocab()]
     tokenizer.add_tokens(INTERNVL_TOKENS, special_tokens=True)
     words = len(tokenizer)
-    video = "<|video_pad|>" if "<|video_pad|>" in tokenizer.get_vocab() else VIDEO_TOKEN
+    named = token_names(tokenizer.get_vocab())
     with tempfile.TemporaryDirectory() as folder:  # names are given when a tokenizer is loaded
         tokenizer.save_pretrained(folder)
-        named = {**IMAGE_TOKENS, "video_token": video}
         found = AutoTokenizer.from_pretrained(folder, padding_side="left", extra_special_tokens=named)
     return found, words, found.convert_tokens_to_ids(new)
 
 
 def _resize(text: Any, words: int, added: list[int], *, keep: bool) -> None:
-    """Give the model a row for each token. As in the official code, new rows of the head are the mean of the others.
+    """Give the model a row for each of `words` tokens; as in the official code, `added` rows of the head are the others' mean.
 
-    Args:
-        text: the language model, changed in place.
-        words: number of tokens with a row.
-        added: ids of the new ones among them.
-        keep: keep spare rows, and a head that is tied to the embeddings, as InternVL3.5 does; otherwise neither.
+    With `keep`, as InternVL3.5 does, spare rows stay, and a head that is tied to the embeddings; otherwise neither.
     """
     rows = text.get_input_embeddings().num_embeddings
     text.resize_token_embeddings(max(rows, words) if keep else words, mean_resizing=False)

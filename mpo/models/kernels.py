@@ -18,8 +18,7 @@ def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | 
 
     Args:
         model: may have adapters or be sharded.
-        backend: passed to `torch.compile`; None for its default.
-        mode: passed to `torch.compile`; None for its default.
+        backend, mode: passed to `torch.compile`; None for its defaults.
 
     Raises:
         ValueError: for a model without a known stack of layers.

@@ -18,7 +18,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from mpo.models.control_tokens import added_start
+from mpo.models.control_tokens import added_text
 from mpo.models.family import LLAVA
 from mpo.models.fused import LlavaWithFuser, fused_config
 from mpo.models.official.processor import read_tokenizer
@@ -60,12 +60,9 @@ CLIP_L_336 = {
 
 
 def set_template(processor: Any, name: str | None) -> None:
-    """Give a LLaVA processor, and its tokenizer, one of `TEMPLATES`.
+    """Give a LLaVA processor, and its tokenizer, one of `TEMPLATES`; refuse another name, or a processor of another family.
 
     None keeps its own; but ``plain``, with which a first stage was saved, becomes ``vicuna``: it would leave out all questions.
-
-    Raises:
-        ValueError: for an unknown name, and a processor of another family.
     """
     if name is None:
         if not isinstance(processor, LlavaProcessor) or not str(processor.chat_template).endswith(TEMPLATES["plain"]):
@@ -76,7 +73,7 @@ def set_template(processor: Any, name: str | None) -> None:
             f"Expected model.chat_template to be {' or '.join(TEMPLATES)}, for a LLaVA-1.5; got {name!r} for a "
             f"{type(processor).__name__}. Leave it out to use the checkpoint's template."
         )
-    start = "".join(processor.tokenizer.convert_ids_to_tokens(added_start(processor.tokenizer)))
+    start = added_text(processor.tokenizer)
     processor.chat_template = processor.tokenizer.chat_template = ("{{ '" + start + "' }}" if start else "") + TEMPLATES[name]
 
 

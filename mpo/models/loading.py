@@ -116,9 +116,7 @@ def load_processor(
     trust_remote_code: bool = False,
     chat_template: str | None = None,
 ) -> Any:
-    """Load the processor of a checkpoint in either format, or the tokenizer of a text model.
-
-    The arguments are those of `load_model`.
+    """Load the processor of a checkpoint in either format, or the tokenizer of a text model; arguments as of `load_model`.
 
     Raises:
         ValueError: for an adapter, a checkpoint without a tokenizer, a tokenizer without the image tokens, or tile
@@ -138,13 +136,10 @@ def load_processor(
 
 
 def as_dtype(dtype: Any) -> torch.dtype | Literal["auto"]:
-    """Convert the name of a dtype to the dtype; a dtype and ``"auto"`` are returned unchanged.
+    """Convert the name of a dtype to the dtype; a dtype and ``"auto"`` are returned unchanged, anything else is a ValueError.
 
     >>> as_dtype("bfloat16"), as_dtype(torch.float16), as_dtype("torch.float32"), as_dtype("auto")
     (torch.bfloat16, torch.float16, torch.float32, 'auto')
-
-    Raises:
-        ValueError: for anything else.
     """
     if dtype == "auto":
         return "auto"
@@ -158,12 +153,11 @@ def official_folder(name_or_path: str, *, weights: bool = True) -> Path | None:
     """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint in another format.
 
     Args:
-        name_or_path: as in `load_model`.
+        name_or_path: as in `load_model`; an adapter is refused.
         weights: download the weights too.
 
     Raises:
         NotOpened: for a checkpoint that cannot be found.
-        ValueError: for an adapter.
     """
     refuse_adapter(name_or_path)
     with opening(name_or_path):
@@ -178,11 +172,7 @@ def official_folder(name_or_path: str, *, weights: bool = True) -> Path | None:
 
 @contextmanager
 def opening(name_or_path: str) -> Iterator[None]:
-    """Turn the errors of transformers and the Hub for a checkpoint into one that names it and what to do.
-
-    Raises:
-        NotOpened: for a folder without the files, and a name that is neither cached nor can be downloaded.
-    """
+    """Turn the errors of transformers and the Hub for a checkpoint into `NotOpened`, which names it and what to do."""
     try:
         yield
     except OSError as error:
@@ -210,11 +200,7 @@ def model_config(name_or_path: str, trust_remote_code: bool = False, fuser: Mapp
 
 
 def check_attention(name: str | None) -> None:
-    """Refuse flash-attention where it is not installed.
-
-    Raises:
-        ValueError: saying what to install or to use instead.
-    """
+    """Refuse flash-attention where it is not installed, saying what to install or to use instead."""
     installed = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     if name in installed and not installed[name]():
         raise ValueError(

@@ -111,9 +111,6 @@ def tile_of(image: Any, processor: Any, tile: int | None = None) -> tuple[Tensor
 
     Returns:
         normalized pixels, shape (3, height, width), and the same from 0 to 1, shape (height, width, 3).
-
-    Raises:
-        ValueError: for a tile that the image does not have.
     """
     images = processor.image_processor
     pixels = images(images=image, return_tensors="pt")["pixel_values"].flatten(0, -4)
@@ -132,9 +129,6 @@ def show(
     Args:
         model, points: as in `look`.
         image, tile: as in `tile_of`.
-
-    Raises:
-        ValueError: as `look` and `tile_of`; when matplotlib is not installed.
     """
     pixels, visible = tile_of(image, processor, tile)
     return draw(look(model, pixels, points), visible)
@@ -143,9 +137,7 @@ def show(
 def draw(looks: Looks, image: Tensor) -> "Figure":
     """Draw one panel per sampled layer, mean attention by layer, and the norm of what is added.
 
-    Args:
-        looks: of a tile.
-        image: the tile, shape (height, width, 3), from 0 to 1.
+    `image` is the tile, shape (height, width, 3), from 0 to 1.
     """
     levels = len(looks.layers)
     figure = new_figure(3.2 * max(levels, 2), 6.6)

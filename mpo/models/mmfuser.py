@@ -61,11 +61,7 @@ class DeformableAttention(nn.Module):
         init.copy_(bias, offsets.reshape(-1).to(bias.dtype))
 
     def where(self, query: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Where each query looks, and how much it weighs what it sees.
-
-        Args:
-            query: shape (batch, height * width of the grid, channels).
-            grid: height and width of the maps, in patches.
+        """Where each query looks, and how much it weighs what it sees; arguments as of `forward`.
 
         Returns:
             locations, shape (batch, queries, heads, levels, points, 2): x and y, in [0, 1] inside of the map; and weights, shape
@@ -110,15 +106,8 @@ class DeformableAttention(nn.Module):
 def _sample(values: Tensor, locations: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
     """The weighted sums of what the locations see; bilinear as `grid_sample`, with zeros outside of the map.
 
-    Every location is between four patches, whose vectors `embedding_bag` looks up and sums: no sampled value is stored.
-
-    Args:
-        values: shape (batch, levels * height * width, heads * head's channels).
-        locations, weights: as of `DeformableAttention.where`, of some of the queries.
-        grid: height and width of the maps.
-
-    Returns:
-        shape (batch, queries, heads * head's channels), in the dtype of the locations.
+    Every location is between four patches, whose vectors `embedding_bag` looks up and sums: no sampled value is stored. Locations
+    and weights are those of some of the queries; the result has shape (batch, queries, channels) and the dtype of the locations.
     """
     (batch, queries, heads, levels, _, _), (height, width) = locations.shape, grid
     channels, device = values.shape[-1], values.device

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mpo.models.family import INTERNVL, PARTS, Family, family_of, known_family
+from mpo.models.family import DEFAULT, PARTS, Family, family_of, known_family
 
 
 def base_model(model: nn.Module) -> Any:
@@ -16,13 +16,9 @@ def base_model(model: nn.Module) -> Any:
 
 
 def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
-    """Check the choices of ``train_parts``.
+    """Refuse choices of ``train_parts`` that no model can have, with or without adapters.
 
-    Args:
-        choices: part -> ``"train"``, ``"freeze"``, ``"lora"``, or for the vision tower the number of last layers to train.
-
-    Raises:
-        ValueError: naming the part and its allowed choices.
+    `choices`: part -> ``"train"``, ``"freeze"``, ``"lora"``, or for the vision tower the number of last layers to train.
     """
     for part, choice in choices.items():
         if part not in PARTS:
@@ -48,15 +44,8 @@ def check_parts(choices: Mapping[str, Any], *, adapters: bool) -> None:
         raise ValueError("train_parts freezes every part, so nothing would be trained. Set one to train or lora.")
 
 
-def check_adapter(choices: Mapping[str, Any], adapter: Any, family: Family = INTERNVL) -> None:
-    """Check that an adapter's settings do not train a frozen part.
-
-    Args:
-        choices: as in `check_parts`, with adapters; parts that are not named are frozen.
-
-    Raises:
-        ValueError: naming the setting and the parts.
-    """
+def check_adapter(choices: Mapping[str, Any], adapter: Any, family: Family = DEFAULT) -> None:
+    """Refuse an adapter's settings that train a frozen part; with adapters, parts that `choices` does not name are frozen."""
     frozen = [part for part in PARTS[:-1] if (part != "fuser" or family.fuser) and choices.get(part, "freeze") == "freeze"]
     if choices and frozen and getattr(adapter, "bias", "none") == "all":
         raise ValueError(f"peft.bias=all trains all biases, but train_parts freezes {', '.join(frozen)}. Use peft.bias=lora_only.")
@@ -120,8 +109,7 @@ def split_groups(
     in BEiT (arXiv 2106.08254), with the projector in place of its head.
 
     Args:
-        optimizer: an optimizer without state.
-        model: the model whose parameters it has.
+        optimizer: an optimizer without state, with the parameters of `model`.
         rate: learning rate of parts without their own.
         rates: part -> learning rate.
         vision_layer_decay: d; 1 for no decay.

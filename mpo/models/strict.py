@@ -24,11 +24,7 @@ ROPE = {
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON file of a checkpoint, which holds one object.
-
-    Raises:
-        ValueError: naming the file, for one that is cut off, has a byte order mark, or is not an object.
-    """
+    """Read a JSON file of a checkpoint; one that is cut off, has a byte order mark, or is not an object is a ValueError."""
     try:
         if Path(path).read_bytes().startswith(codecs.BOM_UTF8):  # transformers does not read it
             raise BadRecord(str(path), "it has a byte order mark.")
@@ -85,10 +81,6 @@ def read_index(path: Path) -> dict[str, str]:
 def read_hf_config(name_or_path: str | Path, **options: Any) -> Any:
     """`AutoConfig.from_pretrained`, with errors that name the file.
 
-    Args:
-        name_or_path: name or path of a checkpoint.
-        options: arguments of `from_pretrained`.
-
     Raises:
         OSError: when there is no config.json.
         ValueError: for values that transformers refuses; as `read_config_json`.
@@ -116,16 +108,7 @@ def read_hf_config(name_or_path: str | Path, **options: Any) -> Any:
 
 
 def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | None = None, **options: Any) -> Any:
-    """Load a model, and refuse missing, unexpected or differently shaped tensors.
-
-    Args:
-        load: `from_pretrained`, or a function that passes its arguments to it.
-        name_or_path: name or path of a checkpoint.
-        fix: the remedy to name in the error message.
-        options: arguments of `load`.
-
-    Returns:
-        the model.
+    """Load a model by `load` (`from_pretrained`), and refuse missing, unexpected or differently shaped tensors.
 
     Raises:
         ValueError: for an adapter, a missing or truncated file, a tied tensor with values of its own, or listing the missing,
@@ -157,11 +140,7 @@ def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | Non
 
 
 def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> None:
-    """Check that a checkpoint has exactly the tensors of its config, with their shapes.
-
-    Raises:
-        ValueError: listing missing, unexpected and differently shaped tensors.
-    """
+    """Refuse a checkpoint that has not exactly the tensors of its config, with their shapes; those that differ are listed."""
     if problems := misfits(found, expected):
         raise ValueError(f"{where} does not match its config.json: {problems}.")
 
@@ -189,11 +168,7 @@ def shortened(names: list[str], most: int = 8) -> str:
 def refuse_adapter(name_or_path: Any) -> None:
     """Refuse an adapter where a model is expected; transformers would load it into its base, neither trained nor saved.
 
-    Args:
-        name_or_path: name or path of a checkpoint; a folder with ``adapter_config.json`` holds an adapter.
-
-    Raises:
-        ValueError: naming its base, and how to merge it or continue its training.
+    The error names its base, and how to merge it or continue its training.
     """
     try:
         found = find_adapter_config_file(str(name_or_path))

@@ -80,11 +80,8 @@ class DropPath:
     last, as in the official InternVisionEncoder; transformers has none. It adds nothing to a checkpoint.
 
     Args:
-        model: a model whose tower's layers have branches with one output row per tile (`mpo.models.family`).
+        model: a model whose tower is trained, with branches of one output row per tile in its layers (`mpo.models.family`).
         rate: drop probability of the last layer; 0.1 (300M tower) or 0.4 (6B) in most official recipes.
-
-    Raises:
-        ValueError: for a model without such a vision tower, or with a frozen one.
     """
 
     def __init__(self, model: nn.Module, rate: float) -> None:

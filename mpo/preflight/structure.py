@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from mpo.models.family import INTERNVL, family_of, takes_images
+from mpo.models.family import DEFAULT, family_of, takes_images
 from mpo.models.fit import check_targets
 from mpo.models.loading import as_dtype, load_processor
 
@@ -80,7 +80,7 @@ def titles(model: nn.Module) -> Callable[[str], str]:
     """
     base = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     try:
-        family = INTERNVL if base is None else family_of(base.config, "dry_run=true")
+        family = DEFAULT if base is None else family_of(base.config, "dry_run=true")
     except ValueError:
         return lambda name: "adapters" if "lora_" in name else TITLES["head"] if "lm_head" in name.split(".") else REST
     return lambda name: "adapters" if "lora_" in name else TITLES[family.part_of(name)]

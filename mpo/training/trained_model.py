@@ -9,7 +9,7 @@ import torch
 from hydra.utils import get_method
 
 from mpo.io import did_you_mean
-from mpo.models.family import INTERNVL, Family, family_of
+from mpo.models.family import DEFAULT, Family, family_of
 from mpo.models.loading import load_model, model_config
 from mpo.models.parts import check_adapter, freeze_parts
 from mpo.training import schema
@@ -122,12 +122,12 @@ class TrainedModel:
                 return family
         if self.peft["kind"] != "none" and not self.peft.get("target_modules"):
             return family_of(config, f"peft={self.peft['kind']} without peft.target_modules")
-        return INTERNVL
+        return DEFAULT
 
     def expected_family(self) -> Family:
         """Return the family of a model on this machine, before it is loaded; of another one, InternVL."""
         if not (self.peft["kind"] != "none" or self.parts().get("fuser")) or not self.is_local():
-            return INTERNVL
+            return DEFAULT
         return self.family(self.config())
 
     def is_local(self) -> bool:
@@ -135,7 +135,7 @@ class TrainedModel:
         name = self.model.get("name_or_path")
         return name is not None and (Path(name) / "config.json").is_file()
 
-    def adapter(self, family: Family = INTERNVL) -> Any:
+    def adapter(self, family: Family = DEFAULT) -> Any:
         """Build peft's `LoraConfig` for a model of a family; None without an adapter.
 
         Raises:

@@ -64,11 +64,7 @@ class Trained:
         return model_config(self.weights)
 
     def processor(self) -> Any:
-        """The processor or tokenizer of the run, or else of the checkpoint that it was trained from.
-
-        Raises:
-            ValueError: when neither has one.
-        """
+        """The processor or tokenizer of the run, or else of the checkpoint that it was trained from."""
         for place in filter(None, (str(self.folder), self.weights, self.base)):
             if Path(place).is_dir() and not any((Path(place) / name).exists() for name in PROCESSOR_FILES):
                 continue

@@ -75,10 +75,7 @@ class OfficialCheckpoint:
 
 
 def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
-    """Open the folder of an official checkpoint, without running its code or reading tensors.
-
-    Args:
-        weights: whether it must have its weights.
+    """Open the folder of an official checkpoint, without running its code or reading tensors; with `weights` it must have them.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, saying why.
@@ -111,11 +108,7 @@ def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json of a checkpoint's folder.
-
-    Raises:
-        ValueError: when there is none, or it holds no JSON object.
-    """
+    """Read config.json of a checkpoint's folder; a ValueError when there is none, or it holds no JSON object."""
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"Expected a checkpoint in {folder}, and found no config.json. Give the folder that contains it.")
@@ -123,11 +116,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_official(folder: Path, setting: str = "") -> dict[str, Any]:
-    """Read config.json of a folder in the official format; `setting` is what named it, for the error.
-
-    Raises:
-        ValueError: when there is none, or it is of another format.
-    """
+    """Read config.json of a folder in the official format; `setting` is what named it, for the error of one in another format."""
     config = read_config(folder)
     if not is_official(config):
         raise ValueError(

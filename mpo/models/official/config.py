@@ -47,10 +47,7 @@ def transformers_config(
     Args:
         image_token_id: id of ``<IMG_CONTEXT>``.
         eos_token_id: id of the token that ends a turn; by default that of the language model's config.
-        where: path of the file, for errors.
-
-    Raises:
-        ValueError: for a value that transformers' config of the language model refuses.
+        where: path of the file, for the error of a value that transformers' config of the language model refuses.
     """
     llm, vision, kind = official.llm_config, official.vision_config, text_model(official.llm_config)
     text_class = CONFIG_MAPPING[TEXT_MODELS[kind][1]]

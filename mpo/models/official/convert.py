@@ -106,7 +106,7 @@ def _to_transformers(source: Path, target: Path, like: Path | None, shard_bytes:
 
 
 def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int, progress: bool) -> int:
-    """Write a checkpoint in the official format, without comparing its logits.
+    """Write a checkpoint in the official format, without comparing its logits, and return the number of its tensors.
 
     The files beside the weights are written first, and read again: they describe the same model and processor, or are refused.
 
@@ -115,9 +115,6 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
         target: an existing, empty folder.
         like: as in `convert`.
         shard_bytes: the largest size of a weight file.
-
-    Returns:
-        the number of tensors written.
     """
     config = read_hf_config(source)
     if config.model_type not in INTERNVL.types:  # a fused one is a kind of InternVLConfig
@@ -184,17 +181,12 @@ def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dic
 
 
 def check_same_model(official: Mapping[str, Any], config: InternVLConfig, where: str, source: str) -> InternVLConfig:
-    """Check that an official config.json describes the model of a transformers config; its vocabulary may be smaller.
+    """Refuse an official config.json of another model than a transformers config's; its vocabulary may be smaller.
 
-    Args:
-        where: origin of `official`, for errors.
-        source: origin of `config`, for errors.
+    `where` and `source` are their origins, for errors.
 
     Returns:
         transformers' config of `official`.
-
-    Raises:
-        ValueError: naming the settings that differ.
     """
     described = transformers_config(parse(official, where), image_token_id=config.image_token_id, where=where)
     if found := differences(config, described):
@@ -203,11 +195,9 @@ def check_same_model(official: Mapping[str, Any], config: InternVLConfig, where:
 
 
 def checked_difference(official: Path, ours: Path, compare: bool | None) -> float | None:
-    """`largest_difference` of two folders, checked against `TOLERANCE`.
+    """`largest_difference` of a folder in the official and one in transformers' format, checked against `TOLERANCE`.
 
     Args:
-        official: a folder in the official format.
-        ours: a folder in transformers' format.
         compare: whether to compare; None to compare if memory allows.
 
     Returns:

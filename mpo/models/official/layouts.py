@@ -22,20 +22,12 @@ HEAD, EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_
 
 
 def expected_shapes(config: InternVLConfig, where: str = "config.json") -> dict[str, Shape]:
-    """Names on disk in transformers' format and shapes for a model of this config; nothing is allocated.
-
-    Raises:
-        ValueError: for a config from which transformers cannot build a model.
-    """
+    """Names on disk in transformers' format and shapes for a model of this config; nothing is allocated."""
     return _standard_shapes(_empty(config, where))
 
 
 def check_tied(read: Callable[[str], Tensor], names: Any, where: str) -> None:
-    """Refuse an output head that differs from the embeddings, in a checkpoint whose config ties the two.
-
-    Raises:
-        ValueError: naming both tensors.
-    """
+    """Refuse an output head that differs from the embeddings, in a checkpoint whose config ties the two."""
     if HEAD in names and not torch.equal(read(HEAD), read(EMBEDDINGS)):
         raise ValueError(
             f"{where} holds {HEAD}, which differs from {EMBEDDINGS}, but its config.json ties the two (tie_word_embeddings=true). "

@@ -48,10 +48,7 @@ INTERNLM2_LAYER = (
 class TensorNames:
     """Map tensor names between both formats, and split or join their tensors.
 
-    Args:
-        internlm2: whether the official language model is InternLM2, which transformers loads as a Llama.
-        heads: number of query heads of the language model; used for InternLM2 only.
-        key_value_heads: number of key-value heads; used for InternLM2 only.
+    `internlm2`: the official language model is InternLM2, which transformers loads as a Llama; for it alone, its numbers of heads.
     """
 
     def __init__(self, *, internlm2: bool = False, heads: int = 1, key_value_heads: int = 1) -> None:
@@ -68,20 +65,12 @@ class TensorNames:
         self._from_ours = [(_pattern(name), official) for official, *ours in rows for name in ours]
 
     def ours(self, official: str) -> list[str]:
-        """The names on disk in transformers' format of an official tensor: one, or those of queries, keys and values.
-
-        Raises:
-            ValueError: for a name that InternVLChatModel does not have.
-        """
+        """The names on disk in transformers' format of an official tensor: one, or those of queries, keys and values."""
         names, found = _match(self._from_official, official, "InternVLChatModel")
         return [name.format(**found) for name in names]
 
     def official(self, ours: str) -> str:
-        """The official name of a tensor of transformers' format, or of the tensor that it is a part of.
-
-        Raises:
-            ValueError: for a name that transformers' InternVL does not have.
-        """
+        """The official name of a tensor of transformers' format, or of the tensor that it is a part of."""
         name, found = _match(self._from_ours, ours, "transformers' InternVL")
         return str(name.format(**found))
 

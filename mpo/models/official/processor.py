@@ -2,18 +2,16 @@
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, InternVLProcessor, PreTrainedConfig, PreTrainedTokenizerFast
 
-from mpo.models.control_tokens import added_start
+from mpo.models.control_tokens import added_text
 from mpo.models.official.schema import Chat
 from mpo.models.official.spm import read_sentencepiece
-from mpo.models.small import CHAT_TEMPLATE, IMAGE_TOKENS, assemble_processor
+from mpo.models.small import CHAT_TEMPLATE, IMAGE_TOKENS, assemble_processor, token_names
 from mpo.models.strict import read_json, shortened
-from mpo.models.tiles import TileImageProcessor
 
 logger = logging.getLogger(__name__)
 OLD_SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -35,15 +33,10 @@ TURN = ("<|im_start|>", "<|im_end|>")
 
 
 def chat_template(name: str, *, bos: str = "") -> str:
-    """The Jinja template of an official conversation template.
+    """The Jinja template of an official conversation template, ``template`` in config.json.
 
-    Args:
-        name: ``template`` in config.json.
-        bos: tokens before a conversation, as the tokenizer adds them in the official code, such as ``<s>`` (InternLM2) or
-            ``<|begin_of_text|>`` (Llama-3); empty for Qwen.
-
-    Raises:
-        ValueError: for an unknown template.
+    `bos`: tokens before a conversation, as the tokenizer adds them in the official code, such as ``<s>`` (InternLM2) or
+    ``<|begin_of_text|>`` (Llama-3); empty for Qwen.
     """
     if name not in TEMPLATES:
         raise ValueError(f"Expected a conversation template among {', '.join(TEMPLATES)}; got template={name!r}.")
@@ -69,8 +62,7 @@ def load_tokenizer(folder: Path) -> Any:
             if vocabulary.get(name, number) != number:
                 raise ValueError(f"{name} has the ids {vocabulary[name]} and {number}, in two of its files")
         if not (lacking := [token for token in (*IMAGE_TOKENS.values(), *TURN) if token not in vocabulary]):
-            video = "<|video_pad|>" if "<|video_pad|>" in vocabulary else "<video>"
-            return _tokenizer(folder, settings, padding_side="left", extra_special_tokens={**IMAGE_TOKENS, "video_token": video})
+            return _tokenizer(folder, settings, padding_side="left", extra_special_tokens=token_names(vocabulary))
     except Exception as error:  # of any kind: the libraries do not check the values of a file
         if isinstance(error, ValueError) and str(folder) in str(error):
             raise
@@ -116,31 +108,19 @@ def _added(folder: Path, settings: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def official_processor(tokenizer: Any, official: Chat[Any]) -> InternVLProcessor:
-    """The processor for an official checkpoint.
+    """The processor for an official checkpoint, with its tokenizer (`load_tokenizer`).
 
     The official code tokenizes a rendered conversation with the tokenizer's default special tokens, so the template starts with
     them.
-
-    Args:
-        tokenizer: from `load_tokenizer`.
     """
-    smallest, largest = _patches(official)
-    tiles = partial(
-        TileImageProcessor,
-        crop_to_patches=True,  # InternVLProcessor overrides it
-        min_patches=smallest,
-        max_patches=largest,
-        use_thumbnail=official.use_thumbnail,
-    )
-    bos = "".join(tokenizer.convert_ids_to_tokens(added_start(tokenizer)))
-    tokenizer.chat_template = chat_template(official.template, bos=bos)
-    return assemble_processor(
-        tokenizer,
-        tiles,
-        image_size=official.vision_config.image_size,
-        image_seq_length=official.tokens_per_tile,
-        chat_template=tokenizer.chat_template,
-    )
+    sizes = {"image_size": official.vision_config.image_size, "image_seq_length": official.tokens_per_tile}
+    return templated_processor(tokenizer, official.template, _patches(official), official.use_thumbnail, **sizes)
+
+
+def templated_processor(tokenizer: Any, template: str, tiles: tuple[int, int], thumbnail: bool, **sizes: int) -> InternVLProcessor:
+    """`assemble_processor` with one of `TEMPLATES`, which the tokenizer gets too."""
+    tokenizer.chat_template = chat_template(template, bos=added_text(tokenizer))
+    return assemble_processor(tokenizer, tiles, thumbnail, chat_template=tokenizer.chat_template, **sizes)
 
 
 def carried_settings(image_processor: Any, official: Chat[Any]) -> dict[str, Any]:
@@ -156,11 +136,7 @@ def _patches(official: Chat[Any]) -> tuple[int, int]:
 
 
 def check_processors(processor: Any, official: InternVLProcessor, source: str, where: str) -> None:
-    """Check that the processor of an official folder does what that of the model does, and warn of another chat template.
-
-    Raises:
-        ValueError: naming settings of images and ids of tokens that differ.
-    """
+    """Refuse a processor of an official folder that does not do what that of the model does; warn of another chat template."""
     given, ours = (
         {name: _plain(value) for name, value in kept.to_dict().items() if name in SETTINGS} | {"image_seq_length": tokens}
         for kept, tokens in ((one.image_processor, one.image_seq_length) for one in (official, processor))
@@ -177,8 +153,7 @@ def check_processors(processor: Any, official: InternVLProcessor, source: str, w
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A?"}]},
         {"role": "assistant", "content": "B"},
     ]
-    turns *= 2
-    for messages in (turns, [{"role": "system", "content": "C"}, *turns]):
+    for messages in (turns * 2, [{"role": "system", "content": "C"}, *turns * 2]):
         texts = [_rendered(one, messages) for one in (official, processor)]
         if texts[0] != texts[1] and processor.chat_template is not None:
             logger.warning(f"{where} has another chat template than {source}: {texts[0]!r} instead of {texts[1]!r}.")

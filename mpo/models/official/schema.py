@@ -213,11 +213,8 @@ TEXT_MODELS: dict[str, tuple[str, str, type[Language]]] = {
 def parse(official: Mapping[str, Any], where: str) -> "Chat[Any]":
     """Check the keys of an official config.json, and fill in the official code's defaults.
 
-    Args:
-        where: path of the file, for errors.
-
     Raises:
-        ValueError: naming the file and the key that is missing, has another type, or a value that is not supported.
+        ValueError: naming the file, `where`, and the key that is missing, has another type, or a value that is not supported.
     """
     llm = official.get("llm_config")
     kind = text_model(llm, where) if isinstance(llm, Mapping) else "llama"
@@ -230,11 +227,7 @@ def parse(official: Mapping[str, Any], where: str) -> "Chat[Any]":
 
 
 def text_model(llm: Mapping[str, Any] | Language, where: str = "config.json") -> str:
-    """The language model of an official ``llm_config``: a key of `TEXT_MODELS`.
-
-    Raises:
-        ValueError: for a language model that is not supported, naming those that are.
-    """
+    """The language model of an official ``llm_config``: a key of `TEXT_MODELS`; another one is a ValueError."""
     given = llm.model_dump() if isinstance(llm, Language) else llm
     classes, kind = given.get("architectures") or [], given.get("model_type")
     names = classes[:1] if isinstance(classes, list) else [classes]  # the official code reads the first one

@@ -13,16 +13,13 @@ NORMAL, UNKNOWN, USER_DEFINED = 1, 2, 4
 def read_sentencepiece(
     path: Path, added: Mapping[str, Mapping[str, Any]], *, prefix_every_text: bool = True
 ) -> tuple[Tokenizer, dict[str, str]]:
-    """Read a tokenizer.model of type BPE, as InternLM2's and Llama's.
+    """Read a tokenizer.model of type BPE, as InternLM2's and Llama's; and its special tokens by name (``bos_token``, ...).
 
     Args:
         added: ``added_tokens_decoder`` of tokenizer_config.json: id -> content and flags. Those within the vocabulary replace the
             piece with that id.
         prefix_every_text: put the model's leading space before each text between added tokens, as SentencePiece does when it gets
             them one by one (``legacy`` of Llama's tokenizer); otherwise before the first one only.
-
-    Returns:
-        the tokenizer; its special tokens by name: ``unk_token``, ``bos_token`` and ``eos_token``.
 
     Raises:
         ValueError: when the sentencepiece package is missing, the file cannot be read, the model is of another type, or the ids of

@@ -20,11 +20,7 @@ DTYPES = ("BF16", "F16", "F32", "F64")
 
 
 class TensorFiles:
-    """Tensors by name, from the safetensors files of a checkpoint's folder.
-
-    Raises:
-        ValueError: when the folder has no safetensors files, or its index names a missing file or tensor.
-    """
+    """Tensors by name, from the safetensors files of a checkpoint's folder, which are there and agree with its index."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,11 +54,7 @@ class TensorFiles:
         return list(self._where)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of all tensors, without reading them.
-
-        Raises:
-            ValueError: listing tensors whose dtype is not a floating-point type of 16 bits or more: quantised ones, or others.
-        """
+        """Names and shapes of all tensors, without reading them; dtypes that are not in `DTYPES` (quantised, ...) are refused."""
         found = {name: self._files[file].get_slice(name) for name, file in self._where.items()}
         if other := [f"{name}: {tensor.get_dtype()}" for name, tensor in found.items() if tensor.get_dtype() not in DTYPES]:
             raise ValueError(
@@ -72,11 +64,7 @@ class TensorFiles:
         return {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
 
     def check_finite(self) -> None:
-        """Read every tensor.
-
-        Raises:
-            ValueError: listing those with NaN or infinite values.
-        """
+        """Read every tensor; those with NaN or infinite values are refused."""
         if bad := [name for name in self._where if not self[name].isfinite().all()]:
             raise ValueError(f"{self.folder} has weights that are not finite: {shortened(bad)}. Give another checkpoint.")
 
@@ -86,11 +74,7 @@ class TensorFiles:
 
 
 def bytes_of(shard_gb: float) -> int:
-    """The largest size of a weight file in bytes.
-
-    Raises:
-        ValueError: for a size that is not above 0, or not finite.
-    """
+    """The largest size of a weight file in bytes; a ValueError for gigabytes that are not above 0, or not finite."""
     if not 0 < shard_gb < math.inf:  # NaN is not
         raise ValueError(f"Expected a file size in gigabytes above 0; got --shard-gb={shard_gb:g}.")
     return max(1, int(shard_gb * 1e9))
@@ -99,12 +83,9 @@ def bytes_of(shard_gb: float) -> int:
 def write_shards(
     folder: Path, tensors: Iterable[tuple[str, Tensor]], count: int, *, shard_bytes: int, progress: bool = True
 ) -> None:
-    """Write tensors in order into files of at most `shard_bytes` (or one larger tensor), with an index.
+    """Write `count` tensors in order into files of at most `shard_bytes` (or one larger tensor), with an index.
 
-    Args:
-        tensors: names and tensors; at most one shard is in memory at once.
-        count: number of tensors.
-        shard_bytes: the largest size of a file.
+    At most one shard of the named `tensors` is in memory at once.
     """
     written: list[list[str]] = []
     total = 0

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import copy
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,9 @@ from mpo.data.images import image_size
 from mpo.data.video import DEFAULT_FRAMES, Frame, checked_frames, frame_size, with_frames
 from mpo.encoding.conversations import as_completion
 from mpo.encoding.encoder import Encoder
-from mpo.encoding.keys import prompt_key
+from mpo.encoding.keys import prompt_key, settings_of
 from mpo.encoding.shapes import SHAPED, STAND_IN, Shape, Shapes
-from mpo.encoding.templates import is_processor
-from mpo.encoding.tiles import tile_limits
+from mpo.encoding.tiles import image_rule, tile_limits
 from mpo.encoding.turns import SIDES, Rendered, describe, encoded_images, render
 from mpo.io import RECORD_ERRORS, BadRecord, bad_record, without_collection
 from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, TRL_COLUMNS, names
@@ -42,7 +39,6 @@ FORMAT = 7
 _BAD_GROUP = 1268533372142178071
 """Group of all bad records; any number would do, and this one leaves batches as earlier versions planned them."""
 
-Limits = tuple[tuple[str, Any], ...]
 Budget = tuple[int, int | None]
 """Tokens and tiles of a row."""
 
@@ -82,10 +78,7 @@ class PairCosts:
         return self.prompt, self.chosen, self.rejected, self.tiles, self.group
 
     def tokens(self) -> NDArray[np.int64]:
-        """Tokens of each record's row, the prompt once, shape (N,).
-
-        An upper bound: a common prefix of completions, or a completion in several pairs of a row, is stored once.
-        """
+        """Tokens of each record's row, the prompt once, shape (N,): an upper bound, since completions may share tokens."""
         return self.prompt.astype(np.int64) + self.chosen + self.rejected
 
     def attention(self) -> NDArray[np.float64]:
@@ -102,21 +95,20 @@ class PairCosts:
         if max_length is None:
             return self
         kept = np.maximum(max_length - self.prompt, 0)
-        prompt, chosen, rejected, tiles = self.prompt, np.minimum(self.chosen, kept), np.minimum(self.rejected, kept), self.tiles
-        if skip and not kept.all():
-            prompt, chosen, rejected = (np.where(kept > 0, values, 1).astype(np.int32) for values in (prompt, chosen, rejected))
-            tiles = np.where(kept > 0, tiles, 0).astype(np.int32)
-        return PairCosts(prompt, chosen, rejected, tiles, self.group)
+        costs = replace(self, chosen=np.minimum(self.chosen, kept), rejected=np.minimum(self.rejected, kept))
+        return costs._blank(kept == 0) if skip and not kept.all() else costs
 
     def within(self, budget: Budget) -> tuple[PairCosts, dict[int, str]]:
         """The costs, with that of the blank record for each record that exceeds a row alone; and why, by index."""
         tokens, most_tiles = self.tokens(), np.inf if budget[1] is None else budget[1]
         beyond = (tokens > budget[0]) | (self.tiles > most_tiles)
         why = {int(place): exceeds(int(tokens[place]), int(self.tiles[place]), budget) for place in np.flatnonzero(beyond)}
-        one, none = np.where(beyond, 1, self.prompt), np.where(beyond, 0, self.tiles)
-        chosen, rejected = np.where(beyond, 1, self.chosen), np.where(beyond, 1, self.rejected)
-        one, chosen, rejected, none = (values.astype(np.int32) for values in (one, chosen, rejected, none))
-        return PairCosts(one, chosen, rejected, none, self.group), why
+        return self._blank(beyond), why
+
+    def _blank(self, which: NDArray[np.bool_]) -> PairCosts:
+        """The costs, with that of the blank record in the place of some."""
+        texts = (np.where(which, 1, values).astype(np.int32) for values in (self.prompt, self.chosen, self.rejected))
+        return PairCosts(*texts, np.where(which, 0, self.tiles).astype(np.int32), self.group)
 
 
 def exceeds(tokens: int, tiles: int, budget: Budget) -> str:
@@ -168,7 +160,7 @@ def measure(
     as_files = with_encoded_images(as_files)
     if num_proc is None:  # a process for every 20,000 records
         num_proc = min(len(as_files) // 20_000, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) or None
-    settings = [FORMAT, completion_end, tile_budget, on_bad_record, *_settings(processing_class)]
+    settings = [FORMAT, completion_end, tile_budget, on_bad_record, *settings_of(processing_class)]
     settings += [] if sides == SIDES else [*sides, train_on]
     settings += [budget] if budget else []
     # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
@@ -339,19 +331,20 @@ class RecordMeasure:
             fitted = self.fitted(record)
             return self._of_conversation(fitted) | ({} if fitted is record else {"group": fitted["frames"]["max"]})
         record = with_frames(record, where=describe(record))
-        images = encoded_images(record)
-        lengths, rendered = self._lengths(record, images)
-        costs = self._with_images(describe(record), record, images, rendered.later_images, *lengths)
-        return costs | {"group": prompt_key(rendered.prompt, record)}
+        costs, prompt = self._counted(record)
+        return costs | {"group": prompt_key(prompt, record)}
 
     def _completion(self, record: dict[str, Any]) -> dict[str, Any]:
         return with_frames(as_completion(record, self.train_on), where=describe(record))
 
     def _of_conversation(self, record: dict[str, Any]) -> dict[str, int]:
-        completion = self._completion(record)
-        images = encoded_images(completion)
-        lengths, rendered = self._lengths(completion, images)
-        return self._with_images(describe(record), completion, images, rendered.later_images, *lengths)
+        return self._counted(self._completion(record))[0]
+
+    def _counted(self, record: dict[str, Any]) -> tuple[dict[str, int], str]:
+        """The costs of a record with the frames of its videos, and its prompt."""
+        images = encoded_images(record)
+        lengths, rendered = self._lengths(record, images)
+        return self._with_images(describe(record), record, images, rendered.later_images, *lengths), rendered.prompt
 
     def _exceeds(self, costs: dict[str, int]) -> bool:
         if self.budget is None:
@@ -388,80 +381,17 @@ class RecordMeasure:
 
     def _of_images(self, images: list[Any], limits: dict[str, Any], where: str) -> list[tuple[int, int]]:
         """Of each image, the tokens added when its placeholder, of one token, is replaced by image tokens; and its tiles."""
-        rule = _image_rule(self.processing_class)
+        rule = image_rule(self.processing_class)
         counts = []
         for place, image in enumerate(images):
             path = image["path"] if isinstance(image, dict) and image.get("bytes") is None else None
             size = self._sizes.get(path)
             if size is None:
-                size = _size(image, f"{where}: image {place + 1} of {len(images)}")
+                size_of = frame_size if isinstance(image, Frame) else image_size  # from the header
+                size = size_of(image, where=f"{where}: image {place + 1} of {len(images)}")
                 if path is not None:
                     self._sizes[path] = size
             height, width = size
             image_tokens, image_tiles = rule(height, width, tuple(limits.items()))
             counts.append((image_tokens - 1, image_tiles))
         return counts
-
-
-@lru_cache(maxsize=8)
-def _image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int, int]]:
-    """A function of an image's height and width, in pixels, and its prompt's tile limits that returns its tokens and tiles."""
-    if not is_processor(processing_class):
-        raise ValueError(
-            "The records have images, but the processing class is a tokenizer. Pass the model's processor "
-            "(AutoProcessor.from_pretrained), or drop the image column."
-        )
-    # Private, but meant for serving engines that need the same: it applies the image processor's own rule and settings, and
-    # counts the tokens around an image. Checked with transformers 5.23.
-    if not hasattr(processing_class, "_get_num_multimodal_tokens"):
-        raise ValueError(
-            f"{type(processing_class).__name__} cannot count the tokens of an image without encoding it. Use "
-            "batching='pairs' (of conversations: 'conversations')."
-        )
-
-    @cache
-    def limited(limits: Limits) -> Any:
-        # Not as keyword arguments: transformers 5.17 would then keep them for every processor.
-        processor = copy.copy(processing_class)
-        if limits:
-            processor.image_processor = copy.copy(processor.image_processor)
-            for name, value in limits:
-                setattr(processor.image_processor, name, value)
-        if (merge := getattr(processor, "_merge_kwargs", None)) is not None:  # takes milliseconds, with the same result every time
-            merged = cache(merge)
-            processor._merge_kwargs = lambda *args, **kwargs: merge(*args, **kwargs) if args or kwargs else copy.copy(merged())
-        return processor
-
-    @lru_cache(maxsize=2**18)
-    def tokens_and_tiles(height: int, width: int, limits: Limits) -> tuple[int, int]:
-        found = limited(limits)._get_num_multimodal_tokens(image_sizes=[(height, width)])
-        return int(found["num_image_tokens"][0]), int(found["num_image_patches"][0])
-
-    return tokens_and_tiles
-
-
-def _size(image: Any, where: str = "") -> tuple[int, int]:
-    """Height and width of an image, from its header."""
-    return frame_size(image, where=where) if isinstance(image, Frame) else image_size(image, where=where)
-
-
-def _settings(processing_class: Any) -> list[Any]:
-    """All settings that determine the number of a record's tokens."""
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        text: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    else:
-        text = json.loads(backend.to_str())
-        text["padding"] = text["truncation"] = None  # state of the last call, not a setting
-    found = [type(processing_class).__name__, json.dumps(text, sort_keys=True), tokenizer.eos_token]
-    found.append(getattr(processing_class, "chat_template", None))
-    if is_processor(processing_class):
-        image_processor = getattr(processing_class, "image_processor", None)
-        found.append(json.dumps(image_processor.to_dict(), sort_keys=True, default=str) if image_processor else None)
-        found += [getattr(processing_class, "image_seq_length", None), json.dumps(_image_kwargs(processing_class), default=str)]
-    return found
-
-
-def _image_kwargs(processing_class: Any) -> Any:
-    return getattr(processing_class, "images_kwargs", None)

@@ -1,9 +1,9 @@
 """Encode records as token ids and image tensors: each distinct image is opened and processed once, each text tokenized once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from mpo.encoding.features import Opening
 from mpo.encoding.images import process
 from mpo.encoding.keys import prompt_key
 from mpo.encoding.labels import Completion, encode_with_prompt, end_of_turn_token, is_opened, with_eos
-from mpo.encoding.templates import is_processor
+from mpo.encoding.templates import check_processor, is_processor
 from mpo.encoding.tiles import jpeg_seed, tile_limits
 from mpo.encoding.turns import SIDES, Opened, Record, Rendered, describe, encoded_images, render
 from mpo.models.control_tokens import added_start
@@ -132,11 +132,7 @@ class Encoder:
     def encode_text(
         self, rendered: Rendered, where: str, tokenize: Callable[[str, bool], list[int]] | None = None
     ) -> tuple[list[int], list[Completion]]:
-        """Encode the text of a record, in which each image is one placeholder.
-
-        Args:
-            tokenize: `tokenize`, or a cache of it.
-        """
+        """Encode the text of a record, in which each image is one placeholder, by `tokenize` or a cache of it."""
         encode, special = tokenize or self.tokenize, is_opened(rendered, self.completion_end)
 
         def own(text: str) -> list[int]:
@@ -176,11 +172,7 @@ class Encoder:
         places = [prompt for prompt in dict.fromkeys(prompts) if rendered[prompt].images]
         if not places:
             return {}, {}, None
-        if not is_processor(self.processing_class):
-            raise ValueError(
-                "The records have images, but the processing class is a tokenizer. Pass the model's processor "
-                "(AutoProcessor.from_pretrained) as `processing_class`, or drop the 'images' column."
-            )
+        check_processor(self.processing_class)
         processed, order = process(
             self.processing_class,
             text=[rendered[place].with_images for place in places],
@@ -238,17 +230,16 @@ class Encoder:
             )
 
     def _check_length(self, record: Record, encoded: Encoded, max_length: int) -> None:
-        longest = len(encoded.prompt_ids) + encoded.longest()
+        prompt, longest = len(encoded.prompt_ids), len(encoded.prompt_ids) + encoded.longest()
         if longest <= max_length:
             return
-        if self.truncation_mode == "keep_start" and len(encoded.prompt_ids) >= max_length:
-            raise ValueError(
-                f"{describe(record)}: its prompt alone has {len(encoded.prompt_ids)} tokens (image tokens included), and "
-                f"max_length={max_length} leaves none for the completions. Raise max_length, set it to None, or leave the "
-                "record out."
-            )
         if self.truncation_mode == "keep_start":
-            kept = max_length - len(encoded.prompt_ids)
+            if (kept := max_length - prompt) <= 0:
+                raise ValueError(
+                    f"{describe(record)}: its prompt alone has {prompt} tokens (image tokens included), and "
+                    f"max_length={max_length} leaves none for the completions. Raise max_length, set it to None, or leave the "
+                    "record out."
+                )
             if any(one.ids[:kept] == other.ids[:kept] for one, other in combinations(encoded.completions, 2)):
                 raise ValueError(
                     f"{describe(record)}: truncated to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
@@ -273,14 +264,13 @@ def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_t
     Args:
         written: a text's tokens, with one image token for each image.
         processed: the same after the processor has replaced each image token by the same tokens around a run of image tokens.
-
-    Returns:
-        None if the two do not correspond in this way.
+            None is returned if the two do not correspond in this way.
 
     >>> placeholder_widths([5, 0, 6, 0], [5, 8, 0, 0, 9, 6, 8, 0, 9], image_token=0)  # 8 and 9 stand around the image tokens
     [1, 4, 1, 3]
     """
-    texts, runs = _between(written, image_token), _between(processed, image_token, runs=True)
+    once = (token for place, token in enumerate(processed) if token != image_token or processed[place - 1 : place] != [token])
+    texts, runs = _between(written, image_token), _between(once, image_token)
     if len(runs) != len(texts):
         return None
     before = len(runs[0]) - len(texts[0])
@@ -289,19 +279,17 @@ def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_t
     ends = [[], *[closing] * (len(texts) - 1)], [*[opening] * (len(texts) - 1), []]
     if min(before, after) < 0 or any(run != [*a, *text, *b] for run, text, a, b in zip(runs, texts, *ends, strict=True)):
         return None
-    places = [place for place, token in enumerate(processed) if token == image_token]
-    starts = [place for place in places if place == 0 or processed[place - 1] != image_token]
-    counts = [end - start for start, end in zip(starts, [*starts[1:], len(processed)], strict=True)]
-    tokens = iter(before + count - len(run) + after for count, run in zip(counts, runs[1:], strict=True))
-    return [next(tokens) if token == image_token else 1 for token in written]
+    counts = [len(list(run)) for is_image, run in groupby(processed, lambda token: token == image_token) if is_image]
+    images = iter([before + count + after for count in counts])
+    return [next(images) if token == image_token else 1 for token in written]
 
 
-def _between(ids: Sequence[int], image_token: int | None, runs: bool = False) -> list[list[int]]:
-    """The tokens before, between and after image tokens, or `runs` of them."""
+def _between(ids: Iterable[int], image_token: int | None) -> list[list[int]]:
+    """The tokens before, between and after image tokens."""
     parts: list[list[int]] = [[]]
-    for place, token in enumerate(ids):
-        if token != image_token:
-            parts[-1].append(token)
-        elif not runs or place == 0 or ids[place - 1] != image_token:
+    for token in ids:
+        if token == image_token:
             parts.append([])
+        else:
+            parts[-1].append(token)
     return parts

@@ -65,11 +65,9 @@ class StoredImage(Image.Image):
 
 
 class Opening(dict[str | bytes, Image.Image]):
-    """Opened images of a batch by path or content, which have the same tile limits.
+    """Opened images of a batch by path or content, which have the same tile limits (`mpo.encoding.tiles.tile_limits`).
 
-    Args:
-        features: a `mpo.training.features.cache.FeatureCache`.
-        limits: tile limits that differ from the processor's (`mpo.encoding.tiles.tile_limits`).
+    `features` is a `mpo.training.features.cache.FeatureCache`.
     """
 
     def __init__(self, features: Any, limits: Mapping[str, Any]) -> None:

@@ -42,9 +42,7 @@ def process(
     """Run a processor on prompts with images.
 
     Args:
-        processing_class: a processor.
-        text: the text of each prompt.
-        images: the images of each prompt.
+        text, images: those of each prompt.
         limits: for each prompt, keyword arguments for its images (`mpo.encoding.tiles.tile_limits`); and ``jpeg_seed``, if its
             tiles are to be compressed (`mpo.data.augment`).
         cache: a `mpo.training.features.cache.FeatureCache`: images that it has are not processed.
@@ -72,13 +70,9 @@ def process(
 
 
 def in_order(images: Mapping[str, Any], order: Tensor | None, tower: Any, device: torch.device) -> dict[str, Tensor]:
-    """Return the image inputs of prompts with the tiles, or their features, in the order of the prompts.
+    """Return the image inputs of prompts, as of `process`, with the tiles, or their features, in the order of the prompts.
 
-    Args:
-        images: as of `process`.
-        order: likewise.
-        tower: a `mpo.training.features.use.CachedTower`, which completes features; None without a cache.
-        device: device of these.
+    `tower`: a `mpo.training.features.use.CachedTower`, which completes features on `device`; None without a cache.
     """
     found = dict(images)
     if order is not None:

@@ -1,4 +1,4 @@
-"""Keys of what is computed once: an image, a prompt with its images, and a completion to it."""
+"""Keys of what is computed once: an image, a prompt with its images, a completion to it; and the settings of a processor."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpo.data.images import open_image
 from mpo.data.video import Frame
+from mpo.encoding.templates import is_processor
 from mpo.encoding.turns import encoded_images
 from mpo.schema import EPOCH
 
@@ -26,9 +27,6 @@ def image_key(image: Any) -> bytes:
         image: a PIL image, an array or tensor, of which the pixels are hashed; or an encoded file: its bytes, its path, or a
             dict of datasets' Image feature with ``bytes`` or ``path``. Decoded and encoded forms of one image have different
             keys, which costs a second computation, but never gives a wrong result.
-
-    Raises:
-        ValueError: for anything else, or a path without a file.
     """
     known: bytes | None = getattr(image, "content_key", None)  # of an image that is not decoded (`mpo.encoding.features`)
     if known is not None:
@@ -108,3 +106,24 @@ def completion_key(
     for data in (*images, prompt.tobytes(), completion.tobytes(), mask.tobytes()):
         hasher.update(data)
     return hasher.digest()
+
+
+def settings_of(processing_class: Any) -> list[Any]:
+    """All settings that determine the number of a record's tokens."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        text: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    else:
+        text = json.loads(backend.to_str())
+        text["padding"] = text["truncation"] = None  # state of the last call, not a setting
+    found = [type(processing_class).__name__, json.dumps(text, sort_keys=True), tokenizer.eos_token]
+    found.append(getattr(processing_class, "chat_template", None))
+    if is_processor(processing_class):
+        image_processor = getattr(processing_class, "image_processor", None)
+        found.append(json.dumps(image_processor.to_dict(), sort_keys=True, default=str) if image_processor else None)
+        found += [
+            getattr(processing_class, "image_seq_length", None),
+            json.dumps(getattr(processing_class, "images_kwargs", None), default=str),
+        ]
+    return found

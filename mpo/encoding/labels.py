@@ -28,13 +28,6 @@ def encode_with_prompt(
 
     A piece on its own could get different tokens: SentencePiece puts a space before the beginning of a text.
 
-    Args:
-        prompt: the rendered prompt, with one placeholder per image.
-        completions: the pieces of each completion.
-        tokenize: a function from a text to its ids.
-        end_of_turn: as in `label_turn`.
-        where: the record's name in error messages.
-
     Returns:
         the longest common prefix of the tokenized prompt and all tokenized rows, and the completions after it.
 
@@ -62,7 +55,8 @@ def encode_with_prompt(
         for number, piece in enumerate(pieces):
             own = ids[max(starts[number], length + len(loss_mask)) : starts[number + 1]]
             loss_mask += label_turn(own, end_of_turn) if piece.labelled else [False] * len(own)
-        found.append(_without_unlabelled_tail(Completion(ids[length:], loss_mask)))
+        end = max((place + 1 for place, counts in enumerate(loss_mask) if counts), default=0)  # without an unlabelled tail
+        found.append(Completion(ids[length : length + end], loss_mask[:end]))
     return prompt_ids[:length], found
 
 
@@ -104,27 +98,16 @@ def label_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
     return [position <= last for position in range(len(ids))]
 
 
-def _without_unlabelled_tail(completion: Completion) -> Completion:
-    length = max((i + 1 for i, counts in enumerate(completion.loss_mask) if counts), default=0)
-    return Completion(completion.ids[:length], completion.loss_mask[:length])
-
-
 def end_of_turn_token(processing_class: Any) -> int | None:
     """The id of the token that ends an assistant turn: the first special token that the chat template puts after one.
 
     It is `<|im_end|>` for InternVL, also where the tokenizer's eos differs. Without a chat template, or when the template
     puts no special token there, the tokenizer's eos.
-
-    Raises:
-        ValueError: for a chat template that cannot render a conversation.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    eos: int | None = tokenizer.eos_token_id
     if not getattr(processing_class, "chat_template", None):
-        return _optional_int(tokenizer.eos_token_id)
+        return eos
     after = tokenizer(probe(processing_class).after, add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return next((int(token) for token in after if token in special), _optional_int(tokenizer.eos_token_id))
-
-
-def _optional_int(value: Any) -> int | None:
-    return None if value is None else int(value)
+    return next((token for token in after if token in special), eos)

@@ -63,13 +63,8 @@ Opened = dict[str | bytes, Image.Image]
 def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> list[Any]:
     """The opened images of a record (`mpo.data.images`): ``images`` or ``image``, if any, and the frames of its videos.
 
-    Arrays, tensors and None are returned unchanged.
-
-    Args:
-        opened: images that other records of the batch have opened, which are not opened again; those of this one are added.
-
-    Raises:
-        ValueError: for an image that cannot be opened, naming the record.
+    Arrays, tensors and None are returned unchanged. `opened`: images that other records of the batch have opened, which are not
+    opened again; those of this one are added.
     """
     name = describe(record)
     images = encoded_images(with_frames(record, where=name))
@@ -207,15 +202,8 @@ def _are_plain(texts: Mapping[str, Any], where: str) -> bool:
 def check_fields(record: Record, sides: Sequence[str], processing_class: Any = None) -> None:
     """Refuse a record with a column, or a field of a message, that is not used but may be part of the prompt (`mpo.data.unused`).
 
-    A message's field is used if it is part of every message or if the chat template reads it.
-
-    Args:
-        record: a record; its videos may be frames already.
-        sides: as in `render`.
-        processing_class: whose chat template says which fields of messages it reads.
-
-    Raises:
-        ValueError: naming the column or field, and for a text that is the JSON of messages.
+    A message's field is used if it is part of every message or if the chat template of `processing_class` reads it. A text that is
+    the JSON of messages is refused too. The record's videos may be frames already; `sides` as in `render`.
     """
     columns = sides if tuple(sides) == SIDES else CONVERSATION_COLUMNS if sides else (*SIDES, *CONVERSATION_COLUMNS)
     known = _KNOWN.union(columns)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -89,11 +89,7 @@ def _attend_by_segments_again(text_model: nn.Module, *args: Any) -> None:
 
 
 def check_backend(backend: str) -> None:
-    """Refuse a backend whose package is not installed.
-
-    Raises:
-        ValueError: naming the package.
-    """
+    """Refuse a backend whose package is not installed."""
     if backend.startswith("flash_attn"):
         _flash_attention(backend)
 
@@ -107,32 +103,24 @@ def attends_by_segments(model: nn.Module) -> bool:
 @contextmanager
 def packed_attention(*models: nn.Module, backend: str = "auto") -> Iterator[None]:
     """Make the text models attend by segments inside the context; on exit, restore their state. See `use_packed_attention`."""
-    switched = []
-    for model in models:
-        if not attends_by_segments(model):
-            use_packed_attention(model, backend)
-            switched.append(find_text_model(model))
-    try:
+    with ExitStack() as restored:
+        for model in models:
+            if not attends_by_segments(model):
+                use_packed_attention(model, backend)
+                text_model: Any = find_text_model(model)
+                restored.callback(text_model.set_attn_implementation, text_model.usual_attention)
         yield
-    finally:
-        for text_model in switched:
-            if text_model is not None:
-                text_model.set_attn_implementation(text_model.usual_attention)
 
 
 @contextmanager
 def usual_attention(model: nn.Module) -> Iterator[None]:
     """Restore the attention from before `use_packed_attention` inside the context: for `generate` and padded rows."""
-    text_model = find_text_model(model)
-    name = None if text_model is None else text_model.config._attn_implementation
-    if text_model is None or name not in BACKENDS.values():
+    with ExitStack() as restored:
+        if attends_by_segments(model):
+            text_model: Any = find_text_model(model)
+            restored.callback(text_model.set_attn_implementation, text_model.config._attn_implementation)
+            text_model.set_attn_implementation(getattr(text_model, "usual_attention", "sdpa"))
         yield
-        return
-    text_model.set_attn_implementation(getattr(text_model, "usual_attention", "sdpa"))
-    try:
-        yield
-    finally:
-        text_model.set_attn_implementation(name)
 
 
 def kernel_for(device: torch.device | str, dtype: torch.dtype, head_dim: int = 128) -> str:
@@ -163,21 +151,10 @@ def _attend(
     backend: str,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention by segments; called by transformers' attention layers.
+    """Compute attention by segments; called by transformers' attention layers, with arguments that must not change the attention.
 
-    Args:
-        query: shape (1, heads, N, head_dim).
-        key: shape (1, key-value heads, N, head_dim).
-        value: shape (1, key-value heads, N, head_dim).
-        attention_mask: unused; transformers builds none for this attention.
-        scaling: scale of the logits.
-        dropout: must be 0.
-        segments: the batch's segments, as passed to the model's forward.
-        backend: as in `use_packed_attention`.
-        kwargs: the layer's other arguments; they must not change the attention.
-
-    Returns:
-        shape (1, N, heads, head_dim), 0 for nodes that are no queries; and no attention weights.
+    `query`, `key` and `value` have shape (1, heads, N, head_dim), the last two with key-value heads. Returns shape (1, N, heads,
+    head_dim), 0 for nodes that are no queries; and no attention weights.
     """
     if segments is None:
         raise ValueError(
@@ -212,7 +189,7 @@ def _attend(
     elif backend == "auto" and _varlen_fits(query):
         output = _varlen(query, key, value, segments, scaling)
     else:
-        output = _by_segment_uncompiled(query, key, value, segments, scaling)
+        output = _by_segment(query, key, value, segments, scaling)
     if segments.query_index is not None:
         output = output.new_zeros(nodes_shape).index_copy(0, segments.query_index, output)
     return output.unsqueeze(0), None
@@ -222,21 +199,20 @@ for _backend, _name in BACKENDS.items():
     AttentionInterface.register(_name, partial(_attend, backend=_backend))
 
 
+# Not compiled: the loop would be recompiled for every number and length of segments.
+@torch.compiler.disable  # type: ignore[untyped-decorator, no-untyped-call, unused-ignore]
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     """Apply PyTorch's attention to one segment at a time; queries (N, heads, head_dim), keys and values (K, ...)."""
-    group = query.shape[1] // key.shape[1]
-    shared = _takes_groups(query)
-    if group > 1 and not shared:
-        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    shared = _takes_groups(query) and query.shape[1] > key.shape[1]
+    if not shared:
+        key, value = _for_every_head(query, key, value)
     sizes_q, sizes_k = [queries for queries, _ in segments.lengths], [keys for _, keys in segments.lengths]
     parts = zip(*map(torch.split_with_sizes, (query, key, value), (sizes_q, sizes_k, sizes_k)), segments.masks(), strict=True)
     outputs = []
     for q, k, v, mask in parts:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         causal = mask is None and q.shape[2] > 1
-        attended = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=shared and group > 1
-        )
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=shared)
         outputs.append(attended[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -246,8 +222,10 @@ def _takes_groups(query: Tensor) -> bool:
     return query.device.type == "cpu"
 
 
-# Not compiled: the loop would be recompiled for every number and length of segments.
-_by_segment_uncompiled: Callable[..., Tensor] = torch.compiler.disable(_by_segment)  # type: ignore[no-untyped-call]
+def _for_every_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values, repeated for every head of the queries of a group."""
+    group = query.shape[1] // key.shape[1]
+    return (key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)) if group > 1 else (key, value)
 
 
 def _varlen_fits(query: Tensor) -> bool:
@@ -279,41 +257,18 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scali
     the top left. PyTorch therefore uses cuDNN for causal segments only when both offsets are the same tensor; here they never
     are.
     """
-    options: dict[str, Any] = {}
-    group = query.shape[1] // key.shape[1]
-    if group > 1 and VARLEN_TAKES_GROUPS:
-        options["enable_gqa"] = True
-    elif group > 1:
-        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    output = varlen_attn(
-        query,
-        key,
-        value,
-        segments.cu_seqlens_q,
-        segments.cu_seqlens_k,
-        segments.max_q,
-        segments.max_k,
-        scale=scaling,
-        window_size=(-1, 0),
-        **options,
-    )
+    options: dict[str, Any] = {"enable_gqa": True} if VARLEN_TAKES_GROUPS and query.shape[1] > key.shape[1] else {}
+    if not options:
+        key, value = _for_every_head(query, key, value)
+    output = varlen_attn(query, key, value, *segments.offsets(), scale=scaling, window_size=(-1, 0), **options)
     assert isinstance(output, Tensor)  # a tuple only with return_aux
     return output
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, backend: str) -> Tensor:
     """Call the flash-attn package's varlen kernel once; shapes as in `_by_segment`."""
-    output = _flash_attention(backend)(
-        query,
-        key,
-        value,
-        segments.cu_seqlens_q,
-        segments.cu_seqlens_k,
-        segments.max_q,
-        segments.max_k,
-        softmax_scale=scaling,
-        causal=True,  # from the bottom-right corner, since flash-attn 2.1
-    )
+    # Causal from the bottom-right corner, since flash-attn 2.1.
+    output = _flash_attention(backend)(query, key, value, *segments.offsets(), softmax_scale=scaling, causal=True)
     attended: Tensor = output[0] if isinstance(output, tuple) else output  # some builds of flash-attn 3 add the log-sum-exp
     return attended
 
@@ -326,11 +281,7 @@ _INSTALL = {
 
 @lru_cache
 def _flash_attention(backend: str) -> Callable[..., Any]:
-    """Import the varlen function of the flash-attn package.
-
-    Raises:
-        ValueError: when it is not installed.
-    """
+    """Import the varlen function of the flash-attn package."""
     package = {"flash_attn_2": "flash_attn", "flash_attn_3": "flash_attn_interface"}[backend]
     try:
         function: Callable[..., Any] = importlib.import_module(package).flash_attn_varlen_func

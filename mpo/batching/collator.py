@@ -130,23 +130,20 @@ class PairCollator:
         blank: list[Encoded] = []
         if self.blank_image and not pixels and is_processor(self.processing_class):  # a tokenizer's records have no images
             blank, pixels, order = self._blank()
-        images: dict[str, ModelInput]
-        if VISION_FEATURES in pixels:
-            batch = (self._pack if self.layout == "packed" else self._pad)(pairs, blank)
-            each = 1 if blank or self.layout == "packed" else len(self.sides)
-            found: Any = pixels[VISION_FEATURES]
-            images = {**pixels, VISION_FEATURES: found.repeated(each)}
-        elif self.layout == "packed":
-            batch = self._pack(pairs, blank)
-            order = None if order is None or len(order) == len(pixels["pixel_values"]) else order
-            images = {**pixels} if order is None else {**pixels, "tile_order": TileOrder(order)}
+        packed = self.layout == "packed"
+        batch = (self._pack if packed else self._pad)(pairs, blank)
+        # In padded rows an image belongs to all completions: of pairs, once for the chosen rows, once for the rejected ones.
+        each = 1 if blank or packed else len(self.sides)
+        images: dict[str, Any] = {**pixels}
+        if VISION_FEATURES in images:
+            images[VISION_FEATURES] = images[VISION_FEATURES].repeated(each)
+        elif packed:
+            if order is not None and len(order) > len(images["pixel_values"]):
+                images["tile_order"] = TileOrder(order)
         else:
-            batch = self._pad(pairs, blank)
             if order is not None:  # the tiles of an image in several prompts are repeated, as in TRL's rows
-                pixels["pixel_values"] = pixels["pixel_values"][order]
-            # An image belongs to all completions: of pairs, once for the chosen rows, once for the rejected ones.
-            each = 1 if blank else len(self.sides)
-            images = {name: value if each == 1 else torch.cat([value] * each) for name, value in pixels.items()}
+                images["pixel_values"] = images["pixel_values"][order]
+            images = {name: value if each == 1 else torch.cat([value] * each) for name, value in images.items()}
         return replace(
             batch,
             model_inputs=batch.model_inputs | images,

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from mpo.encoding.labels import Completion
 from mpo.encoding.movable import Movable
 
 IGNORED = -100
@@ -29,15 +29,6 @@ IGNORED = -100
 
 Range = tuple[int, int]
 """Consecutive nodes: the first, and one past the last."""
-
-
-class CompletionTokens(Protocol):
-    """The token ids after a prompt, and which of them are labelled (`mpo.encoding.labels.Completion`)."""
-
-    @property
-    def ids(self) -> list[int]: ...  # noqa: D102
-    @property
-    def loss_mask(self) -> list[bool]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -70,21 +61,17 @@ class Row:
     completions: list[CompletionNodes]
 
 
-def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> Row:
+def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
     """Lay out a prompt and its completions as one row.
 
     The prompt's segment continues with the first completion, or with a longer one of which that is a prefix. Equal completions
     share all their nodes. A branch repeats the last shared token, which may be the last of the prompt: this must not be an image
-    token, or the copy would need another image.
-
-    Args:
-        prompt: token ids, image tokens included. May be empty (see `CompletionNodes`).
+    token, or the copy would need another image. The prompt has image tokens included, and may be empty (see `CompletionNodes`).
 
     Raises:
         ValueError: without completions, for a `loss_mask` of another length than its ids, or when there is nothing to predict.
 
-    >>> from types import SimpleNamespace as Completion
-    >>> row = lay_out([1, 2], [Completion(ids=[3, 4], loss_mask=[True] * 2), Completion(ids=[5, 6, 7], loss_mask=[True] * 3)])
+    >>> row = lay_out([1, 2], [Completion([3, 4], [True, True]), Completion([5, 6, 7], [True, True, True])])
     >>> row.tokens, row.positions, row.labels
     ([1, 2, 3, 2, 5, 6], [0, 1, 2, 1, 2, 3], [-100, 3, 4, 5, 6, 7])
     >>> row.segments[1]
@@ -142,7 +129,7 @@ def lay_out(prompt: Sequence[int], completions: Sequence[CompletionTokens]) -> R
 
 
 def _labelled(
-    size: int, prompt: int, completions: Sequence[CompletionTokens], paths: Sequence[tuple[Range, ...]]
+    size: int, prompt: int, completions: Sequence[Completion], paths: Sequence[tuple[Range, ...]]
 ) -> tuple[list[int], list[CompletionNodes]]:
     """What each of `size` nodes predicts, and the nodes of each completion: those of its path, after the prompt's."""
     labels = [IGNORED] * size
@@ -159,11 +146,7 @@ def _labelled(
 
 
 def prompt_alone(prompt: Sequence[int]) -> Row:
-    """A row in which nothing is labelled.
-
-    >>> prompt_alone([1, 2, 3]).labels
-    [-100, -100, -100]
-    """
+    """A row in which nothing is labelled."""
     tokens = list(prompt)
     return Row(tokens, list(range(len(tokens))), [IGNORED] * len(tokens), [Segment((0, len(tokens)), ())], [])
 
@@ -191,6 +174,10 @@ class Segments(Movable):
         """A copy on a device, or itself, with its masks, if it is there already."""
         moved = super().to(device, non_blocking)
         return self if moved.cu_seqlens_q is self.cu_seqlens_q else moved
+
+    def offsets(self) -> tuple[Tensor, Tensor, int, int]:
+        """The arguments of varlen kernels after queries, keys and values."""
+        return self.cu_seqlens_q, self.cu_seqlens_k, self.max_q, self.max_k
 
     def masks(self) -> tuple[Tensor | None, ...]:
         """The boolean mask (queries, keys) of each segment, causal from the bottom-right corner; built once per batch.
@@ -222,6 +209,13 @@ class LabelledTokens(Movable):
     ordinal: Tensor
     lengths: Tensor
 
+    @classmethod
+    def of(cls, node: Tensor, lengths: Tensor) -> LabelledTokens:
+        """The tokens of completions from their nodes, one completion after the other, and their numbers."""
+        completion = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        ordinal = torch.arange(len(node), device=lengths.device) - (lengths.cumsum(0) - lengths)[completion]
+        return cls(node, completion, ordinal, lengths)
+
     def select(self, completions: Sequence[int]) -> LabelledTokens:
         """Select the tokens of completions, in the given order; a completion may be selected more than once.
 
@@ -232,12 +226,8 @@ class LabelledTokens(Movable):
         >>> tokens.select([1, 0, 1]).node
         tensor([8, 4, 5, 8])
         """
-        chosen = torch.tensor(completions, dtype=torch.int64)
-        lengths = self.lengths[chosen]
-        completion = torch.repeat_interleave(torch.arange(len(completions)), lengths)
-        ordinal = torch.arange(len(completion)) - (lengths.cumsum(0) - lengths)[completion]
-        begin = (self.lengths.cumsum(0) - self.lengths)[chosen]
-        return LabelledTokens(self.node[begin[completion] + ordinal], completion, ordinal, lengths)
+        own = self.node.split(self.lengths.tolist())
+        return LabelledTokens.of(torch.cat([own[place] for place in completions]), self.lengths[list(completions)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,11 +249,7 @@ class PackedRows:
 
 
 def concatenate(rows: Sequence[Row]) -> PackedRows:
-    """Concatenate rows. Completions are numbered consecutively, in the order of rows.
-
-    Raises:
-        ValueError: without a row.
-    """
+    """Concatenate rows, at least one. Completions are numbered consecutively, in the order of rows."""
     if not rows:
         raise ValueError("A batch needs at least one row.")
     branches: list[tuple[Range, list[Range]]] = []
@@ -279,9 +265,6 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
             nodes += labelled
             labelled_lengths.append(len(labelled))
         offset += len(row.tokens)
-    count = torch.tensor(labelled_lengths, dtype=torch.int64)
-    completion_of = torch.repeat_interleave(torch.arange(len(labelled_lengths)), count)
-    ordinal = torch.arange(len(nodes)) - (count.cumsum(0) - count)[completion_of]
     shift_labels = _joined([row.labels for row in rows])
     labelled_positions = (shift_labels[0] != IGNORED).nonzero()[:, 0]
     following = torch.cat([labelled_positions, torch.tensor([offset])])
@@ -294,7 +277,7 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
         labelled_positions=labelled_positions,
         segments=_segments(branches),
         labelled_segments=_segments(labelled_branches, all_nodes=False) if labelled_branches else None,
-        labelled=LabelledTokens(torch.tensor(nodes, dtype=torch.int64), completion_of, ordinal, count),
+        labelled=LabelledTokens.of(*(torch.tensor(values, dtype=torch.int64) for values in (nodes, labelled_lengths))),
     )
 
 
@@ -342,10 +325,9 @@ def ld_weights(labelled: LabelledTokens, ld_alpha: float, sides: int = 2) -> Ten
     """LD-DPO's weights (arXiv 2409.06411): `ld_alpha` for tokens beyond the length of the pair's shorter completion, else 1.
 
     Args:
-        labelled: the tokens of 2P completions, the chosen ones, then the rejected ones in the same order (see
-            `LabelledTokens.select`).
+        labelled: the tokens of each record's completions: the first of all records (chosen), then the second ones in the same order
+            (see `LabelledTokens.select`); as many as `sides`.
         ld_alpha: in [0, 1].
-        sides: number of completions per record.
 
     Returns:
         shape (E,), float32, for `completion_sums`.

@@ -151,10 +151,8 @@ def label_padded_rows(input_ids: Tensor, completion_mask: Tensor) -> tuple[Logit
     labelled = completion_mask[:, 1:] != 0
     completion, place = labelled.nonzero(as_tuple=True)
     width = input_ids.size(1)
-    lengths = labelled.sum(dim=1)
-    ordinal = torch.arange(len(completion), device=completion.device) - (lengths.cumsum(0) - lengths)[completion]
     return (
         LogitsToKeep(completion * width + place, width),
         input_ids[completion, place + 1].unsqueeze(0),
-        LabelledTokens(torch.arange(len(completion), device=completion.device), completion, ordinal, lengths),
+        LabelledTokens.of(torch.arange(len(completion), device=completion.device), labelled.sum(dim=1)),
     )

@@ -40,12 +40,7 @@ class Asked(Protocol):
 
 
 def prompt_record(request: Asked, name: str) -> Record:
-    """A request as a record of the encoder: a prefix is a message of the assistant, which a completion continues.
-
-    Args:
-        request: what is asked.
-        name: its name in error messages.
-    """
+    """A request, `name`, as a record of the encoder: a prefix is a message of the assistant, which a completion continues."""
     record: Record = {"id": name, "prompt": list(request.messages), "images": list(request.images)}
     if request.videos:
         record["videos"] = list(map(str, request.videos))
@@ -172,11 +167,7 @@ def context_of(model: Any) -> int | None:
 
 
 def check_prompt(where: str, encoded: Encoded, prefix: str, tokenizer: Any, context: int | None) -> None:
-    """Check that a prompt with its completions, or one token, fits in the context, and that its template keeps its prefix.
-
-    Raises:
-        ValueError: naming the record, `where`.
-    """
+    """Refuse a prompt whose completions, or one token, are beyond the context, or whose template cuts off its prefix's end."""
     ids = encoded.prompt_ids
     if context is not None and len(ids) + max(encoded.longest(), 1) > context:
         found = f"its prompt has {len(ids)} tokens (image tokens included), and the context of {context} leaves "

@@ -1,4 +1,4 @@
-"""Batches of records as arrays: the records of each batch, and how batches are reordered and split."""
+"""Batches of records as arrays: the records of each batch, how batches are reordered and split, and their statistics."""
 
 from __future__ import annotations
 
@@ -82,3 +82,41 @@ def ranges(starts: Ints, sizes: Ints) -> Ints:
     ends = np.cumsum(sizes)
     result: Ints = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
     return result
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """Packing statistics of an epoch, over all ranks; `str` gives one line for a log.
+
+    ``padding``: batches of padding pairs, which give ranks the same number. ``mean_fill``, ``min_fill``: tokens of a batch as a
+    fraction of its budget. ``pairs_per_batch``: minimum, mean, maximum. ``imbalance``: the most expensive batch of a slot divided
+    by the slot's mean, averaged over slots. ``oversized``: records that exceed a budget.
+    """
+
+    batches: int
+    padding: int
+    steps: int
+    pairs: int
+    tokens: int | None
+    tiles: int | None
+    mean_fill: float | None
+    min_fill: float | None
+    pairs_per_batch: tuple[int, float, int]
+    imbalance: float
+    oversized: int
+
+    def __str__(self) -> str:
+        least, mean, most = self.pairs_per_batch
+        parts = [
+            f"{self.pairs:,} records in {self.batches:,} batches ({least} to {most}, {mean:.1f} on average), {self.steps:,} steps"
+        ]
+        if self.tokens is not None:
+            parts.append(f"{self.tokens:,} tokens, {self.tiles:,} tiles")
+        if self.mean_fill is not None:
+            parts.append(f"budget filled to {self.mean_fill:.1%} (at least {self.min_fill:.1%})")
+        parts.append(f"imbalance between ranks {self.imbalance:.3f}")
+        if self.oversized:
+            parts.append(f"{self.oversized:,} records beyond the budget, in batches of their own")
+        if self.padding:
+            parts.append(f"{self.padding} batches of a repeated record that does not count")
+        return "; ".join(parts)

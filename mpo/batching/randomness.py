@@ -18,8 +18,7 @@ Site = tuple[nn.Module, str, float]
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module of `model` in evaluation mode inside the context (no dropout, NEFTune noise or drop path); then restore.
 
-    Args:
-        model: may be wrapped, sharded or have adapters.
+    The model may be wrapped, sharded or have adapters.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

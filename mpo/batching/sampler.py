@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from mpo.batching.first_fit import first_fit, pack
-from mpo.batching.planned import Batches, Floats, Ints, split, take_units
+from mpo.batching.planned import Batches, Floats, Ints, PackingReport, split, take_units
 from mpo.encoding.costs import PairCosts
 
 BALANCE_SLOTS = 8
@@ -59,9 +58,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         window: number of units from which a batch is packed.
         balance_slots: number of slots among which ranks exchange batches of like cost. 1: only those of the same optimiser step, so
             that the batches of a step are a uniform draw.
-        attention_cost: cost of one query-key pair of the language model, relative to a token through its layers; about
-            2 x layers x width / parameters of the layers (3e-5 for 7B, 1e-4 for 0.5B).
-        tile_cost: cost of one tile in the vision tower, relative to a token; about 50 for InternVL3-8B, 600 for InternVL3-1B.
 
     Raises:
         ValueError: for incompatible settings, no records, or a record that exceeds a budget.
@@ -70,6 +66,9 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
     >>> list(sampler)
     [[0, 1], [2, 3], [4]]
     """
+
+    attention_cost = 5e-5  # of a query-key pair, relative to a token: 2 x layers x width / parameters of the layers
+    tile_cost = 100.0  # of a tile in the vision tower: about 50 for an 8B model, 600 for 1B
 
     def __init__(
         self,
@@ -89,8 +88,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         allow_oversized: bool = False,
         window: int = 1024,
         balance_slots: int = BALANCE_SLOTS,
-        attention_cost: float = 5e-5,
-        tile_cost: float = 100.0,
     ) -> None:
         # Not BatchRebalanceSampler's, which plans with a fixed number of padded rows per step.
         limits = {"pairs_per_batch": pairs_per_batch, "max_tokens": max_tokens, "max_tiles": max_tiles}
@@ -118,7 +115,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         self.group_same_prompt = min(group_same_prompt, pairs_per_batch or group_same_prompt)
         self.micro_batches_per_step, self.world_size, self.rank = micro_batches_per_step, world_size, rank
         self.shuffle, self.seed, self.drop_last, self.window = shuffle, seed, drop_last, window
-        self.attention_cost, self.tile_cost, self.balance_slots = attention_cost, tile_cost, balance_slots
+        self.balance_slots = balance_slots
         self.epoch = self.begun = 0
         self._oversized = self._find_oversized(allow_oversized)
         self._plan: tuple[int, Batches] | None = None
@@ -242,7 +239,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         if self.pairs_per_batch is not None:
             size = self.pairs_per_batch
             if self.group_same_prompt > 1:
-                unit_bins = first_fit(sizes, None, size, None, self.window, rng if self.shuffle else None)
+                unit_bins = first_fit(sizes[None], (size,), self.window, rng if self.shuffle else None)
                 filled = np.bincount(unit_bins, sizes)[unit_bins] == size
                 # Units that do not fill a batch are split where a batch is full, so that all have the same number of pairs.
                 order = np.lexsort((unit_bins, ~filled))
@@ -251,14 +248,15 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         else:
             unit_tokens, unit_tiles, _ = self._unit_costs(records, unit_starts)
             assert self.max_tokens is not None
-            own, draw = (unit_tokens, unit_tiles), rng if self.shuffle else None
-            unit_bins = pack(*own, self.max_tokens, self.max_tiles, self.window, draw)
+            limits = (self.max_tokens,) if self.max_tiles is None else (self.max_tokens, self.max_tiles)
+            own, draw = np.stack([unit_tokens, unit_tiles])[: len(limits)], rng if self.shuffle else None
+            unit_bins = pack(own, limits, self.window, draw)
             alone = self.balance_slots == self.micro_batches_per_step == 1
             if self.shuffle and self.max_tiles and self.world_size > 1 and alone:
                 # Nothing else balances a slot: where tiles fill batches, tokens are kept near their mean if that costs none.
                 even = int(EVEN_TOKENS * unit_tokens.sum() * self.max_tiles / max(unit_tiles.sum(), 1))
                 if 0 < even < self.max_tokens:
-                    evened = pack(*own, even, self.max_tiles, self.window, draw)
+                    evened = pack(own, (even, self.max_tiles), self.window, draw)
                     unit_bins = evened if evened.max() <= 1.005 * unit_bins.max() else unit_bins
             order = np.argsort(unit_bins, kind="stable")
             records, unit_starts = take_units(records, unit_starts, sizes, order)
@@ -373,44 +371,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         is_first[batches.starts] = True  # both batches of a split unit have its prompt
         tokens, tiles, attention = self._unit_costs(records, batches.starts, is_first)
         return tokens, tiles, self._cost(tokens, attention, tiles)
-
-
-@dataclass(frozen=True)
-class PackingReport:
-    """Packing statistics of an epoch, over all ranks; `str` gives one line for a log.
-
-    ``padding``: batches of padding pairs, which give ranks the same number. ``mean_fill``, ``min_fill``: tokens of a batch as a
-    fraction of its budget. ``pairs_per_batch``: minimum, mean, maximum. ``imbalance``: the most expensive batch of a slot divided
-    by the slot's mean, averaged over slots. ``oversized``: records that exceed a budget.
-    """
-
-    batches: int
-    padding: int
-    steps: int
-    pairs: int
-    tokens: int | None
-    tiles: int | None
-    mean_fill: float | None
-    min_fill: float | None
-    pairs_per_batch: tuple[int, float, int]
-    imbalance: float
-    oversized: int
-
-    def __str__(self) -> str:
-        least, mean, most = self.pairs_per_batch
-        parts = [
-            f"{self.pairs:,} records in {self.batches:,} batches ({least} to {most}, {mean:.1f} on average), {self.steps:,} steps"
-        ]
-        if self.tokens is not None:
-            parts.append(f"{self.tokens:,} tokens, {self.tiles:,} tiles")
-        if self.mean_fill is not None:
-            parts.append(f"budget filled to {self.mean_fill:.1%} (at least {self.min_fill:.1%})")
-        parts.append(f"imbalance between ranks {self.imbalance:.3f}")
-        if self.oversized:
-            parts.append(f"{self.oversized:,} records beyond the budget, in batches of their own")
-        if self.padding:
-            parts.append(f"{self.padding} batches of a repeated record that does not count")
-        return "; ".join(parts)
 
 
 def _check_limits(batching: str, limits: dict[str, int | None]) -> None:

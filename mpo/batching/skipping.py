@@ -24,11 +24,7 @@ class BadEntry(TypedDict):
 
 
 def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[BadEntry]]:
-    """Collate the records of a batch one by one to find the bad ones.
-
-    Args:
-        records: records of a batch that `collate` refused.
-        collate: raises one of `mpo.io.RECORD_ERRORS` for a bad record.
+    """Collate the records of a batch that `collate` refused one by one to find the bad ones.
 
     Returns:
         the indices of the good ones, and the bad ones that would have counted.

@@ -137,7 +137,7 @@ class PackedStream(RepeatedStream):
         shares = (sizes / np.array(self._limits)[:, None]).max(axis=0)
         order = np.argsort(-shares, kind="stable")
         bins = np.empty_like(order)
-        bins[order] = pack(sizes[0, order], sizes[1, order], *self._limits, len(order), None)
+        bins[order] = pack(sizes[:, order], self._limits, len(order), None)
         counts = np.bincount(bins)
         fill = np.max([np.bincount(bins, one) / limit for one, limit in zip(sizes, self._limits, strict=True)], axis=0)
         places = np.split(np.argsort(bins, kind="stable"), np.cumsum(counts)[:-1])

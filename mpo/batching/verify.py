@@ -42,12 +42,9 @@ def compare(
 
 @contextmanager
 def without_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Disable dropout in `model` inside the context; on exit, restore it and the random states.
+    """Set all dropout probabilities of a model to 0 inside the context; then restore them and the random states.
 
     (Not `model.eval()`, which would also disable gradient checkpointing.)
-
-    Args:
-        model: its dropout probabilities (`mpo.batching.randomness.dropout_sites`) are set to 0.
     """
     before = dropout_sites(model)
     devices = [] if device.type in ("cpu", "mps") else [device]  # the CPU's state is always restored

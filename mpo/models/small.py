@@ -147,9 +147,6 @@ def small_internvl(
     heads: int | None = None,
     vision_hidden_size: int = 64,
     vision_layers: int = 2,
-    vision_heads: int | None = None,
-    image_size: int | None = None,
-    patch_size: int | None = None,
     max_position_embeddings: int = 8192,
     tie_word_embeddings: bool = False,
     layer_scale_init_value: float = 0.1,
@@ -163,11 +160,8 @@ def small_internvl(
         hidden_size: width of the language model; its MLP is three times as wide.
         layers: layers of the language model.
         heads: attention heads of the language model, by default one per 32 channels (at least 2); half as many key-value heads.
-        vision_hidden_size: width of the vision tower; its MLP is four times as wide.
+        vision_hidden_size: width of the vision tower, with a head per 32 channels (at least 2); its MLP is four times as wide.
         vision_layers: layers of the vision tower.
-        vision_heads: attention heads of the vision tower, by default one per 32 channels (at least 2).
-        image_size: tile size in pixels, by default the processor's.
-        patch_size: patch size in pixels, by default the one that gives the processor's number of tokens per tile.
         max_position_embeddings: the longest sequence, in tokens.
         tie_word_embeddings: one matrix for input embeddings and output head. Published InternVLs up to 3.0 have two.
         layer_scale_init_value: initial scale of the vision tower's residual branches.
@@ -182,9 +176,9 @@ def small_internvl(
     if text not in TEXT_CONFIGS:
         raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama'; got text={text!r}.")
     tokenizer = processor.tokenizer
-    tile, patch = _pixels(processor, image_size, patch_size)
+    tile, patch = _pixels(processor)
     heads = heads or max(2, hidden_size // 32)
-    vision_heads = vision_heads or max(2, vision_hidden_size // 32)
+    vision_heads = max(2, vision_hidden_size // 32)
     for name, size, count in (("", hidden_size, heads), ("vision_", vision_hidden_size, vision_heads)):
         if size % count or size // count % 2:
             raise ValueError(f"{name}hidden_size / {name}heads must be an even number, but {size} / {count} is {size / count:g}.")
@@ -219,16 +213,12 @@ def small_internvl(
     return model.eval()
 
 
-def _pixels(processor: InternVLProcessor, image_size: int | None, patch_size: int | None) -> tuple[int, int]:
-    """The sizes of a tile and of a patch, those of the processor where they are not given."""
-    tile = processor.image_processor.size["height"] if image_size is None else image_size
-    side = round(math.sqrt(processor.image_seq_length) / DOWNSAMPLE_RATIO)  # in patches
-    patch = max(1, tile // side) if patch_size is None else patch_size
-    if _tokens_per_tile(tile, patch) != processor.image_seq_length:
-        raise ValueError(
-            f"A {tile}-pixel tile of {patch}-pixel patches gives {_tokens_per_tile(tile, patch)} tokens, but the processor writes "
-            f"{processor.image_seq_length} per tile. Leave image_size and patch_size out to take the processor's."
-        )
+def _pixels(processor: InternVLProcessor) -> tuple[int, int]:
+    """The sizes of a processor's tiles, and of the patches that give its number of tokens per tile."""
+    tile, tokens = processor.image_processor.size["height"], processor.image_seq_length
+    patch = max(1, tile // round(math.sqrt(tokens) / DOWNSAMPLE_RATIO))
+    if _tokens_per_tile(tile, patch) != tokens:
+        raise ValueError(f"No size of patches gives {tokens} tokens per {tile}-pixel tile, which the processor writes.")
     return tile, patch
 
 

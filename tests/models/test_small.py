@@ -132,7 +132,6 @@ def test_tied_embeddings_on_request(processor):
         (lambda p: small_processor(TEXTS, eos_token="</s>"), "eos_token='</s>'"),
         (lambda p: small_processor(TEXTS, max_patches=0), "max_patches=0"),
         (lambda p: small(p, text="gpt2"), "text='gpt2'"),
-        (lambda p: small(p, image_size=32, patch_size=4), "16 tokens.* 4 per tile"),
         (lambda p: small(p, heads=3), "hidden_size / heads"),
     ],
 )

@@ -72,14 +72,10 @@ class Batch(Movable):
         return values.view(self.sides, self.size)
 
     def sums(self, values: Tensor, ld_alpha: float | None = None) -> Tensor:
-        """Sum values over each completion's labelled tokens.
+        """Sum values over each completion's labelled tokens; shape (S, P), float32.
 
-        Args:
-            values: a value at each position kept, shape (1, M), such as the log-prob of its label.
-            ld_alpha: LD-DPO's weight of the tokens beyond the record's shortest completion (`ld_weights`).
-
-        Returns:
-            shape (S, P), float32.
+        `values`: one at each position kept, shape (1, M), such as the log-prob of its label. `ld_alpha`: LD-DPO's weight of the
+        tokens beyond the record's shortest completion (`ld_weights`).
         """
         weights = None if ld_alpha is None else ld_weights(self.labelled, ld_alpha, self.sides)
         return self.by_side(completion_sums(values, self.labelled, weights))

@@ -298,15 +298,11 @@ def _segments(branches: Sequence[tuple[Range, list[Range]]], *, all_nodes: bool 
 
 
 def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tensor | None = None) -> Tensor:
-    """Sum the log-probs of each completion's labelled tokens.
+    """Sum the log-probs of each completion's labelled tokens, E of A completions, on the same device; shape (A,), float32.
 
     Args:
         node_logps: shape (1, N) or (N,), the log-prob of each node's label; values of unlabelled nodes are not read.
-        labelled: the batch's labelled tokens, E of A completions, on the same device.
         weights: shape (E,), the weight of each token; 1 by default.
-
-    Returns:
-        shape (A,), float32.
 
     >>> labelled = LabelledTokens(*map(torch.tensor, ([1, 2, 1], [0, 0, 1], [0, 1, 0], [2, 1])))  # both completions share node 1
     >>> completion_sums(torch.tensor([[0.0, -1.0, -2.0]]), labelled)
@@ -322,15 +318,10 @@ def completion_sums(node_logps: Tensor, labelled: LabelledTokens, weights: Tenso
 
 
 def ld_weights(labelled: LabelledTokens, ld_alpha: float, sides: int = 2) -> Tensor:
-    """LD-DPO's weights (arXiv 2409.06411): `ld_alpha` for tokens beyond the length of the pair's shorter completion, else 1.
+    """LD-DPO's weights (arXiv 2409.06411): `ld_alpha`, in [0, 1], for tokens beyond the record's shortest completion, else 1.
 
-    Args:
-        labelled: the tokens of each record's completions: the first of all records (chosen), then the second ones in the same order
-            (see `LabelledTokens.select`); as many as `sides`.
-        ld_alpha: in [0, 1].
-
-    Returns:
-        shape (E,), float32, for `completion_sums`.
+    `labelled`: the tokens of the completions of one of `sides` of all records (chosen), then those of the next in the same order
+    (see `LabelledTokens.select`). Returns shape (E,), float32, for `completion_sums`.
     """
     shorter = labelled.lengths.view(sides, -1).amin(dim=0).repeat(sides)
     return torch.where(labelled.ordinal < shorter[labelled.completion], 1.0, ld_alpha)

@@ -43,15 +43,12 @@ class LogitsToKeep(Movable):
 def add_logits_to_keep(backbone: nn.Module) -> None:
     """Let `backbone(..., positions_to_keep=LogitsToKeep)` return the hidden states of these positions alone.
 
-    The output has shape (1, M, hidden), and the LM head after it takes labels of shape (1, M). The backbone's hooks remove the
-    keyword before its forward. Without it nothing changes.
+    The output has shape (1, M, hidden), and the LM head after it takes labels of shape (1, M). The hooks of the backbone, which is
+    the model without its LM head (``base_model``), remove the keyword before its forward. Without it nothing changes.
 
     The last layer computes these positions alone if it is of the usual kind: no experts, whose router counts positions, no dropout,
     no tensor parallelism, not compiled; and if no hidden states are returned. Other hooks on this layer then see its output without
     what attention and MLP add elsewhere, and the dropout of an adapter in it draws numbers for these positions alone.
-
-    Args:
-        backbone: the model without its LM head (``base_model`` in transformers); changed in place.
     """
     if getattr(backbone, "keeps_positions", False):
         return

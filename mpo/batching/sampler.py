@@ -192,10 +192,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         if self.max_tokens is None:
             return np.zeros(0, dtype=np.int64)
         tokens, tiles = self.costs.tokens(), self.costs.tiles
-        beyond = tokens > self.max_tokens
-        if self.max_tiles is not None:
-            beyond |= tiles > self.max_tiles
-        found = np.flatnonzero(beyond)
+        found = np.flatnonzero(self.costs.beyond((self.max_tokens, self.max_tiles)))
         if len(found) and not allowed:
             worst = found[np.argmax(tokens[found])]
             raise ValueError(

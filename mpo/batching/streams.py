@@ -35,7 +35,7 @@ def in_epoch(record: Record, epoch: int) -> Record:
 
 
 class RepeatedStream(IterableDataset[Record]):
-    """Repeat the records of a stream endlessly.
+    """Repeat the records of a stream endlessly, telling it the number of each pass by its `set_epoch`, if it has one.
 
     transformers' Trainer does not know the length of a stream: the gradients of a last, smaller group of micro-batches would
     carry over to the next pass, and a resumed run could not find its position in a second pass.
@@ -44,9 +44,7 @@ class RepeatedStream(IterableDataset[Record]):
     >>> list(islice(RepeatedStream([{"id": 1}, {"id": 2}]), 3))
     [{'id': 1}, {'id': 2}, {'id': 1}]
 
-    Args:
-        stream: an iterable of records; its `set_epoch`, if it has one, is called with the number of the pass.
-        block: number of consecutive records for one data loader worker: the pairs of one batch of all ranks.
+    `block`: number of consecutive records for one data loader worker: the pairs of one batch of all ranks.
     """
 
     def __init__(self, stream: Any, block: int = 1) -> None:
@@ -145,16 +143,13 @@ class PackedStream(RepeatedStream):
 
 
 class FilledStream(IterableDataset[Record]):
-    """Pad a stream with its first records, marked as padding, until their number is a multiple.
+    """Pad a stream with its first records, marked as padding, until their number is a multiple: the pairs of a batch of all ranks.
 
-    accelerate would repeat records without marking them, and these pairs would count twice.
+    accelerate would repeat records without marking them, and these pairs would count twice. Without `fill` the last batch stays
+    smaller, which is possible with one rank.
 
     >>> [(r["id"], PADDING in r) for r in FilledStream([{"id": 1}, {"id": 2}, {"id": 3}], multiple=2)]
     [(1, False), (2, False), (3, False), (1, True)]
-
-    Args:
-        multiple: number of pairs in one batch of all ranks.
-        fill: False: leave the last batch smaller, which is possible with one rank.
     """
 
     def __init__(self, stream: Any, multiple: int, *, fill: bool = True) -> None:

@@ -21,8 +21,7 @@ def compare(
 
     Args:
         sums: a function from a batch to its log-prob sums, shape (completions,), for a model that attends by segments.
-        packed: the batch in packed rows.
-        padded: the same records in padded rows.
+        packed, padded: the same records in packed and in padded rows.
         parameters: parameters whose gradients (of the mean of the sums) are compared; may be empty. Needs twice their memory.
         usual: a context manager that restores the model's usual attention.
     """

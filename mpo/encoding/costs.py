@@ -98,10 +98,14 @@ class PairCosts:
         costs = replace(self, chosen=np.minimum(self.chosen, kept), rejected=np.minimum(self.rejected, kept))
         return costs._blank(kept == 0) if skip and not kept.all() else costs
 
+    def beyond(self, budget: Budget) -> NDArray[np.bool_]:
+        """Whether each record exceeds a row alone, shape (N,)."""
+        found: NDArray[np.bool_] = (self.tokens() > budget[0]) | (self.tiles > (np.inf if budget[1] is None else budget[1]))
+        return found
+
     def within(self, budget: Budget) -> tuple[PairCosts, dict[int, str]]:
         """The costs, with that of the blank record for each record that exceeds a row alone; and why, by index."""
-        tokens, most_tiles = self.tokens(), np.inf if budget[1] is None else budget[1]
-        beyond = (tokens > budget[0]) | (self.tiles > most_tiles)
+        tokens, beyond = self.tokens(), self.beyond(budget)
         why = {int(place): exceeds(int(tokens[place]), int(self.tiles[place]), budget) for place in np.flatnonzero(beyond)}
         return self._blank(beyond), why
 

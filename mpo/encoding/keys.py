@@ -63,11 +63,8 @@ def same_image(first: Any, second: Any) -> bool:
 def prompt_key(prompt: str, record: Mapping[str, Any]) -> int:
     """Key of a prompt with its images, 64 bits: records with the same one are planned together, and share a row in a batch.
 
-    An image file is known by its path, since planning reads none. A copy of it has another key, and is still processed once.
-
-    Args:
-        prompt: as the chat template renders it.
-        record: has the encoded images or paths, or decoded images; and the frames, not the paths, of videos.
+    An image file is known by its path, since planning reads none. A copy of it has another key, and is still processed once. The
+    record has encoded images, their paths, or decoded images; and the frames, not the paths, of videos.
     """
     augmented = f" augmented {record.get(EPOCH, '')}".rstrip() if record.get("augment") else ""
     hasher = hashlib.blake2b(f"{prompt}\0{record.get('tiles')}{augmented}".encode("utf-8", "surrogatepass"), digest_size=8)
@@ -88,11 +85,8 @@ def completion_key(
 ) -> bytes:
     """Key of one completion, 16 bytes.
 
-    Args:
-        images: keys of the prompt's images, in order (see `image_key`).
-        prompt_ids: token ids before the completion, image tokens included; then negative numbers for the settings that also
-            determine the sum (`mpo.batching.collator`).
-        loss_mask: for each of `completion_ids`, whether it is in the sum.
+    `images` are keys of the prompt's images, in order. `prompt_ids` are the token ids before the completion, image tokens included;
+    then negative numbers for the settings that also determine the sum (`mpo.batching.collator`).
 
     >>> completion_key([], [1, 2], [3], [True]) == completion_key([], [1], [2, 3], [False, True])
     False

@@ -29,12 +29,9 @@ def show_record(
 ) -> str:
     """Decode the tokens of a record: image tokens collapsed, labelled tokens between angle quotation marks.
 
-    Args:
-        record: a preference record, or a conversation.
-        max_length: as in `MPOConfig`, as are ``truncation_mode``, ``tile_budget`` and ``completion_end``.
-        sides: the completions of a record: those of a pair, or that of a conversation, as in a configuration's ``encoding_rules``.
-        train_on: as in `PackedSFTConfig`, for conversations.
-        budget: maximum tokens and tiles of a conversation that has fewer frames of its videos beyond them.
+    `max_length`, `truncation_mode`, `tile_budget` and `completion_end` are those of `MPOConfig`, `train_on` that of
+    `PackedSFTConfig`. `sides`: the completions of a pair, or that of a conversation, as in a configuration's ``encoding_rules``.
+    `budget`: maximum tokens and tiles of a conversation that has fewer frames of its videos beyond them.
     """
     measure = RecordMeasure(processor, completion_end, tile_budget, "raise", sides, train_on, budget=budget)
     record = measure.fitted(dict(record))
@@ -54,11 +51,9 @@ def show_record(
 
 
 def decoded(ids: Sequence[int], labelled: Sequence[bool] | None, tokenizer: Any, image: int | None) -> str:
-    """Decode tokens to text.
+    """Decode tokens to text; consecutive ones of the id `image` are written once, with their number.
 
-    Args:
-        labelled: whether each token is labelled; None: no delimiters.
-        image: id of the image token; consecutive image tokens are written once, with their number.
+    `labelled`: whether each token is labelled; None: no delimiters.
     """
     flags = [False] * len(ids) if labelled is None else labelled
     parts = []

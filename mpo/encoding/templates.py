@@ -14,21 +14,13 @@ _PARTS_AS_TEXT = re.compile(rf"""['"]text['"]: ?['"]{MARKER}""")
 
 @dataclass(frozen=True)
 class Template:
-    """The message format that a chat template accepts.
+    """The message format that a chat template accepts."""
 
-    Attributes:
-        parts: whether contents may be lists of typed parts.
-        text: whether contents may be strings.
-        needs_system: whether a conversation has to begin with a system message.
-        after: the text after the assistant's content at the end of a conversation.
-        asks: whether it renders what the user says; one for images and their captions does not.
-    """
-
-    parts: bool
-    text: bool
-    needs_system: bool
-    after: str
-    asks: bool
+    parts: bool  # whether contents may be lists of typed parts
+    text: bool  # whether contents may be strings
+    needs_system: bool  # whether a conversation has to begin with a system message
+    after: str  # the text after the assistant's content at the end of a conversation
+    asks: bool  # whether it renders what the user says; one for images and their captions does not
 
 
 def is_processor(processing_class: Any) -> bool:

@@ -11,11 +11,8 @@ from typing import Any
 def check_texts(texts: Mapping[str, Any], images: int, processing_class: Any, where: str) -> None:
     """Refuse a record, `where`, whose text contains a placeholder of the processor for an image or a video.
 
-    Args:
-        texts: ``prompt`` and the completions by their names, as strings or messages. A prompt that is a string places its images
-            with the image token, and may contain it once per image.
-        images: number of images of the record.
-        processing_class: a processor, or a tokenizer, which has no placeholders.
+    `texts`: ``prompt`` and the completions by their names, as strings or messages. A prompt that is a string places its `images`
+    with the image token, and may contain it once per image. A tokenizer has no placeholders.
     """
     if not hasattr(processing_class, "tokenizer"):
         return

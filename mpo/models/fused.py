@@ -52,11 +52,8 @@ def evenly_spaced(query: int, levels: int) -> list[int]:
 def check_layers(layers: Any, depth: int, query: Any) -> list[int]:
     """The indices of the hidden states that are fused, from 0, which is the output of the tower's embeddings.
 
-    Args:
-        layers: the indices, shallow to deep, the query's last; negative ones count from the end. Or the number of shallow layers,
-            evenly spaced.
-        depth: number of layers of the tower.
-        query: index of the hidden state that the projector reads without a fuser (``vision_feature_layer``).
+    `layers`: the indices, shallow to deep, the query's last; negative ones count from the end. Or the number of shallow layers,
+    evenly spaced. `depth`: layers of the tower. `query`: the hidden state that the projector reads without a fuser.
     """
     if not is_whole(query) or not -depth <= query <= depth or query == 0:
         raise ValueError(f"Expected vision_feature_layer to be one of the {depth} layers, the query of the fuser; got {query!r}.")

@@ -14,11 +14,7 @@ def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | 
     """Compile the layers of a model's language model and vision tower in place, for rows of any length.
 
     Weights, names and hooks stay as they are. A model compiled as a whole would be recompiled for nearly every batch: packed rows
-    differ in more than their length.
-
-    Args:
-        model: may have adapters or be sharded.
-        backend, mode: passed to `torch.compile`; None for its defaults.
+    differ in more than their length. The model may have adapters or be sharded; `backend` and `mode` are those of `torch.compile`.
 
     Raises:
         ValueError: for a model without a known stack of layers.
@@ -35,11 +31,8 @@ def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | 
 def use_liger_layers(model: nn.Module, kernels: dict[str, bool] | None = None) -> None:
     """Replace RMSNorm, LayerNorm, rotary positions and SwiGLU with Liger's Triton kernels (arXiv 2410.10989), in place.
 
-    They work token by token, so packing does not affect them. The loss remains TRL's fused LM head.
-
-    Args:
-        model: the model, with or without adapters.
-        kernels: the kernels to use (``liger_kernel_config``): ``rope``, ``rms_norm``, ``layer_norm``, ``swiglu``; None for all.
+    They work token by token, so packing does not affect them. The loss remains TRL's fused LM head. `kernels`: those to use
+    (``liger_kernel_config``): ``rope``, ``rms_norm``, ``layer_norm``, ``swiglu``; None for all.
 
     Raises:
         ValueError: for a model that Liger does not support, which it would silently leave unchanged.

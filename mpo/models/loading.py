@@ -152,9 +152,7 @@ def as_dtype(dtype: Any) -> torch.dtype | Literal["auto"]:
 def official_folder(name_or_path: str, *, weights: bool = True) -> Path | None:
     """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint in another format.
 
-    Args:
-        name_or_path: as in `load_model`; an adapter is refused.
-        weights: download the weights too.
+    An adapter is refused. Without `weights` those are not downloaded.
 
     Raises:
         NotOpened: for a checkpoint that cannot be found.

@@ -103,14 +103,10 @@ def _points(points: Sequence[Sequence[float]]) -> Tensor:
 
 
 def tile_of(image: Any, processor: Any, tile: int | None = None) -> tuple[Tensor, Tensor]:
-    """One tile of an image, as the tower gets it and as it looks.
+    """One tile of an image (PIL or array), as the tower gets it and as it looks.
 
-    Args:
-        image: a PIL image or an array.
-        tile: number of the tile, from 0; None for the last one, which shows the whole image if the processor adds a thumbnail.
-
-    Returns:
-        normalized pixels, shape (3, height, width), and the same from 0 to 1, shape (height, width, 3).
+    `tile`: its number, from 0; None for the last one, which shows the whole image if the processor adds a thumbnail. Returns
+    normalized pixels, shape (3, height, width), and the same from 0 to 1, shape (height, width, 3).
     """
     images = processor.image_processor
     pixels = images(images=image, return_tensors="pt")["pixel_values"].flatten(0, -4)
@@ -126,9 +122,7 @@ def show(
 ) -> "Figure":
     """Draw where a model's MMFuser looks in an image; in a notebook, the value of a cell is shown.
 
-    Args:
-        model, points: as in `look`.
-        image, tile: as in `tile_of`.
+    `points` as in `look`, `image` and `tile` as in `tile_of`.
     """
     pixels, visible = tile_of(image, processor, tile)
     return draw(look(model, pixels, points), visible)

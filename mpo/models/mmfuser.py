@@ -215,8 +215,7 @@ class MMFuser(nn.Module):
             num_heads: attention heads, which tensors do not tell; all published models have 16.
 
         Raises:
-            ValueError: for no such block, several ones, missing, unexpected or differently shaped tensors, which are listed, and
-                for heads that do not divide them.
+            ValueError: for no such block, several ones, tensors that are not its own, and heads that do not divide them.
         """
         check_sizes(num_heads=num_heads)
         sign = "cross_attn.value_proj.weight"

@@ -103,16 +103,11 @@ def learns_from_images_alone(model: nn.Module, rates: Mapping[str, float]) -> bo
 def split_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module, *, rate: float, rates: Mapping[str, float], vision_layer_decay: float
 ) -> None:
-    """Split a new optimizer's parameter groups by learning rate; other settings of a group are kept.
+    """Split the parameter groups of a new optimizer, without state, by learning rate; other settings of a group are kept.
 
-    With decay d, layer i of L in the vision tower has d^(L - i) of the tower's rate, its embeddings d^(L + 1): layer-wise decay as
-    in BEiT (arXiv 2106.08254), with the projector in place of its head.
-
-    Args:
-        optimizer: an optimizer without state, with the parameters of `model`.
-        rate: learning rate of parts without their own.
-        rates: part -> learning rate.
-        vision_layer_decay: d; 1 for no decay.
+    `rates`: part -> learning rate; `rate` is that of the others. With `vision_layer_decay` d, layer i of L in the vision tower has
+    d^(L - i) of the tower's rate, its embeddings d^(L + 1): layer-wise decay as in BEiT (arXiv 2106.08254), with the projector in
+    place of its head.
 
     Raises:
         ValueError: for a learning rate of a part that is not trained, and for a model of an unknown family.

@@ -48,20 +48,10 @@ def token_names(vocabulary: Container[str] = ()) -> dict[str, str]:
 
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['content'] is string %}"
-    "{{ message['content'] }}"
-    "{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
-    "{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}"
-    "{% endif %}"
-    "{% endfor %}"
-    "{% endif %}"
-    "{{ '<|im_end|>\n' }}"
-    "{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """InternVL's ChatML as in its transformers checkpoints: no default system message, one placeholder per image."""
@@ -115,10 +105,9 @@ def assemble_processor(
     image_seq_length: int,
     chat_template: str = CHAT_TEMPLATE,
 ) -> InternVLProcessor:
-    """Put an InternVL processor together; images and videos are normalized as in every InternVL.
+    """Put an InternVL processor together around a tokenizer with InternVL's tokens; pixels are normalized as in every InternVL.
 
     Args:
-        tokenizer: with InternVL's tokens.
         tiles: the smallest and the largest number of tiles per image.
         thumbnail: ``use_thumbnail`` of `TileImageProcessor`; None for transformers' class, which always adds one.
         image_size: height and width of a tile, in pixels.

@@ -64,9 +64,8 @@ def _check_rope(part: Mapping[str, Any], where: str) -> None:
 def read_index(path: Path) -> dict[str, str]:
     """Read which file of a checkpoint holds each tensor.
 
-    Raises:
-        ValueError: naming the index, for one whose ``weight_map`` is missing or does not name files of its folder, and for one
-            beside a file with all tensors: readers choose differently.
+    Refused are a ``weight_map`` that is missing or does not name files of its folder, and an index beside a file with all tensors:
+    readers choose differently.
     """
     where = read_json(path).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) and Path(name).name == name for name in where.values()):
@@ -79,12 +78,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_hf_config(name_or_path: str | Path, **options: Any) -> Any:
-    """`AutoConfig.from_pretrained`, with errors that name the file.
-
-    Raises:
-        OSError: when there is no config.json.
-        ValueError: for values that transformers refuses; as `read_config_json`.
-    """
+    """`AutoConfig.from_pretrained`; a ValueError names the file of values that transformers or `read_config_json` refuses."""
     if (path := cached_file(name_or_path, "config.json")) is not None:
         read_config_json(path)
     elif Path(name_or_path).is_dir():

@@ -16,15 +16,10 @@ NEW_ROWS = (
 
 
 def fit_rows(model: Any, adapter: PeftConfig, tensors: Mapping[str, Tensor], where: str) -> list[str]:
-    """Resize a base's embeddings and head to the rows that the adapter was trained with, if its folder has them.
+    """Resize the embeddings and head of a base, without adapter, to the rows its adapter was trained with, if that has them.
 
-    Args:
-        model: the base, without its adapter.
-        tensors: tensors of the adapter, by their names on disk; with embeddings and head if peft saved them
-            (``save_embedding_layers``, ``modules_to_save``).
-
-    Returns:
-        the names in `tensors` of complete embedding and head matrices.
+    `tensors` are the adapter's, by their names on disk; with embeddings and head if peft saved them (``save_embedding_layers``,
+    ``modules_to_save``). Returns those of its names that are complete embedding and head matrices.
 
     Raises:
         ValueError: when a row missing from the base is neither in the folder's matrices nor among its trained tokens.

@@ -85,8 +85,7 @@ class Trained:
     def load(self, dtype: str | torch.dtype) -> Any:
         """Load the trained model in eval mode, with an unmerged adapter.
 
-        Args:
-            dtype: as in `load_internvl`; for an adapter, the dtype of its base. Adapters stay float32, as in peft.
+        `dtype` is as in `load_internvl`; for an adapter, that of its base: adapters stay float32, as in peft.
 
         Raises:
             ValueError: naming tensors that are missing, unexpected, of another shape, or not finite.
@@ -127,8 +126,7 @@ class Trained:
 def open_trained(folder: Path, *, base: str | None = None) -> Trained:
     """Open a folder written by `mpo train` or `MPOTrainer.save_model`, or a checkpoint of a run, without loading the model.
 
-    Args:
-        base: name or path of the checkpoint it was trained from, if its adapter_config.json does not name it or is wrong.
+    `base`: name or path of the checkpoint it was trained from, if its adapter_config.json does not name it or is wrong.
 
     Raises:
         ValueError: for an incomplete checkpoint, an adapter that is zero or not finite, or a base that cannot be found or is

@@ -31,22 +31,13 @@ allowed.
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference between the exported and the trained model.
+    """The difference between the exported and the trained model; of logits, relative to the largest one."""
 
-    Attributes:
-        difference: the largest difference of their logits, relative to the largest logit.
-        roundings: their root mean square difference, as a multiple of the trained model's rounding error; None in float32.
-        rounding: the largest rounding error of the trained model's logits, relative to the largest logit; None in float32.
-        moved: the largest change of the base's logits by the adapter, relative to the largest logit; None for a full model, and
-            for adapters initialized with a part of the base (PiSSA, OLoRA).
-        responses: greedy responses of the trained and of the exported model.
-    """
-
-    difference: float
-    roundings: float | None
-    rounding: float | None
-    moved: float | None
-    responses: tuple[str, str]
+    difference: float  # the largest
+    roundings: float | None  # root mean square, as a multiple of the trained model's rounding error; None in float32
+    rounding: float | None  # the largest rounding error of the trained model's logits; None in float32
+    moved: float | None  # the largest change by the adapter; None for a full model, and one initialized with a part of the base
+    responses: tuple[str, str]  # greedy ones of the trained and of the exported model
 
 
 @dataclass(frozen=True)

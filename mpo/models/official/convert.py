@@ -109,12 +109,7 @@ def to_official(source: Path, target: Path, like: Path | None, shard_bytes: int,
     """Write a checkpoint in the official format, without comparing its logits, and return the number of its tensors.
 
     The files beside the weights are written first, and read again: they describe the same model and processor, or are refused.
-
-    Args:
-        source: a folder in transformers' format.
-        target: an existing, empty folder.
-        like: as in `convert`.
-        shard_bytes: the largest size of a weight file.
+    `source` is a folder in transformers' format, `target` an existing, empty one, `like` as in `convert`.
     """
     config = read_hf_config(source)
     if config.model_type not in INTERNVL.types:  # a fused one is a kind of InternVLConfig
@@ -183,10 +178,7 @@ def _official_of(source: Path, like: Path | None, config: InternVLConfig) -> dic
 def check_same_model(official: Mapping[str, Any], config: InternVLConfig, where: str, source: str) -> InternVLConfig:
     """Refuse an official config.json of another model than a transformers config's; its vocabulary may be smaller.
 
-    `where` and `source` are their origins, for errors.
-
-    Returns:
-        transformers' config of `official`.
+    `where` and `source` are their origins, for errors. Returns transformers' config of `official`.
     """
     described = transformers_config(parse(official, where), image_token_id=config.image_token_id, where=where)
     if found := differences(config, described):
@@ -195,16 +187,9 @@ def check_same_model(official: Mapping[str, Any], config: InternVLConfig, where:
 
 
 def checked_difference(official: Path, ours: Path, compare: bool | None) -> float | None:
-    """`largest_difference` of a folder in the official and one in transformers' format, checked against `TOLERANCE`.
+    """`largest_difference` of a folder in the official and one in transformers' format; None if not compared.
 
-    Args:
-        compare: whether to compare; None to compare if memory allows.
-
-    Returns:
-        the difference; None if not compared.
-
-    Raises:
-        ValueError: for logits that differ, and weights that are not finite.
+    `compare`: None to compare if memory allows. A difference above `TOLERANCE` is an error, as are weights that are not finite.
     """
     if compare is None:
         import psutil

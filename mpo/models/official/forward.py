@@ -20,13 +20,10 @@ from mpo.models.official.tensors import TensorFiles
 def official_logits(
     files: TensorFiles, official: Chat[Any], config: InternVLConfig, input_ids: Tensor, pixel_values: Tensor
 ) -> Tensor:
-    """Logits of one row, (1, N, vocabulary) in float32.
+    """Logits of one row, (1, N, vocabulary) in float32, from the official checkpoint's tensors.
 
-    Args:
-        files: the official checkpoint's tensors.
-        config: transformers' config of it, for language models that transformers supports.
-        input_ids: (1, N), with `image_token_id` at the positions of image tokens.
-        pixel_values: (tiles, 3, height, width).
+    `config` is transformers' config of it, for language models that transformers supports. `input_ids`: (1, N), with
+    `image_token_id` at the positions of image tokens; `pixel_values`: (tiles, 3, height, width).
     """
     images = _Weights(files, "vision_model.").tower(pixel_values, official)
     mlp = _Weights(files, "mlp1.")

@@ -50,11 +50,11 @@ OTHERS = {
     "_DropoutNd": {"batching/randomness.py"},  # torch
     "_forward_pre_hooks": {"batching/attention.py"},  # torch
     "_from_config": {"training/start.py"},
-    "_get_num_multimodal_tokens": {"encoding/costs.py", "training/record_checks.py"},  # processors
+    "_get_num_multimodal_tokens": {"encoding/tiles.py", "training/record_checks.py"},  # processors
     "_hf_hook": {"training/start.py"},  # accelerate
     "_info": {"data/encoded.py"},  # datasets
     "_is_view": {"models/official/tensors.py"},  # torch
-    "_merge_kwargs": {"encoding/costs.py"},  # processors
+    "_merge_kwargs": {"encoding/tiles.py"},  # processors
     "_modules": {"models/lazily.py"},  # transformers' table of configs
     "_models": {"training/reference/use.py"},  # accelerate
     "_n_gpu": {"preflight/trial.py", "training/start.py"},  # transformers' arguments

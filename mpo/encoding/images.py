@@ -104,15 +104,15 @@ class _OncePerImage:
         flat = make_flat_list_of_images(images)
         outlines = [(_outline(image), limit) for image, limit in zip(flat, self._limits, strict=True)]
         firsts = first_alike(outlines, lambda one, other: same_image(flat[one], flat[other]))
+        distinct = list(dict.fromkeys(firsts))
         keys: dict[int, tuple[bytes, Any]] = {}
         if self._cache is not None:
-            keys = {place: stored(flat[place], self._cache, dict(self._limits[place])) for place in dict.fromkeys(firsts)}
+            keys = {place: stored(flat[place], self._cache, dict(self._limits[place])) for place in distinct}
         known = {place: found for place, (_, found) in keys.items() if found is not None}
         counts: dict[int, int] = {place: found.tiles for place, found in known.items()}
         tiles: dict[int, Tensor] = {}
         for limit in dict.fromkeys(self._limits):
-            places = [place for place, first in enumerate(firsts) if place == first and self._limits[place] == limit]
-            places = [place for place in places if place not in known]
+            places = [place for place in distinct if self._limits[place] == limit and place not in known]
             if not places:
                 continue
             settings = {**kwargs, **dict(limit), "return_tensors": "pt"}
@@ -120,22 +120,20 @@ class _OncePerImage:
             found = image_processor([flat[place] for place in places], **settings)
             counts |= zip(places, map(int, found.get("num_patches", [1] * len(places))), strict=True)
             tiles |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
-        begin: dict[int, int] = {}
-        end = 0
-        for place in sorted(counts):
-            begin[place], end = end, end + counts[place]
+        numbers = torch.arange(sum(counts.values())).split([counts[place] for place in distinct])
+        own = dict(zip(distinct, numbers, strict=True))
         if tiles:
-            whole = found["pixel_values"] if len(found["pixel_values"]) == end else None  # one call: in order, no copy needed
-            self.tiles = torch.cat([tiles[place] for place in sorted(tiles)]) if whole is None else whole
-        self.order = torch.cat([torch.arange(begin[first], begin[first] + counts[first]) for first in firsts])
+            is_whole = len(found["pixel_values"]) == sum(counts.values())  # one call: no copy needed
+            self.tiles = found["pixel_values"] if is_whole else torch.cat([tiles[place] for place in sorted(tiles)])
+        self.order = torch.cat([own[first] for first in firsts])
         if keys:
-            distinct = []
-            for place in sorted(counts):
+            images = []
+            for place in distinct:
                 key, found = keys[place]
                 image, size = (image_key(flat[place]), _size(flat[place])) if found is None else (found.image, found.size)
-                distinct.append(OneImage(key, image, size, counts[place], found is not None))
-            features = self._cache.read([known[place] for place in sorted(known)]) if known else None
-            self.features = ImageFeatures(tuple(distinct), self.order, features, self.tiles if tiles else None)
+                images.append(OneImage(key, image, size, counts[place], found is not None))
+            features = self._cache.read(list(known.values())) if known else None
+            self.features = ImageFeatures(tuple(images), self.order, features, self.tiles if tiles else None)
         # A processor would only copy the tiles, or read their size, so it gets none, or views of one number.
         pixels = torch.zeros(1).expand(len(self.order), *self._shape)
         return BatchFeature({"pixel_values": pixels, "num_patches": [counts[first] for first in firsts]})

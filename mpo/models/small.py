@@ -9,11 +9,12 @@ import json
 import math
 from collections.abc import Container, Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
+    CONFIG_MAPPING,
     GenerationConfig,
     GotOcr2ImageProcessor,
     InternVLConfig,
@@ -21,16 +22,12 @@ from transformers import (
     InternVLProcessor,
     InternVLVideoProcessor,
     InternVLVisionConfig,
-    LlamaConfig,
-    Qwen2Config,
     Qwen2Tokenizer,
-    Qwen3Config,
 )
 
 from mpo.models.tiles import TileImageProcessor
 
 TextFamily = Literal["qwen2", "qwen3", "llama"]
-TEXT_CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
 
 DOWNSAMPLE_RATIO = 0.5
 """Pixel shuffle: four neighbouring patches become one token, as in every published InternVL."""
@@ -162,17 +159,20 @@ def small_internvl(
     Raises:
         ValueError: for an unknown family, or sizes that do not fit each other or the processor.
     """
-    if text not in TEXT_CONFIGS:
+    if text not in get_args(TextFamily):
         raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama'; got text={text!r}.")
     tokenizer = processor.tokenizer
-    tile, patch = _pixels(processor)
+    tile, tokens = processor.image_processor.size["height"], processor.image_seq_length
+    patch = max(1, tile // round(math.sqrt(tokens) / DOWNSAMPLE_RATIO))
+    if _tokens_per_tile(tile, patch) != tokens:
+        raise ValueError(f"No size of patches gives {tokens} tokens per {tile}-pixel tile, which the processor writes.")
     heads = heads or max(2, hidden_size // 32)
     vision_heads = max(2, vision_hidden_size // 32)
     for name, size, count in (("", hidden_size, heads), ("vision_", vision_hidden_size, vision_heads)):
         if size % count or size // count % 2:
             raise ValueError(f"{name}hidden_size / {name}heads must be an even number, but {size} / {count} is {size / count:g}.")
     end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    text_config = TEXT_CONFIGS[text](
+    text_config = CONFIG_MAPPING[text](
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,
@@ -200,15 +200,6 @@ def small_internvl(
         )
     model.generation_config = GenerationConfig(eos_token_id=end_of_turn, pad_token_id=tokenizer.pad_token_id)
     return model.eval()
-
-
-def _pixels(processor: InternVLProcessor) -> tuple[int, int]:
-    """The sizes of a processor's tiles, and of the patches that give its number of tokens per tile."""
-    tile, tokens = processor.image_processor.size["height"], processor.image_seq_length
-    patch = max(1, tile // round(math.sqrt(tokens) / DOWNSAMPLE_RATIO))
-    if _tokens_per_tile(tile, patch) != tokens:
-        raise ValueError(f"No size of patches gives {tokens} tokens per {tile}-pixel tile, which the processor writes.")
-    return tile, patch
 
 
 def untrained_internvl(processor: InternVLProcessor, text_config: Any, **vision: Any) -> InternVLForConditionalGeneration:

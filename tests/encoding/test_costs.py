@@ -11,6 +11,7 @@ from support import TEXTS, completion_mask, make_image, messages
 import mpo.encoding.costs as costs_module
 from mpo.batching.collator import PairCollator
 from mpo.batching.sampler import PairBatchSampler
+from mpo.data.images import image_size
 from mpo.encoding.costs import PairCosts, measure
 from mpo.encoding.encoder import Encoder
 from mpo.models.small import small_processor
@@ -110,7 +111,7 @@ def test_images_are_measured_upright(processor):
         make_image(0, *size).save(file, format="JPEG", exif=exif)
         record["images"] = [{"bytes": file.getvalue(), "path": None}]
         with PILImage.open(file) as opened:
-            assert costs_module._size(record["images"][0]) == size  # height, width
+            assert image_size(record["images"][0]) == size  # height, width
             assert (opened.height, opened.width) == size[::-1]
     dataset = Dataset.from_list(records).cast_column("images", List(Image()))
     assert dataset[0]["images"][0].size == (32, 128)

@@ -35,12 +35,9 @@ class PairCollator:
 
     Args:
         processing_class: a tokenizer, or a processor when records have images.
-        max_length: the longest prompt with one completion, in tokens. Longer completions are truncated; a prompt that leaves no
-            token for a completion, or image tokens that would be truncated, are errors. ``None``: no limit.
+        max_length, completion_end, tile_budget: as in `MPOConfig`. A prompt that leaves no token for a completion, or image tokens
+            that would be truncated, are errors.
         truncation_mode: which end of a longer sequence to keep, ``"keep_start"`` or (text in padded rows only) ``"keep_end"``.
-        completion_end: ``"end_of_turn"`` labels a completion up to and including its end-of-turn token; ``"template"`` labels
-            everything the chat template puts after the prompt, as TRL does.
-        tile_budget: whether the tile limit applies per prompt or per image, see `mpo.encoding.tiles.tile_limits`.
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
         layout: ``"padded"``: 2P rows, the chosen ones first, each a prompt with one completion. ``"packed"``: one row for each
             distinct prompt with all its completions, concatenated without padding (`mpo.batching.layout`).
@@ -52,20 +49,13 @@ class PairCollator:
             any image AdamW then applies the tower's momentum.)
         keep_records: while this is not zero, add the records to the batch. In shared memory, so that data loader workers, which
             have copies of the collator, see it change.
-        on_bad_record: for a record that cannot be collated: ``"raise"`` the ValueError that says why, or ``"skip"`` it: a blank
-            pair at the end of the batch replaces it and does not count.
+        on_bad_record: ``"raise"`` the ValueError of a record that cannot be collated, or ``"skip"`` it: a blank pair at the end of
+            the batch replaces it and does not count.
         augment_seed: random seed of the JPEG augmentation (`mpo.data.augment`) of records with ``augment``.
         context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `Encoder`.
         features: a `mpo.training.features.cache.FeatureCache`; batches then have ``vision_features`` (`mpo.encoding.features`).
 
-    Returns (from a call with P records):
-        a `mpo.batching.batch.Batch`.
-
-    Example:
-        >>> from transformers import AutoTokenizer  # doctest: +SKIP
-        >>> collator = PairCollator(AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct"))  # doctest: +SKIP
-        >>> batch = collator([{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}])  # doctest: +SKIP
-        >>> batch.size, batch["input_ids"].shape  # doctest: +SKIP
+    A call with records such as ``{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}`` returns a `mpo.batching.batch.Batch`.
     """
 
     sides: ClassVar[tuple[str, ...]] = SIDES
@@ -260,10 +250,7 @@ class PairCollator:
 
         pad_token = self.tokenizer.pad_token_id
         input_ids = padded(ids, self.tokenizer.eos_token_id if pad_token is None else pad_token)
-        inputs: dict[str, ModelInput] = {
-            "input_ids": input_ids,
-            "attention_mask": padded([[1] * len(row) for row in ids], 0),
-        }
+        inputs: dict[str, ModelInput] = {"input_ids": input_ids, "attention_mask": padded([[1] * len(row) for row in ids], 0)}
         heads = [pair for pair, _ in rows] + blank
         for name in {name for pair in heads for name in pair.extra}:
             values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
@@ -281,9 +268,6 @@ class ConversationCollator(PairCollator):
             evenly spread: each at most the largest number with which it fits. None: all frames.
         args: as in `PairCollator`; records as `mpo.encoding.conversations.as_completion` takes them. ``"packed"``: a row per
             conversation, concatenated; positions begin at 0 in each, and none attends to another. None is ever truncated.
-
-    >>> ConversationCollator.sides
-    ('completion',)
     """
 
     sides: ClassVar[tuple[str, ...]] = CONVERSATION

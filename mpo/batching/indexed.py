@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mpo.batching.sampler import PairBatchSampler
 
 
+@dataclass(eq=False, repr=False)
 class IndexedRecords(Dataset[dict[str, Any]]):
     """A data set that also returns record ``i`` for the index ``-1 - i``, marked as padding.
 
@@ -25,7 +27,6 @@ class IndexedRecords(Dataset[dict[str, Any]]):
     {'id': 'b', 'PADDING': True}
 
     Args:
-        dataset: records by index.
         sampler: its epoch is set together with the data set's. With several ranks, the data loader of a resumed epoch does not
             reach it (accelerate wraps it in SkipBatchSampler and BatchSamplerShard), but reaches the data set.
         epoch: shape (), in memory shared with data loader workers; for records that are to be augmented.
@@ -33,19 +34,11 @@ class IndexedRecords(Dataset[dict[str, Any]]):
         beyond: indices of records that exceed a batch, and why; they are bad records.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        sampler: PairBatchSampler | None = None,
-        epoch: Tensor | None = None,
-        counted: Any = None,
-        beyond: Mapping[int, str] | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.sampler = sampler
-        self.epoch = epoch
-        self.counted = counted
-        self.beyond = beyond or {}
+    dataset: Any
+    sampler: PairBatchSampler | None = None
+    epoch: Tensor | None = None
+    counted: Any = None
+    beyond: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,24 +22,14 @@ from mpo.encoding.turns import Record, Rendered, describe
 from mpo.models.control_tokens import check_texts
 from mpo.models.packable import fixed_context, why_not
 
+if TYPE_CHECKING:
+    from mpo.generation.generator import Request
+
 CHUNK = 512
 """Positions whose log-probs are computed at once, in float32."""
 
 
-class Asked(Protocol):
-    """What a model is asked, such as `mpo.generation.generator.Request`."""
-
-    @property
-    def messages(self) -> Sequence[Any]: ...  # noqa: D102
-    @property
-    def images(self) -> Sequence[Any]: ...  # noqa: D102
-    @property
-    def videos(self) -> Sequence[Any]: ...  # noqa: D102
-    @property
-    def prefix(self) -> str | None: ...  # noqa: D102
-
-
-def prompt_record(request: Asked, name: str) -> Record:
+def prompt_record(request: Request, name: str) -> Record:
     """A request, `name`, as a record of the encoder: a prefix is a message of the assistant, which a completion continues."""
     record: Record = {"id": name, "prompt": list(request.messages), "images": list(request.images)}
     if request.videos:
@@ -52,7 +42,7 @@ def prompt_record(request: Asked, name: str) -> Record:
 def completion_logprobs(
     model: Any,
     processor: Any,
-    requests: Sequence[Asked],
+    requests: Sequence[Request],
     completions: Sequence[Sequence[str]],
     *,
     max_tokens_per_batch: int = 8192,
@@ -126,7 +116,9 @@ def completion_logprobs(
     return [[found[number, text] for text in given] for number, given in enumerate(completions)]
 
 
-def _check(requests: Sequence[Asked], completions: Sequence[Sequence[str]], max_tokens_per_batch: Any, layout: str | None) -> None:
+def _check(
+    requests: Sequence[Request], completions: Sequence[Sequence[str]], max_tokens_per_batch: Any, layout: str | None
+) -> None:
     if len(requests) != len(completions):
         raise ValueError(f"Expected completions for every request; got {len(requests)} requests and {len(completions)} of these.")
     for given in completions:

@@ -48,13 +48,11 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         max_tiles: image tiles of a micro-batch; None: no limit.
         group_same_prompt: up to this many pairs of the same prompt and images form a unit that stays in one batch.
         micro_batches_per_step: gradient accumulation steps. Needed for balancing and for ``drop_last``.
-        world_size: number of ranks with different batches.
-        rank: this rank, from 0.
+        world_size, rank: number of ranks with different batches, and this one, from 0.
         shuffle: a new order every epoch. False keeps the order of the records as far as packing allows.
         seed: random seed of the order.
         drop_last: leave out the batches that do not fill an optimiser step on all ranks.
-        allow_oversized: put a record that exceeds a budget into its own batch. False: raise an error for it. For
-            ``batching="tokens"`` only. MPOTrainer never sets it: there such a record is an error.
+        allow_oversized: for ``batching="tokens"``, put a record that exceeds a budget into its own batch; else it is an error.
         window: number of units from which a batch is packed.
         balance_slots: number of slots among which ranks exchange batches of like cost. 1: only those of the same optimiser step, so
             that the batches of a step are a uniform draw.

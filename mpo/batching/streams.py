@@ -77,7 +77,6 @@ class PackedStream(RepeatedStream):
     with the record that has waited longest are taken, and the buffer is filled up. At the end of a pass all of it is taken.
 
     Args:
-        stream: as in `RepeatedStream`.
         measure: the costs of records.
         limits: tokens of a pack, and image tiles (None: no limit).
         buffer: number of records in the buffer.

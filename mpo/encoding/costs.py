@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -197,6 +197,7 @@ class OtherCount(RuntimeError):
     """A record has another number of tokens than its shape and words say."""
 
 
+@dataclass(eq=False)
 class RecordMeasure:
     """Measure records without decoding their images: a dict of `MEASURED`. Each process of datasets' `map` gets a copy.
 
@@ -205,21 +206,17 @@ class RecordMeasure:
     A conversation that exceeds `budget` has fewer frames of its videos (`fitted`).
     """
 
-    def __init__(
-        self,
-        processing_class: Any,
-        completion_end: str,
-        tile_budget: str,
-        on_bad_record: str,
-        sides: Sequence[str] = SIDES,
-        train_on: str = "all",
-        sampled: int = 1000,
-        *,
-        budget: Budget | None = None,
-    ) -> None:
-        self.processing_class, self.tile_budget, self.on_bad_record = processing_class, tile_budget, on_bad_record
-        self.sides, self.train_on, self.sampled, self.budget = sides, train_on, sampled, budget
-        self.encoder = Encoder(processing_class, completion_end=completion_end, tile_budget=tile_budget)
+    processing_class: Any
+    completion_end: str
+    tile_budget: str
+    on_bad_record: str
+    sides: Sequence[str] = SIDES
+    train_on: str = "all"
+    sampled: int = 1000
+    budget: Budget | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.encoder = Encoder(self.processing_class, completion_end=self.completion_end, tile_budget=self.tile_budget)
         self._shapes: Shapes | None = None
         self._sizes: dict[str | None, tuple[int, int]] = {}  # of image files, by path
         self._limits: dict[int, dict[str, Any]] = {}  # of records without their own, by number of images

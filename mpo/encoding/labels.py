@@ -85,12 +85,10 @@ def with_eos(pieces: list[Piece], rendered: Rendered, eos: str | None, completio
 
 
 def label_turn(ids: list[int], end_of_turn: int | None) -> list[bool]:
-    """The loss mask of an assistant turn: all tokens up to and including its last end-of-turn token.
+    """The loss mask of an assistant turn: all tokens up to and including its last end-of-turn token, or all without one.
 
     >>> label_turn([5, 6, 2, 9], end_of_turn=2)  # 9 is the newline that the template puts after the turn
     [True, True, True, False]
-    >>> label_turn([5, 6], end_of_turn=2)  # no such token: to the end
-    [True, True]
     """
     if end_of_turn is None or end_of_turn not in ids:
         return [True] * len(ids)

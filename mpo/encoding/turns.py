@@ -109,12 +109,7 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
 
 
 def render(
-    record: Record,
-    processing_class: Any,
-    *,
-    sides: Sequence[str] = SIDES,
-    split_turns: bool = True,
-    opened: Opened | None = None,
+    record: Record, processing_class: Any, *, sides: Sequence[str] = SIDES, split_turns: bool = True, opened: Opened | None = None
 ) -> Rendered:
     """Render a prompt and its completions with the chat template of `processing_class`.
 

@@ -118,10 +118,7 @@ LLAVA = Family(
     layers="encoder.layers",
     projector=("multi_modal_projector",),
     towers=("clip_vision_model", "siglip_vision_model"),
-    linear={
-        "vision": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
-        "projector": ("linear_1", "linear_2"),
-    },
+    linear={"vision": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), "projector": ("linear_1", "linear_2")},
     branches=("self_attn", "mlp"),
     processor="LlavaProcessor",
     one_size=True,
@@ -135,10 +132,7 @@ QWEN_VL = Family(
     layers="blocks",
     projector=("merger",),
     projector_in_tower=True,
-    linear={
-        "vision": ("qkv", r"attn\.proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"),
-        "projector": (r"mlp\.[02]",),
-    },
+    linear={"vision": ("qkv", r"attn\.proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj"), "projector": (r"mlp\.[02]",)},
 )
 QWEN3_VL = Family(
     types=("qwen3_vl",),
@@ -146,10 +140,7 @@ QWEN3_VL = Family(
     layers="blocks",
     projector=("merger", "deepstack_merger_list"),
     projector_in_tower=True,
-    linear={
-        "vision": ("qkv", r"attn\.proj", "linear_fc1", "linear_fc2"),
-        "projector": ("linear_fc1", "linear_fc2"),
-    },
+    linear={"vision": ("qkv", r"attn\.proj", "linear_fc1", "linear_fc2"), "projector": ("linear_fc1", "linear_fc2")},
 )
 TEXT = Family(types=(), vision="", layers="", projector=(), linear={})
 """Any model without images: language and head."""

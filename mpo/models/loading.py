@@ -8,12 +8,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    GotOcr2ImageProcessor,
-    InternVLForConditionalGeneration,
-)
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GotOcr2ImageProcessor, InternVLForConditionalGeneration
 from transformers.utils import cached_file, is_flash_attn_2_available, is_flash_attn_3_available
 
 from mpo.models.family import takes_images
@@ -82,14 +77,11 @@ def load_model(
 
 
 def load_internvl(name_or_path: str, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
-    """Load a model: an InternVL in either format, or any other text or image-text model of transformers.
+    """Load a model: an InternVL in either format, or any other text or image-text model of transformers, by its own class.
 
     Args:
         name_or_path, dtype, trust_remote_code: as in `load_model`.
         options: further arguments of `from_pretrained`; those that are None are ignored.
-
-    Returns:
-        transformers' class for it, such as `InternVLForConditionalGeneration`.
 
     Raises:
         ValueError: for an unknown dtype, flash-attention that is not installed, an adapter, or a checkpoint whose tensors are

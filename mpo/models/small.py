@@ -67,16 +67,13 @@ def small_processor(
 
     Args:
         texts: training texts of the byte-pair merges; other texts fall back to bytes. Digits are single tokens.
-        image_size: height and width of one tile, in pixels.
-        patch_size: height and width of one vision-tower patch, in pixels; `image_size` must be an even multiple of it.
+        image_size: height and width of one tile, in pixels; an even multiple of `patch_size`.
+        patch_size: height and width of one vision-tower patch, in pixels.
         max_patches: the largest number of tiles per image. An image with more than one tile always gets a thumbnail tile after
             them: transformers' image processor has no setting for it.
         vocab_size: the largest number of tokens, at least 256 bytes and 13 special tokens. Few texts give fewer.
         eos_token: the tokenizer's end-of-sequence token. Published InternVLs have `<|im_end|>`; in some chat models it is not the
             token that ends a turn.
-
-    Returns:
-        A processor that `save_pretrained` and `AutoProcessor.from_pretrained` save and load.
 
     Raises:
         ValueError: for sizes that do not divide, or a vocabulary smaller than the bytes and special tokens.

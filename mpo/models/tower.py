@@ -26,11 +26,9 @@ def tower_layers(model: nn.Module) -> list[Any]:
 
 
 class SharedTower:
-    """Record the output of one model's tower and replay it in place of another's, so that it runs once per image.
+    """Record the output of the policy's tower and replay it in place of the reference's, so that it runs once per image.
 
-    Args:
-        policy: the model whose tower runs; it must be frozen and deterministic (see `can_share`).
-        reference: the model whose tower does not run; may be the same model with its adapters disabled.
+    The policy's must be frozen and deterministic (`can_share`). Both may be the same model, with its adapters disabled.
     """
 
     def __init__(self, policy: nn.Module, reference: nn.Module) -> None:

@@ -226,7 +226,7 @@ class LabelledTokens(Movable):
         >>> tokens.select([1, 0, 1]).node
         tensor([8, 4, 5, 8])
         """
-        own = self.node.split(self.lengths.tolist())
+        own = torch.split(self.node, self.lengths.tolist())
         return LabelledTokens.of(torch.cat([own[place] for place in completions]), self.lengths[list(completions)])
 
 

@@ -111,8 +111,8 @@ class PairCosts:
 
     def _blank(self, which: NDArray[np.bool_]) -> PairCosts:
         """The costs, with that of the blank record in the place of some."""
-        texts = (np.where(which, 1, values).astype(np.int32) for values in (self.prompt, self.chosen, self.rejected))
-        return PairCosts(*texts, np.where(which, 0, self.tiles).astype(np.int32), self.group)
+        prompt, chosen, rejected = (np.where(which, 1, own).astype(np.int32) for own in (self.prompt, self.chosen, self.rejected))
+        return PairCosts(prompt, chosen, rejected, np.where(which, 0, self.tiles).astype(np.int32), self.group)
 
 
 def exceeds(tokens: int, tiles: int, budget: Budget) -> str:

@@ -120,7 +120,7 @@ class _OncePerImage:
             found = image_processor([flat[place] for place in places], **settings)
             counts |= zip(places, map(int, found.get("num_patches", [1] * len(places))), strict=True)
             tiles |= zip(places, found["pixel_values"].split([counts[place] for place in places]), strict=True)
-        numbers = torch.arange(sum(counts.values())).split([counts[place] for place in distinct])
+        numbers = torch.split(torch.arange(sum(counts.values())), [counts[place] for place in distinct])
         own = dict(zip(distinct, numbers, strict=True))
         if tiles:
             is_whole = len(found["pixel_values"]) == sum(counts.values())  # one call: no copy needed

@@ -66,7 +66,7 @@ def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> li
     Arrays, tensors and None are returned unchanged. `opened`: images that other records of the batch have opened, which are not
     opened again; those of this one are added.
     """
-    name = describe(record)
+    name, opened = describe(record), {} if opened is None else opened
     images = encoded_images(with_frames(record, where=name))
     places: dict[str, list[int]] = {}
     if all(record.get(column) is not None for column in LOADED):  # their paths are resolved; others may contain links
@@ -77,10 +77,10 @@ def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> li
             places.setdefault(image.path, []).append(place)
         elif image is not None and not isinstance(image, (np.ndarray, Tensor)):
             source = _file_of(image) or image.get("bytes") if isinstance(image, Mapping) else image
-            known = None if opened is None or not isinstance(source, str | bytes) else opened.get(source)
+            known = opened.get(source) if isinstance(source, str | bytes) else None
             opening = getattr(opened, "open", open_image)
             images[place] = known or opening(image, where=f"{name}: image {place + 1} of {len(images)}")
-            if opened is not None and isinstance(source, str | bytes):
+            if isinstance(source, str | bytes):
                 opened[source] = images[place]
     for path, own in places.items():
         frames = open_frames(path, [images[place] for place in own], where=name)
@@ -137,7 +137,11 @@ def render(
     _check_completions(record, sides)
     with bad_record(where):
         check_fields(record, sides, processing_class)
-    record, images = _with_images(record, opened)
+    record = with_frames(record, where=where)
+    images = record_images(record, opened)
+    for place, image in enumerate(images):
+        if image is None:
+            raise ValueError(f"{where}: image {place + 1} of {len(images)} is None. Give the image or leave it out.")
     texts = _texts(record, sides)
     check_texts(texts, len(images), processing_class, where)
     if _are_plain(texts, where):
@@ -225,16 +229,6 @@ _KNOWN = {*names(), *TRL_COLUMNS, "labelled"} - {*SIDES}
 def _read_by(template: str) -> frozenset[str]:
     """The fields that a chat template reads, of messages or anything else, without images."""
     return frozenset(re.findall(r"(?:\.|[\[(]['\"])(\w+)", template)) - {"image", "images", "video", "videos", "image_url"}
-
-
-def _with_images(record: Record, opened: Opened | None) -> tuple[Record, list[Any]]:
-    """The record with the frames of its videos, and its opened images."""
-    record = with_frames(record, where=describe(record))
-    images = record_images(record, opened)
-    for place, image in enumerate(images):
-        if image is None:
-            raise ValueError(f"{describe(record)}: image {place + 1} of {len(images)} is None. Give the image or leave it out.")
-    return record, images
 
 
 def _check_completions(record: Mapping[str, Any], sides: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from mpo.models.export.rows import fit_rows, mark_untied, untie
+from mpo.models.export.rows import PREFIX, fit_rows, mark_untied, untie
 from mpo.models.fit import open_processor
 from mpo.models.loading import as_dtype, load_internvl, load_processor, model_config
 from mpo.models.official.tensors import TensorFiles
@@ -178,7 +178,7 @@ def merged(model: Any, *, progress: bool = True) -> Any:
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:  # NotImplementedError is a RuntimeError
         # Layers before this one are already merged and unwrapped.
         layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-        name = _short(layers[0][0]) if layers else "?"
+        name = layers[0][0].removeprefix(PREFIX) if layers else "?"
         if "NaNs detected" in str(error):
             raise ValueError(f"{name}.weight is not finite after merging.{_range_hint(dtype)}") from error
         raise ValueError(f"peft cannot merge the {kind} adapter of {name} ({error}). Serve the adapter with its base.") from error
@@ -197,7 +197,7 @@ def _cast_base(model: PeftModel, dtype: torch.dtype) -> None:
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
-    bad = [_short(name) for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    bad = [name.removeprefix(PREFIX) for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise ValueError(f"{where} has weights that are not finite: {shortened(bad)}.{_range_hint(dtype)} {EARLIER}")
 
@@ -287,10 +287,6 @@ def _refuse_quantised(config: Mapping[str, Any], name: str) -> None:
             f"The weights of {name} are quantised ({kind or 'see its config.json'}), and adapters cannot be merged into them. Give "
             "the unquantised checkpoint with --base."
         )
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("base_model.model.")
 
 
 def _range_hint(dtype: torch.dtype | None) -> str:

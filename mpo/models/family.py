@@ -159,7 +159,7 @@ def takes_images(config: Any) -> bool:
 
 def family_of_processor(processing_class: Any) -> Family:
     """The family of a processor's models, with or without a fuser; `UNKNOWN` for a tokenizer and any other processor."""
-    names = {cls.__name__ for cls in type(processing_class).__mro__}
+    names = {cls.__name__ for cls in type(processing_class).__mro__ if cls.__module__.startswith("transformers.")}
     return next((family for family in FAMILIES if family.processor in names), UNKNOWN)
 
 

@@ -24,38 +24,25 @@ class Batch(Movable):
 
     Batches are indexed by the names of the model's inputs, as transformers does: ``batch["input_ids"]``.
 
-    Attributes:
-        model_inputs: arguments of the model's forward. ``input_ids``; for padded rows ``attention_mask``, both of shape (S P, T);
-            for packed rows ``position_ids`` (1, N) and ``segments``; the processor's image tensors, in packed rows once per
-            distinct image, with ``tile_order`` (`mpo.encoding.images`) if several prompts have the same image; or
-            ``vision_features`` (`mpo.encoding.features`).
-        positions_to_keep: the M positions that predict a labelled token, to which the LM head is applied.
-        shift_labels: what they predict, shape (1, M).
-        labelled: the labelled tokens of the S P completions.
-        tokens: number of tokens, without padding.
-        names: the P records' names in error messages; empty if the collator does not know them.
-        sides: S; 2 for pairs.
-        counted: how many records count, the first ones: the others fill the batch up. None: not known yet.
-        bad: the records that could not be collated (`mpo.batching.skipping.sort_out`).
-        kept: with bad records, the indices of the others among the P records.
-        is_truncated: with a max_length, whether a completion was truncated, shape (S P,).
-        completion_keys: keys of the completions' contents (`mpo.encoding.keys`), for a cache.
-        records: the records, while they are kept for `verify_first_batch`.
+    ``model_inputs``: arguments of the model's forward. ``input_ids``; for padded rows ``attention_mask``, both of shape (S P, T);
+    for packed rows ``position_ids`` (1, N) and ``segments``; the processor's image tensors, in packed rows once per distinct image,
+    with ``tile_order`` (`mpo.encoding.images`) if several prompts have the same image; or ``vision_features``
+    (`mpo.encoding.features`).
     """
 
     model_inputs: dict[str, ModelInput]
-    positions_to_keep: LogitsToKeep
-    shift_labels: Tensor
-    labelled: LabelledTokens
-    tokens: int
-    names: tuple[str, ...] = ()
-    sides: int = 2
-    counted: int | None = None
-    bad: tuple[BadEntry, ...] = ()
-    kept: tuple[int, ...] | None = None
-    is_truncated: Tensor | None = None
-    completion_keys: tuple[bytes, ...] | None = None
-    records: tuple[Record, ...] | None = None
+    positions_to_keep: LogitsToKeep  # the M positions that predict a labelled token, to which the LM head is applied
+    shift_labels: Tensor  # what they predict, shape (1, M)
+    labelled: LabelledTokens  # of the S P completions
+    tokens: int  # without padding
+    names: tuple[str, ...] = ()  # the P records' names in error messages; empty if the collator does not know them
+    sides: int = 2  # S; 2 for pairs
+    counted: int | None = None  # records that count, the first ones: the others fill the batch up. None: not known yet
+    bad: tuple[BadEntry, ...] = ()  # records that could not be collated (`mpo.batching.skipping.sort_out`)
+    kept: tuple[int, ...] | None = None  # with bad records, the indices of the others among the P records
+    is_truncated: Tensor | None = None  # with a max_length, whether a completion was truncated, shape (S P,)
+    completion_keys: tuple[bytes, ...] | None = None  # of their contents (`mpo.encoding.keys`), for a cache
+    records: tuple[Record, ...] | None = None  # while they are kept for `verify_first_batch`
 
     @property
     def size(self) -> int:

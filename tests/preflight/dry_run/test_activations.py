@@ -29,7 +29,7 @@ def small():
 
 
 def build(processor, text="qwen2", **sizes):
-    settings = {"hidden_size": 64, "layers": 3, "heads": 4, "vision_hidden_size": 48, "vision_layers": 2, "vision_heads": 2}
+    settings = {"hidden_size": 64, "layers": 3, "heads": 4, "vision_hidden_size": 48, "vision_layers": 2}
     return small_internvl(processor, text=text, **{**settings, **sizes})
 
 

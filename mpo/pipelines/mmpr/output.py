@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import random
@@ -11,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from html import escape
-from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from mpo.data.images import open_image
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from mpo.figure import small_url
 from mpo.io import atomic_write, json_line, read_json_object, write_text
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.report import count_reason, page
@@ -30,7 +29,8 @@ PLACEHOLDER = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}|<IMG_CONTEXT>
 """What a model may write and no reader of the data takes in a response: it stands for an image."""
 LARGE, OF_LARGE, LONGEST = 500_000, 3, 1_200_000
 """A file of more lines than `LARGE` has `OF_LARGE` pairs of a question at most; one of more than `LONGEST` is split."""
-SHOWN = 8
+SHOWN, SIDE = 8, 320
+"""Pairs on the page, and the size of their images, in pixels."""
 COUNTED = ("questions", "with pairs", "without pairs", "responses", "pairs made", "pairs")
 """Counts that every row of the report has, also where they are 0."""
 ENDINGS = {"wrong_answer": "pairs_vqa_correctness_rules", "wrong_format": "pairs_vqa_format_rules"}
@@ -243,12 +243,7 @@ def _arranged(counts: Counter[str]) -> dict[str, Any]:
 
 
 def _article(pair: Mapping[str, Any]) -> str:
-    shown = ""
-    for path in pair.get("images", ()):
-        image = open_image(path)
-        image.thumbnail((320, 320))
-        image.save(file := BytesIO(), format="JPEG")
-        shown += f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'>"
+    shown = "".join(f"<img alt='' src='{small_url(open_image(path), SIDE)}'>" for path in pair.get("images", ()))
     texts = ((name, str(pair.get(name, ""))) for name in ("question", "answer_gt", "chosen", "rejected"))
     return f"<h3>{escape(pair['id'])}</h3>{shown}" + "".join(
         f"<b>{name}</b><pre>{escape(text)}</pre>" for name, text in texts if text

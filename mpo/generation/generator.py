@@ -62,13 +62,9 @@ class Request:
             raise ValueError("The request has no messages. Give it one of the user.")
         wanted = {"image": len(self.images), "video": len(self.videos)}
         checked = prompt_messages(messages, "the request", wanted)
-        if checked[-1]["role"] not in PLACES:
-            remedy = (
-                "Leave it out; to continue its text, give that as prefix=."
-                if checked[-1]["role"] == "assistant"
-                else "Add the user's."
-            )
-            raise ValueError(f"The request ends with a message of the {checked[-1]['role']}, not the user. {remedy}")
+        if (last := checked[-1]["role"]) not in PLACES:
+            remedy = "Leave it out; to continue its text, give that as prefix=." if last == "assistant" else "Add the user's."
+            raise ValueError(f"The request ends with a message of the {last}, not the user. {remedy}")
         object.__setattr__(self, "messages", checked)
 
     @classmethod
@@ -93,12 +89,11 @@ class Request:
         """
         if not isinstance(text, str) or not text.strip():
             raise ValueError("The question is empty. Give it text.")
-        for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
-            if placeholder in text:
-                raise ValueError(
-                    f"The question contains {placeholder}, which is not a placeholder here: images come before the text. Remove "
-                    "it, and give the images apart from the text."
-                )
+        if found := next((one for one in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER) if one in text), None):
+            raise ValueError(
+                f"The question contains {found}, which is not a placeholder here: images come before the text. Remove it, and give "
+                "the images apart from the text."
+            )
         content = [*[{"type": "image"}] * len(images), *[{"type": "video"}] * len(videos), {"type": "text", "text": text}]
         first = [] if system is None else [{"role": "system", "content": system}]
         return cls([*first, {"role": "user", "content": content}], images, prefix, videos=videos)
@@ -125,14 +120,7 @@ class Response:
 
 
 class GenerationError(ValueError):
-    """A request that got no response, and will get none if it is asked again.
-
-    Attributes:
-        reason: why.
-        retryable: False.
-    """
-
-    retryable = False
+    """A request that got no response, and will get none if it is asked again, for this `reason`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -256,11 +244,7 @@ class Decoding:
         return text[: min((place for stop in self.stop if (place := text.find(stop)) >= 0), default=len(text))]
 
     def samples_of(self, item: Item) -> tuple[Request, tuple[int, ...]]:
-        """The request of a stream's item, and the numbers of its samples that are wanted.
-
-        Raises:
-            ValueError: for anything but a request, alone or with numbers of samples.
-        """
+        """The request of a stream's item, and the numbers of its samples that are wanted. Raises ValueError for anything else."""
         if isinstance(item, Request):
             return item, tuple(range(self.n))
         request, samples = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
@@ -315,11 +299,7 @@ class Usage:
 
 
 def checked_requests(requests: Any) -> list[Request]:
-    """The requests of `Generator.generate` as a list.
-
-    Raises:
-        ValueError: for anything but several requests.
-    """
+    """The requests of `Generator.generate` as a list. Raises ValueError for anything but several requests."""
     given = list(requests) if isinstance(requests, Iterable) and not isinstance(requests, str | bytes) else None
     if given is None or not all(isinstance(one, Request) for one in given):
         wrong = requests if given is None else next(one for one in given if not isinstance(one, Request))

@@ -128,8 +128,8 @@ def run_harness(
         if own_rows and all(one["dropped"] for one in own_rows):
             (place / "asked.json").unlink()  # which the same command asks again
             raise ConnectionError(f"{model}: none of lmms-eval's requests succeeded. See {place} and {place.with_suffix('.log')}.")
-    common = {key[1:] for key in found if key[0] == next(iter(models))}
-    compared = {key: rows for key, rows in found.items() if key[1:] in common}
+    first = next(iter(models))
+    compared = {key: rows for key, rows in found.items() if (first, *key[1:]) in found}
     results = summarize(compared, 1) if compared else {"results": [], "comparisons": []}
     return write_results(folder, {**results, "harness": numbers}, found, records)
 
@@ -232,8 +232,7 @@ def read_results(folder: Path) -> Iterator[tuple[str, str, list[tuple[dict[str, 
             metric, _, of = key.rpartition(",")
             row = {"task": task, "metric": metric, "filter": of, "value": values[key]}
             own = [several[at] for several in by_question.values() if len(several) > (at := filters.index(of))]
-            scores = [_score(line.get(metric)) for line in own]
-            rows = [_row(line, score) for line, score in zip(own, scores, strict=True) if score is not None]
+            rows = [_row(line, score) for line in own if (score := _score(line.get(metric))) is not None]
             mean = sum(one["greedy"][0]["score"] for one, _ in rows) / max(len(rows), 1)
             whole = len(rows) == len(own) > 0 and isinstance(values[key], int | float) and abs(mean - values[key]) < 1e-6
             yield task, metric if of == "none" else f"{metric},{of}", rows if whole else [], row

@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from mpo.figure import data_url, new_figure, png_of, small_url
+from mpo.pipelines.report import html_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
 MAX_CHANGED = 20
 """Maximum number of answers that are shown for each comparison."""
 SIDE = 240
-STYLE = "body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
-STYLE += "td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left;vertical-align:top}"
-STYLE += "td.text{white-space:pre-wrap;max-width:28em;overflow-wrap:anywhere}.right{background:#e6f4ea}.wrong{background:#fce8e6}"
+STYLE = "body{max-width:75em}td.text{white-space:pre-wrap;max-width:28em;overflow-wrap:anywhere}"
+STYLE += ".right{background:#e6f4ea}.wrong{background:#fce8e6}"
 
 
 def percent(row: Mapping[str, Any], name: str = "score", *, sign: bool = False) -> str:
@@ -56,7 +56,7 @@ def table_of(results: Mapping[str, Any]) -> str:
 
 def page_of(results: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], records: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the page, of what `mpo.evaluation.run.evaluate` returns, its answers.jsonl, and the records by benchmark and id."""
-    parts = [f"<h1>Evaluation</h1><pre>{escape(table_of(results))}</pre>"]
+    parts = [f"<pre>{escape(table_of(results))}</pre>"]
     plots = {"Scores": scores_plot, "Samples": curves_plot, "Differences": changes_plot}
     for title, plot in plots.items():
         if figure := plot(results):
@@ -68,8 +68,7 @@ def page_of(results: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], re
         if row["figure"] == "greedy":
             before, after = (by_model.get((row[which], row["benchmark"], row["mode"]), {}) for which in ("before", "after"))
             parts.append(_changed(row, before, after, records.get(row["benchmark"], {})))
-    head = f"<meta charset='utf-8'><title>Evaluation</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    return html_page("Evaluation", "".join(parts), STYLE)
 
 
 def _changed(row: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], records: Mapping[str, Any]) -> str:

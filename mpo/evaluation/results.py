@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,12 @@ from mpo.evaluation.statistics import clustered_interval, compare_paired, differ
 from mpo.evaluation.voting import answer_classes, best_at, majority_at
 from mpo.io import write_json_lines, write_text
 from mpo.pipelines.ledger import content_hash
+from mpo.pipelines.step import question_of
 from mpo.schema import Question
 from mpo.verification import final_answer, verify
 
 GREEDY, SAMPLED = "greedy", "sampled"
 RESULTS, PAGE, ANSWERS = "results.json", "report.html", "answers.jsonl"
-
-
-def question_of(record: Mapping[str, Any]) -> Question:
-    """The question of a record that was made of one."""
-    return Question(**{"messages": [], **{one.name: record[one.name] for one in fields(Question) if one.name in record}})
 
 
 def cluster_of(record: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpo.data.eval_part import content_text
-from mpo.evaluation.results import GREEDY, SAMPLED, cluster_of, judged, question_of, summarize, write_results
+from mpo.evaluation.results import GREEDY, SAMPLED, cluster_of, judged, summarize, write_results
 from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, Scorer
 from mpo.evaluation.statistics import smallest_difference
 from mpo.generation.generator import Generator, Response
@@ -23,7 +23,7 @@ from mpo.pipelines.job import MARKS, OF_ANSWER, SETTINGS, Job
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mmpr.verify import unanswerable
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
-from mpo.pipelines.step import Record, Step, to_record
+from mpo.pipelines.step import Record, Step, question_of, to_record
 from mpo.schema import Question
 
 REASON = (

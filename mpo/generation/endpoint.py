@@ -28,22 +28,14 @@ MODELS_SECONDS = 30.0
 
 @dataclass(eq=False)
 class FailedError(Exception):
-    """An attempt that may succeed if it is repeated.
-
-    Attributes:
-        after: seconds to wait, if the server says.
-        limited: a rate limit has turned the request away.
-        unreachable: there was no response at all.
-        lost: the server may have responded, and charge for it.
-        final: it must not be repeated, since a part of the response was passed on.
-    """
+    """An attempt that may succeed if it is repeated."""
 
     reason: str
-    after: float | None = None
-    limited: bool = False
-    unreachable: bool = False
-    lost: bool = False
-    final: bool = False
+    after: float | None = None  # seconds to wait, if the server says
+    limited: bool = False  # a rate limit has turned the request away
+    unreachable: bool = False  # there was no response at all
+    lost: bool = False  # the server may have responded, and charge for it
+    final: bool = False  # it must not be repeated, since a part of the response was passed on
 
     def __str__(self) -> str:
         return self.reason
@@ -84,28 +76,17 @@ class WrongModelError(ConnectionError):
 
 @dataclass(eq=False)
 class Endpoint:
-    """A server, as far as it is known. Every method takes the client of the event loop that it runs in.
+    """A server, as far as it is known. Every method takes the client of the event loop that it runs in."""
 
-    Attributes:
-        url: its address up to ``/v1``.
-        key_variable: the environment variable with the key.
-        timeout: seconds that a response may take.
-        kind: its ways, once it is `known`.
-        rests_until: do not ask it before this time (`time.monotonic`).
-        failures: attempts in a row that failed: it is asked after servers with fewer requests and failures.
-        ignores_n: it has answered with fewer responses than were asked for.
-        prefix: how it goes on from a prefix: ``flag``, ``itself``, or the reason why it does not; None until tried.
-    """
-
-    url: str
-    key_variable: str
-    timeout: float
-    kind: Kind = KINDS["other"]
+    url: str  # up to /v1
+    key_variable: str  # of the environment, with the key
+    timeout: float  # seconds that a response may take
+    kind: Kind = KINDS["other"]  # its ways, once it is `known`
     known: bool = False
-    rests_until: float = 0.0
-    failures: int = 0
-    ignores_n: bool = False
-    prefix: str | None = None
+    rests_until: float = 0.0  # do not ask it before this time (`time.monotonic`)
+    failures: int = 0  # attempts in a row that failed: it is asked after servers with fewer requests and failures
+    ignores_n: bool = False  # it has answered with fewer responses than were asked for
+    prefix: str | None = None  # how it goes on from a prefix: `flag`, `itself`, or why it does not; None until tried
 
     def __post_init__(self) -> None:
         self.shown = shown_address(self.url)

@@ -135,30 +135,8 @@ _COUNTING = threading.Lock()
 class Generator(Protocol):
     """A model that responds to requests, in this process or on a server."""
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int = 1024,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        logprobs: bool = False,
-    ) -> list[list[Response]]:
-        """Sample `n` responses to every request.
-
-        Args:
-            n: responses per request.
-            temperature: 0 is greedy, 1 samples from the model's own distribution.
-            top_p: sample from the smallest set of most likely tokens with this total probability.
-            top_k: sample from the `top_k` most likely tokens; 0 for all.
-            max_new_tokens: the longest response, in tokens; a longer one is truncated.
-            stop: texts that end a response; they are not part of it.
-            seed: random seed of the sampling.
-            logprobs: return the log-probs of the sampled tokens.
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
+        """Sample `n` responses to every request, with the settings of `Decoding`.
 
         Returns:
             For each request, in order, its `n` responses.
@@ -205,14 +183,14 @@ class Decoding:
         ValueError: naming the setting, its value and what it may be; and for settings that have no effect together.
     """
 
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 1024
-    stop: Sequence[str] = ()
-    seed: int = 0
-    logprobs: bool = False
+    n: int = 1  # responses per request
+    temperature: float = 1.0  # 0 is greedy, 1 samples from the model's own distribution
+    top_p: float = 1.0  # sample from the smallest set of most likely tokens with this total probability
+    top_k: int = 0  # sample from the `top_k` most likely tokens; 0 for all
+    max_new_tokens: int = 1024  # the longest response, in tokens; a longer one is truncated
+    stop: Sequence[str] = ()  # texts that end a response; they are not part of it
+    seed: int = 0  # random seed of the sampling
+    logprobs: bool = False  # return the log-probs of the sampled tokens
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("max_new_tokens", 1), ("seed", 0), ("top_k", 0)):

@@ -189,13 +189,7 @@ class ServerGenerator:
     def ask(self, request: Request, *, on_text: OnText | None = None, **settings: Any) -> Response:
         """Ask one question and stream its response. What may succeed later is repeated as long as no text has come.
 
-        Args:
-            on_text: called with each new part of the response's text.
-            settings: those of `generate`, without `n`.
-
-        Raises:
-            ValueError: for invalid arguments, and for an image that cannot be opened.
-            ConnectionError: for servers that cannot be reached or refuse the request, with the reasons.
+        `on_text` is called with each new part of the text. Raises ConnectionError also for servers that refuse the request.
         """
         decoding = Decoding(**settings)
 
@@ -214,9 +208,7 @@ class ServerGenerator:
         except GenerationError as error:
             raise error.__cause__ or ConnectionError(error.reason) from None
         except SettingsError as error:
-            if not error.refused:
-                raise
-            raise ConnectionError(f"{error}") from None
+            raise (ConnectionError(f"{error}") if error.refused else error) from None
 
     def identity(self) -> dict[str, Any]:
         """The model's name, and what else of this generator decides about its responses."""

@@ -131,8 +131,9 @@ def chat_fields(kind: Kind, request: Request, *, max_tiles: int | None = None, c
         ]
         alone = len(parts) == 1 and parts[0]["type"] == "text"
         sent.append({"role": message["role"], "content": parts[0]["text"] if alone else parts})
-    of_request = {"max_dynamic_patch": limit, "mm_processor_kwargs": limit and {"mm_processor_kwargs": limit}}
-    fields: dict[str, Any] = {"messages": sent, **of_request.get(kind.tiles or "", {})}
+    fields: dict[str, Any] = {"messages": sent, **(limit if kind.tiles == "max_dynamic_patch" else {})}
+    if limit and kind.tiles == "mm_processor_kwargs":
+        fields["mm_processor_kwargs"] = limit
     if request.prefix:
         sent.append({"role": "assistant", "content": request.prefix})
         if continued:
@@ -190,8 +191,8 @@ def read_choices(data: Any) -> list[Choice]:
     try:
         found = []
         for choice in sorted(data["choices"], key=lambda choice: choice.get("index", 0)):
-            said = choice["delta"] if "delta" in choice else None if "text" in choice else choice["message"]
-            text = choice["text"] if "text" in choice else said.get("content")
+            said = choice if "text" in choice else choice["delta"] if "delta" in choice else choice["message"]
+            text = said.get("text" if "text" in choice else "content")
             if not isinstance(text, str | None):
                 raise ValueError(f"a text is {text!r:.80}")
             found.append(Choice(text or "", choice.get("finish_reason"), _logprobs(choice.get("logprobs"))))

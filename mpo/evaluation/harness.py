@@ -78,10 +78,9 @@ def run_harness(
 
     Args:
         models: folders or names, which `transformers serve` serves one after another, or URLs of servers, by their labels.
-        tasks: names of tasks.
+        tasks: their names; those of the user's own are in the folder `include_path`.
         folder: where ``results.json``, ``report.html`` and ``answers.jsonl`` go, and lmms-eval's own files in ``harness``. A
             model that has results of the same tasks there is not asked again.
-        include_path: a folder with tasks of the user's own.
         limit: number of questions of each task.
         device: device of the served models.
         concurrency: requests at the same time.

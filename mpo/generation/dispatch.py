@@ -191,13 +191,9 @@ class Dispatch:
                 return self.left_out[endpoint]
             last = self.answered.get(endpoint, -1.0)
             alone = len(self.endpoints) == 1
-            if not (last >= begun or (alone and last > self.refused.get(endpoint, 0.0))):
-                try:
-                    await self._probe(endpoint, samples)
-                except RefusedError as same:
-                    return same.of_server()
-                except (FailedError, ConnectionError, SettingsError) as other:
-                    return other
+            known = last >= begun or (alone and last > self.refused.get(endpoint, 0.0))
+            if not known and (other := await self._probe(endpoint, samples)):
+                return other
             self.refused[endpoint] = time.monotonic()
         return error.of_request()
 
@@ -205,23 +201,26 @@ class Dispatch:
         """Return if a server answers another request, so that the one that was given up is at fault; raise what is if none does."""
         async with self.judging:
             for endpoint in sorted(self._usable(), key=lambda endpoint: endpoint.rests_until):
-                try:
-                    return await self._probe(endpoint, (0,), max_tokens=1)
-                except FailedError:
-                    continue
-                except (RefusedError, ConnectionError, SettingsError) as error:
-                    self._leave_out(endpoint, error.of_server() if isinstance(error, RefusedError) else error)
+                error = await self._probe(endpoint, (0,), max_tokens=1)
+                if error is None:
+                    return
+                if not isinstance(error, FailedError):
+                    self._leave_out(endpoint, error)
             self._usable()
         raise ConnectionError(f"{reason} No other request is answered either.")
 
-    async def _probe(self, endpoint: Endpoint, samples: Sequence[int], **fields: Any) -> None:
-        """Ask a plain request with the same settings."""
+    async def _probe(self, endpoint: Endpoint, samples: Sequence[int], **fields: Any) -> Exception | None:
+        """Ask a plain request with the same settings. Returns the server's error if it is not answered."""
         path, body = await self.body(endpoint, Request.ask("Say yes."), samples)
         most = self.generator.max_tiles
         if most is not None and endpoint.kind.tiles == "mm_processor_kwargs":  # with images alone otherwise
             body["mm_processor_kwargs"] = {"max_dynamic_patch": most}
-        self.checked(endpoint, await self.send(endpoint, path, {**body, **fields}), 0)
+        try:
+            self.checked(endpoint, await self.send(endpoint, path, {**body, **fields}), 0)
+        except (RefusedError, FailedError, ConnectionError, SettingsError) as error:
+            return error.of_server() if isinstance(error, RefusedError) else error
         self.answered[endpoint] = time.monotonic()
+        return None
 
     # What is sent, and what comes back
 

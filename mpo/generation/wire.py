@@ -103,14 +103,8 @@ def decoding_fields(kind: Kind, decoding: Decoding, *, first: int, count: int) -
 def chat_fields(kind: Kind, request: Request, *, max_tiles: int | None = None, continued: bool = True) -> dict[str, Any]:
     """The fields of a chat request: its messages, with images as data URLs; a prefix is a message of the assistant at the end.
 
-    Args:
-        kind: the server's.
-        request: what to ask. Its videos become frames, as in training, of one tile each.
-        max_tiles: the largest number of tiles of an image; None for the server's own.
-        continued: ask for the prefix to be gone on from, in vLLM's and SGLang's way.
-
-    Raises:
-        ValueError: for an image or a video that cannot be opened.
+    Videos become frames, as in training, of one tile each. With `continued` the prefix is to be gone on from, in vLLM's and
+    SGLang's way. Raises ValueError for an image or a video that cannot be opened.
     """
     messages, images = request.messages, list(request.images)
     if request.videos:

@@ -81,13 +81,9 @@ class _Asked:
 
 
 class Flow:
-    """Sends records through steps.
+    """Sends records through steps. Responses are kept in the `ledger`, and found again there by what each step is `asked_with`.
 
-    Args:
-        steps: the steps, in order.
-        ledger: where responses are kept and found again.
-        asked_with: the model and the sampling of each step, as JSON has them, by which responses are found there.
-        concurrency: the largest number of requests at the same time to each generator; None for its own.
+    The `concurrency` is the largest number of requests at the same time to each generator; None for its own.
     """
 
     def __init__(

@@ -29,24 +29,14 @@ JUDGED = ("mmvet", "mm-vet", "llavabench", "llava-bench", "mmhal", "mmhal-bench"
 
 
 class Form(NamedTuple):
-    """The published form of a benchmark.
+    """The published form of a benchmark. `read` makes the lines of a file of questions of a row and the folder of its files."""
 
-    Attributes:
-        hub: name on the Hub.
-        split: the split that is scored.
-        columns: the columns that each row must have; of names with ``|`` between them one.
-        read: makes one question, or several, of a row and the folder of its files, as lines of a file of questions
-            (`mpo.data.load_questions`).
-        subject: the column of a question's part of the benchmark.
-        configuration: that on the Hub.
-    """
-
-    hub: str
-    split: str
-    columns: str
+    hub: str  # name on the Hub
+    split: str  # that is scored
+    columns: str  # that each row must have; of names with | between them one
     read: Callable[[Row, Path], Iterator[dict[str, Any]]]
-    subject: str = ""
-    configuration: str | None = None
+    subject: str = ""  # column of a question's part of the benchmark
+    configuration: str | None = None  # on the Hub
 
 
 def load_benchmark(name: str, path: str | Path | None = None, *, image_root: str | Path | None = None) -> Iterator[Question]:

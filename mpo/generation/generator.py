@@ -239,24 +239,17 @@ class Decoding:
 class Usage:
     """What a generator has used so far.
 
-    Attributes:
-        prices: of a million prompt tokens and a million completion tokens, in the user's currency; None if nothing is charged.
-        requests: number of requests that were answered; one for several samples of a prompt counts once, as does one that finds out
-            what a server can do.
-        responses: number of responses.
-        prompt_tokens: of all requests, as the generator counts them.
-        completion_tokens: of all responses.
-        unknown: number of requests whose tokens the server did not say.
-        lost: number of attempts whose response did not come or was broken (timeouts, connections, interruptions). Servers may
-            charge for them, and their tokens are in none of the numbers.
+    A request for several samples of a prompt counts once, as does one that finds out what a server can do. Attempts are `lost`
+    whose response did not come or was broken (timeouts, connections, interruptions): servers may charge for them, and their tokens
+    are in none of the numbers.
     """
 
-    prices: tuple[float, float] | None = None
-    requests: int = 0
+    prices: tuple[float, float] | None = None  # of a million prompt and a million completion tokens; None if nothing is charged
+    requests: int = 0  # that were answered
     responses: int = 0
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # of all requests, as the generator counts them
     completion_tokens: int = 0
-    unknown: int = 0
+    unknown: int = 0  # requests whose tokens the server did not say
     lost: int = 0
 
     @property

@@ -52,21 +52,13 @@ class BadStep(TypeError, ValueError):
 
 @dataclass
 class Result:
-    """What became of a record.
+    """What became of a record. Those without an output, it or some made of it, are `dropped`, with the step and the reason."""
 
-    Attributes:
-        outputs: what the last step made of it.
-        dropped: ``id``, ``input_id``, ``step``, ``reason`` and ``record`` of each record, it or one made of it, without an output.
-        counts: numbers of its records and responses by step, as in `mpo.pipelines.report`.
-        used: the first 64 bits of the key of each response's line in the ledger.
-        failed: it has no output for a reason other than a step's `Dropped`.
-    """
-
-    outputs: list[Record] = field(default_factory=list)
-    dropped: list[Record] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    used: list[int] = field(default_factory=list)
-    failed: bool = False
+    outputs: list[Record] = field(default_factory=list)  # what the last step made of it
+    dropped: list[Record] = field(default_factory=list)  # id, input_id, step, reason and record of each
+    counts: Counter[str] = field(default_factory=Counter)  # of its records and responses by step, as in `mpo.pipelines.report`
+    used: list[int] = field(default_factory=list)  # the first 64 bits of the key of each response's line in the ledger
+    failed: bool = False  # it has no output for a reason other than a step's `Dropped`
 
 
 class _Asked:

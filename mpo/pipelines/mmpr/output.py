@@ -38,12 +38,7 @@ ENDINGS = {"wrong_answer": "pairs_vqa_correctness_rules", "wrong_format": "pairs
 
 
 class Output:
-    """The folder of a data set in MMPR's form, whose files appear when they are complete (`close`).
-
-    Args:
-        folder: the folder.
-        formats: ``trl`` and ``swift`` (ms-swift), to write beside MMPR's.
-    """
+    """The folder of a data set in MMPR's form, and in the formats ``trl`` and ``swift`` (ms-swift); `close` completes its files."""
 
     def __init__(self, folder: Path, formats: Sequence[str] = ()) -> None:
         self.folder, self.formats = folder.absolute(), formats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -36,3 +37,17 @@ def png_of(figure: Any, dpi: int = 80) -> bytes:
     png = BytesIO()
     figure.savefig(png, format="png", dpi=dpi)
     return png.getvalue()
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """The bytes of an image of a media type as a data URL, to embed it in a page."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def small_url(image: Any, side: int) -> str:
+    """A PIL image as a data URL of a JPEG file, at most `side` pixels wide and high."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    jpeg = BytesIO()
+    small.save(jpeg, format="JPEG", quality=80)
+    return data_url(jpeg.getvalue(), "image/jpeg")

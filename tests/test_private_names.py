@@ -64,7 +64,6 @@ OTHERS = {
     "_subparsers": {"commands/__init__.py"},  # argparse
     "_orig_mod": {"models/packable.py", "training/features/use.py", "training/reference/fingerprint.py"},  # torch
     "_preprocess": {"models/tiles.py"},  # image processors
-    "_run_for_rank": {"pipelines/scale.py"},  # datatrove
     "_target_": {"commands/train.py"},  # Hydra
     "_weight_conversions": {"models/export/rows.py", "models/official/layouts.py"},
 }

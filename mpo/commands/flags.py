@@ -239,7 +239,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "keep the vision features of models in this process in a folder, which training shares (its vision_feature_cache)",
     },
     "--with-image": {**FLAG, "help": "go on with the image, for comparison"},
-    "--workers": {**NUMBER, "help": "number of processes (extra scale)"},
+    "--workers": {**NUMBER, "help": "number of processes that share the work"},
     "--unscored": {"choices": ("keep", "drop"), "help": "what becomes of records for which the model gives no score"},
     "--verbose": {**FLAG, "help": "add the reports of PyTorch's collect_env and of transformers env"},
 }

@@ -13,13 +13,7 @@ from mpo.verification import verify
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The responses of a model, and how many are correct.
-
-    Attributes:
-        responses: the full response to each question.
-        correct: whether its final answer is correct, for each question.
-        unparsable: responses without a final answer; they count as incorrect.
-    """
+    """The full response to each question, whether it is correct, and how many are `unparsable`: incorrect for want of an answer."""
 
     responses: list[str]
     correct: list[bool]

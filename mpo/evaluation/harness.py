@@ -12,7 +12,6 @@ import sys
 import time
 import urllib.request
 from base64 import b64decode
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from mpo.evaluation.results import GREEDY, summarize, write_results
 from mpo.evaluation.run import slug
 from mpo.io import read_json_lines, read_json_object, write_text
 from mpo.pipelines.ledger import content_hash
+from mpo.pipelines.mmpr.config import is_server
 
 VERSION = "0.7.3"
 PACKAGES = (f"lmms-eval=={VERSION}", "filelock<3.25")
@@ -78,10 +78,9 @@ def run_harness(
 
     Args:
         models: folders or names, which `transformers serve` serves one after another, or URLs of servers, by their labels.
-        tasks: names of tasks.
+        tasks: their names; those of the user's own are in the folder `include_path`.
         folder: where ``results.json``, ``report.html`` and ``answers.jsonl`` go, and lmms-eval's own files in ``harness``. A
             model that has results of the same tasks there is not asked again.
-        include_path: a folder with tasks of the user's own.
         limit: number of questions of each task.
         device: device of the served models.
         concurrency: requests at the same time.
@@ -128,8 +127,8 @@ def run_harness(
         if own_rows and all(one["dropped"] for one in own_rows):
             (place / "asked.json").unlink()  # which the same command asks again
             raise ConnectionError(f"{model}: none of lmms-eval's requests succeeded. See {place} and {place.with_suffix('.log')}.")
-    common = {key[1:] for key in found if key[0] == next(iter(models))}
-    compared = {key: rows for key, rows in found.items() if key[1:] in common}
+    first = next(iter(models))
+    compared = {key: rows for key, rows in found.items() if (first, *key[1:]) in found}
     results = summarize(compared, 1) if compared else {"results": [], "comparisons": []}
     return write_results(folder, {**results, "harness": numbers}, found, records)
 
@@ -140,8 +139,8 @@ def _lines(
     """The commands of a run as text, in order."""
     yield from map(shlex.join, preparing(environment()))
     for label, model in models.items():
-        name, url = ("MODEL", model) if _is_url(model) else (model, f"http://localhost:{PORT}/v1")
-        if not _is_url(model):
+        name, url = ("MODEL", model) if is_server(model) else (model, f"http://localhost:{PORT}/v1")
+        if not is_server(model):
             yield shlex.join(serving(model, PORT, device)) + " &"
         words = running(name, url, tasks, _of(folder, label), **options)
         yield f"cd {shlex.quote(str(work))} && OPENAI_API_KEY=none {shlex.join(words)}"
@@ -166,10 +165,6 @@ def _of(folder: Path, label: str) -> Path:
     return folder / "harness" / slug(label)
 
 
-def _is_url(model: str) -> bool:
-    return model.lower().startswith(("http://", "https://"))
-
-
 def _run(words: Sequence[str], cwd: Path | None = None) -> None:
     environ = {"OPENAI_API_KEY": "none", **os.environ}
     done = subprocess.run(words, cwd=cwd, env=environ, stdout=2)  # what it prints is not ours
@@ -179,12 +174,8 @@ def _run(words: Sequence[str], cwd: Path | None = None) -> None:
 
 @contextmanager
 def served(model: str, device: str | None, log: Path, *, seconds: int = 900) -> Iterator[tuple[str, str]]:
-    """The address of a model and its name there: of a URL as it is, of a folder by `transformers serve`, which ends with this.
-
-    Raises:
-        ConnectionError: if the server does not start; its last words are named.
-    """
-    if _is_url(model):
+    """The address of a model and its name there: of a URL as it is, of a folder by `transformers serve`, which ends with this."""
+    if is_server(model):
         from mpo.generation.server import ServerGenerator
 
         yield model, ServerGenerator(model).identity()["model"]
@@ -231,19 +222,16 @@ def read_results(folder: Path) -> Iterator[tuple[str, str, list[tuple[dict[str, 
     for task, values in read_json_object(path)["results"].items():
         samples = path.with_name(f"{path.name.removesuffix('results.json')}samples_{task}.jsonl")
         lines = read_json_lines(samples) if samples.is_file() else []
-        times: Counter[Any] = Counter()
-        parts: dict[int, list[dict[str, Any]]] = {}  # a question has a line for each filter of its responses
+        by_question: dict[Any, list[dict[str, Any]]] = {}  # a question has a line for each filter of its responses
         for line in lines:
-            parts.setdefault(times[line["doc_id"]], []).append(line)
-            times[line["doc_id"]] += 1
+            by_question.setdefault(line["doc_id"], []).append(line)
         metrics = [key for key in values if "," in key and "_stderr" not in key]
         filters = [*dict.fromkeys(key.rpartition(",")[2] for key in metrics)]
         for key in metrics:
             metric, _, of = key.rpartition(",")
             row = {"task": task, "metric": metric, "filter": of, "value": values[key]}
-            own = parts.get(filters.index(of), [])
-            scores = [_score(line.get(metric)) for line in own]
-            rows = [_row(line, score) for line, score in zip(own, scores, strict=True) if score is not None]
+            own = [several[at] for several in by_question.values() if len(several) > (at := filters.index(of))]
+            rows = [_row(line, score) for line in own if (score := _score(line.get(metric))) is not None]
             mean = sum(one["greedy"][0]["score"] for one, _ in rows) / max(len(rows), 1)
             whole = len(rows) == len(own) > 0 and isinstance(values[key], int | float) and abs(mean - values[key]) < 1e-6
             yield task, metric if of == "none" else f"{metric},{of}", rows if whole else [], row

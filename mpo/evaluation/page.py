@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpo.figure import new_figure, png_of
+from mpo.figure import data_url, new_figure, png_of, small_url
+from mpo.pipelines.report import html_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,9 +16,8 @@ if TYPE_CHECKING:
 MAX_CHANGED = 20
 """Maximum number of answers that are shown for each comparison."""
 SIDE = 240
-STYLE = "body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
-STYLE += "td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left;vertical-align:top}"
-STYLE += "td.text{white-space:pre-wrap;max-width:28em;overflow-wrap:anywhere}.right{background:#e6f4ea}.wrong{background:#fce8e6}"
+STYLE = "body{max-width:75em}td.text{white-space:pre-wrap;max-width:28em;overflow-wrap:anywhere}"
+STYLE += ".right{background:#e6f4ea}.wrong{background:#fce8e6}"
 
 
 def percent(row: Mapping[str, Any], name: str = "score", *, sign: bool = False) -> str:
@@ -45,7 +43,8 @@ def table_of(results: Mapping[str, Any]) -> str:
         if row["figure"] == "greedy" or row["k"] == largest:
             values = (percent(row), str(row["total"]), str(row["unparsable"]), str(row["dropped"]))
             rows.append((row["model"], row["benchmark"], row["mode"], figure_name(row), *values))
-    lines = _columns(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     for row in results["comparisons"]:
         what = f"{row['after']} against {row['before']}, {row['benchmark']}, {row['mode']}, {figure_name(row)}"
         lines.append(f"{what}: {percent(row, 'difference', sign=True)}, p = {row['p_value_holm']:.3g}: {row['verdict']}")
@@ -55,28 +54,13 @@ def table_of(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
 def page_of(results: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write the page.
-
-    Args:
-        results: as `mpo.evaluation.run.evaluate` returns them.
-        answers: the lines of its answers.jsonl.
-        records: the questions as records, by benchmark and id.
-    """
-    parts = [f"<h1>Evaluation</h1><pre>{escape(table_of(results))}</pre>"]
-    for title, figure in (
-        ("Scores", scores_plot(results)),
-        ("Samples", curves_plot(results)),
-        ("Differences", changes_plot(results)),
-    ):
-        if figure:
-            image = base64.b64encode(png_of(figure, dpi=110)).decode()
-            parts.append(f"<h2>{title}</h2><img alt='{title}' src='data:image/png;base64,{image}'>")
+    """Write the page, of what `mpo.evaluation.run.evaluate` returns, its answers.jsonl, and the records by benchmark and id."""
+    parts = [f"<pre>{escape(table_of(results))}</pre>"]
+    plots = {"Scores": scores_plot, "Samples": curves_plot, "Differences": changes_plot}
+    for title, plot in plots.items():
+        if figure := plot(results):
+            parts.append(f"<h2>{title}</h2><img alt='{title}' src='{data_url(png_of(figure, dpi=110), 'image/png')}'>")
     by_model: dict[tuple[str, str, str], dict[str, Any]] = {}
     for one in answers:
         by_model.setdefault((one["model"], one["benchmark"], one["mode"]), {})[one["id"]] = one
@@ -84,8 +68,7 @@ def page_of(results: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], re
         if row["figure"] == "greedy":
             before, after = (by_model.get((row[which], row["benchmark"], row["mode"]), {}) for which in ("before", "after"))
             parts.append(_changed(row, before, after, records.get(row["benchmark"], {})))
-    head = f"<meta charset='utf-8'><title>Evaluation</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    return html_page("Evaluation", "".join(parts), STYLE)
 
 
 def _changed(row: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], records: Mapping[str, Any]) -> str:
@@ -123,8 +106,8 @@ def thumbnail(image: Any) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(image) if isinstance(image, bytes) else Path(image)) as opened:
-            return _small(opened.convert("RGB"))
+        with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return small_url(opened, SIDE)
     except (OSError, ValueError):
         return None
 
@@ -134,39 +117,30 @@ def still(video: Any) -> str | None:
     from mpo.data.video import frames_of, open_frames
 
     try:
-        return _small(open_frames(str(video), frames_of(str(video), min_frames=1, max_frames=1))[0])
+        return small_url(open_frames(str(video), frames_of(str(video), min_frames=1, max_frames=1))[0], SIDE)
     except (OSError, ValueError):
         return None
 
 
-def _small(image: Any) -> str:
-    small = image.copy()
-    small.thumbnail((SIDE, SIDE))
-    data = BytesIO()
-    small.save(data, format="JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _points(axes: Any, rows: Sequence[Mapping[str, Any]], value: str, labels: Sequence[str]) -> None:
+def _points(rows: Sequence[Mapping[str, Any]], value: str, labels: Sequence[str], xlabel: str) -> Figure:
+    figure = new_figure(8, 1 + 0.3 * len(rows))
+    axes = figure.subplots()
     for place, row in enumerate(rows):
         low, high = row["interval"]
         axes.plot([100 * low, 100 * high], [place, place], color="#666")
         axes.plot([100 * row[value]], [place], "o", color="#1565c0")
     axes.set_yticks(range(len(rows)), labels)
+    axes.set_xlabel(f"{xlabel}, 95 % interval")
     axes.margins(y=0.2)
     axes.invert_yaxis()
+    return figure
 
 
 def scores_plot(results: Mapping[str, Any]) -> Figure | None:
     """Draw greedy scores with their intervals; None without scores."""
     rows = [row for row in results["results"] if row["figure"] == "greedy"]
-    if not rows:
-        return None
-    figure = new_figure(8, 1 + 0.3 * len(rows))
-    axes = figure.subplots()
-    _points(axes, rows, "score", [f"{row['model']}, {row['benchmark']}, {row['mode']}" for row in rows])
-    axes.set_xlabel("score in percent, 95 % interval")
-    return figure
+    labels = [f"{row['model']}, {row['benchmark']}, {row['mode']}" for row in rows]
+    return _points(rows, "score", labels, "score in percent") if rows else None
 
 
 def changes_plot(results: Mapping[str, Any]) -> Figure | None:
@@ -174,12 +148,9 @@ def changes_plot(results: Mapping[str, Any]) -> Figure | None:
     rows = results["comparisons"]
     if not rows:
         return None
-    figure = new_figure(8, 1 + 0.3 * len(rows))
-    axes = figure.subplots()
     labels = [f"{row['after']}, {row['benchmark']}, {row['mode']}, {figure_name(row)}" for row in rows]
-    _points(axes, rows, "difference", labels)
-    axes.axvline(0, color="#c62828", linewidth=1)
-    axes.set_xlabel(f"difference to {rows[0]['before']} in points, 95 % interval")
+    figure = _points(rows, "difference", labels, f"difference to {rows[0]['before']} in points")
+    figure.axes[0].axvline(0, color="#c62828", linewidth=1)
     return figure
 
 

@@ -6,10 +6,9 @@ import ast
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -29,24 +28,15 @@ JUDGED = ("mmvet", "mm-vet", "llavabench", "llava-bench", "mmhal", "mmhal-bench"
 """Benchmarks whose published scores a judging model gives."""
 
 
-@dataclass(frozen=True)
-class Form:
-    """The published form of a benchmark.
+class Form(NamedTuple):
+    """The published form of a benchmark. `read` makes the lines of a file of questions of a row and the folder of its files."""
 
-    Attributes:
-        hub: name on the Hub, and the configuration or None.
-        split: the split that is scored.
-        columns: the columns that each row must have; of names with ``|`` between them one.
-        read: makes one question, or several, of a row and the folder of its files, as lines of a file of questions
-            (`mpo.data.load_questions`).
-        rule: how a response is scored, in words.
-    """
-
-    hub: tuple[str, str | None]
-    split: str
-    columns: tuple[str, ...]
+    hub: str  # name on the Hub
+    split: str  # that is scored
+    columns: str  # that each row must have; of names with | between them one
     read: Callable[[Row, Path], Iterator[dict[str, Any]]]
-    rule: str
+    subject: str = ""  # column of a question's part of the benchmark
+    configuration: str | None = None  # on the Hub
 
 
 def load_benchmark(name: str, path: str | Path | None = None, *, image_root: str | Path | None = None) -> Iterator[Question]:
@@ -72,11 +62,11 @@ def load_benchmark(name: str, path: str | Path | None = None, *, image_root: str
 
         from mpo.data.shards import DatasetShard
 
-        data = load_dataset(form.hub[0], form.hub[1], split=form.split)
+        data = load_dataset(form.hub, form.configuration, split=form.split)
         for column, feature in data.features.items():
             if hasattr(feature, "decode"):
                 data = data.cast_column(column, type(feature)(decode=False))
-        shards: Sequence[Any] = [DatasetShard(form.hub[0], data, 0, len(data))]
+        shards: Sequence[Any] = [DatasetShard(form.hub, data, 0, len(data))]
     else:
         shards = open_files(path, form.split if os.path.isdir(path) else "train")
     return _questions(name, form, shards, root)
@@ -88,12 +78,10 @@ def _questions(name: str, form: Form, shards: Sequence[Any], root: Path) -> Iter
         for where, row in shard.lines():
             if isinstance(row, BadRecord):
                 raise row
-            missing = [one for one in form.columns if not any(row.get(column) is not None for column in one.split("|"))]
+            columns = form.columns.split()
+            missing = [one for one in columns if not any(row.get(column) is not None for column in one.split("|"))]
             if missing:
-                raise BadRecord(
-                    where,
-                    f"this row of {name} lacks {', '.join(missing)}; expected {', '.join(form.columns)}.",
-                )
+                raise BadRecord(where, f"this row of {name} lacks {', '.join(missing)}; expected {', '.join(columns)}.")
             try:
                 lines = list(form.read(row, root))
             except (ValueError, KeyError, SyntaxError, TypeError, IndexError) as error:
@@ -102,6 +90,7 @@ def _questions(name: str, form: Form, shards: Sequence[Any], root: Path) -> Iter
                 line = {key: value for key, value in line.items() if value not in (None, "", [])}
                 line.setdefault("id", f"{name}/{seen}")
                 line.setdefault("source", name)
+                line["metadata"] = line.get("metadata", {}) | ({SUBJECT: row.get(form.subject)} if form.subject else {})
                 seen += 1
                 yield to_question(line, where=where, image_root=root)
 
@@ -143,27 +132,25 @@ def _mathvista(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 def _m3cot(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     question = f"{row['context']}\n{row['question']}" if row.get("context") else row["question"]
-    rest = {"id": row["id"], "image": row.get("image"), "metadata": {SUBJECT: row.get("domain")}}
-    yield _choice({"question": question}, row["choices"], row["answer"], **rest)
+    yield _choice({"question": question}, row["choices"], row["answer"], id=row["id"], image=row.get("image"))
 
 
 def _chartqa(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     question, answer = row.get("question") or row["query"], row.get("answer", row.get("label"))
     image = row.get("image") or os.path.join("png", row["imgname"])
     answers = answer if isinstance(answer, list) else [answer]
-    yield {"question": question, "answers": answers, "kind": "chart", "image": image, "metadata": {SUBJECT: row.get("type")}}
+    yield {"question": question, "answers": answers, "kind": "chart", "image": image}
 
 
 def _docvqa(row: Row, root: Path) -> Iterator[dict[str, Any]]:
-    rest = {"id": str(row["questionId"]), "image": row["image"], "metadata": {SCORE: ANLS}}
-    yield {"question": row["question"], "answers": row["answers"], "kind": "document", **rest}
+    rest = {"image": row["image"], "metadata": {SCORE: ANLS}}
+    yield {"id": str(row["questionId"]), "question": row["question"], "answers": row["answers"], "kind": "document", **rest}
 
 
 def _pope(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     question, answer = row.get("question") or row["text"], row.get("answer") or row["label"]
-    about = {SUBJECT: row.get("category")}
     name = "-".join(str(one) for one in (row.get("category"), row["question_id"]) if one is not None)
-    yield {"question": question, "answer": answer, "kind": "yes_no", "id": name, "image": row["image"], "metadata": about}
+    yield {"question": question, "answer": answer, "kind": "yes_no", "id": name, "image": row["image"]}
 
 
 def _mmbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
@@ -174,7 +161,7 @@ def _mmbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     choices, right = [given[letter] for letter in letters], letters.index(row["answer"])
     for shift in range(len(choices)):
         name = f"{row['index']}/{shift}"
-        about = {GROUP: str(row["index"]), SUBJECT: row.get("category")}
+        about = {GROUP: str(row["index"])}
         turned = [*choices[shift:], *choices[:shift]]
         answer = LETTERS[(right - shift) % len(choices)]
         yield _choice({"question": question}, turned, answer, id=name, image=row["image"], metadata=about)
@@ -199,70 +186,28 @@ def _refcoco(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _mvbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
-    rest = {"video": row["video"], "metadata": {SUBJECT: row.get("task_type")}}
-    yield _choice(row, row["candidates"], row["answer"], **rest)
+    yield _choice(row, row["candidates"], row["answer"], video=row["video"])
 
 
 def _muirbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     """Images stand where the question and the options name them."""
-    question = row["question"]
-    for option in row["options"]:
-        if "<image>" in option:
-            question += f"\n{option}"
-    choices = [re.sub("<image>", "the image", option) for option in row["options"]]
-    rest = {"id": str(row["idx"]), "images": row["image_list"], "metadata": {SUBJECT: row.get("task")}}
-    yield _choice({"question": question}, choices, row["answer"], **rest)
+    question = "\n".join([row["question"], *(option for option in row["options"] if "<image>" in option)])
+    choices = [option.replace("<image>", "the image") for option in row["options"]]
+    yield _choice({"question": question}, choices, row["answer"], id=str(row["idx"]), images=row["image_list"])
 
 
-_LETTER = "the letter or the text of the right choice"
 FORMS = {
-    "chartqa": Form(
-        ("lmms-lab/ChartQA", None),
-        "test",
-        ("question|query", "answer|label", "image|imgname"),
-        _chartqa,
-        "relaxed accuracy: numbers within 5 %, text equal",
-    ),
-    "docvqa": Form(
-        ("lmms-lab/DocVQA", "DocVQA"),
-        "validation",
-        ("questionId", "question", "answers", "image"),
-        _docvqa,
-        "ANLS, the mean over questions",
-    ),
-    "m3cot": Form(("LightChen2333/M3CoT", None), "test", ("id", "question", "choices", "answer"), _m3cot, _LETTER),
+    "chartqa": Form("lmms-lab/ChartQA", "test", "question|query answer|label image|imgname", _chartqa, "type"),
+    "docvqa": Form("lmms-lab/DocVQA", "validation", "questionId question answers image", _docvqa, configuration="DocVQA"),
+    "m3cot": Form("LightChen2333/M3CoT", "test", "id question choices answer", _m3cot, "domain"),
     "mathvista": Form(
-        ("AI4Math/MathVista", None),
-        "testmini",
-        ("pid", "question", "answer", "question_type", "answer_type", "decoded_image|image"),
-        _mathvista,
-        f"{_LETTER}; numbers to the digits of the ground truth",
+        "AI4Math/MathVista", "testmini", "pid question answer question_type answer_type decoded_image|image", _mathvista
     ),
-    "mmbench": Form(
-        ("lmms-lab/MMBench", "en"),
-        "dev",
-        ("index", "question", "A", "B", "answer", "image"),
-        _mmbench,
-        f"{_LETTER}, in every rotation of the choices (circular)",
-    ),
-    "mmmu": Form(
-        ("lmms-lab/MMMU", None),
-        "validation",
-        ("id", "question", "options", "answer", "question_type", "image_1"),
-        _mmmu,
-        f"{_LETTER}; open answers by their kind",
-    ),
-    "muirbench": Form(
-        ("MUIRBENCH/MUIRBENCH", None), "test", ("idx", "question", "options", "answer", "image_list"), _muirbench, _LETTER
-    ),
-    "mvbench": Form(
-        ("OpenGVLab/MVBench", "action_sequence"), "train", ("video", "question", "candidates", "answer"), _mvbench, _LETTER
-    ),
-    "pope": Form(
-        ("lmms-lab/POPE", None), "test", ("question_id", "question|text", "answer|label", "image"), _pope, "yes or no; F1 beside it"
-    ),
-    "refcoco": Form(
-        ("lmms-lab/RefCOCO", None), "val", ("image", "bbox", "answer|sent"), _refcoco, "intersection over union of 0.5 or more"
-    ),
+    "mmbench": Form("lmms-lab/MMBench", "dev", "index question A B answer image", _mmbench, "category", "en"),
+    "mmmu": Form("lmms-lab/MMMU", "validation", "id question options answer question_type image_1", _mmmu),
+    "muirbench": Form("MUIRBENCH/MUIRBENCH", "test", "idx question options answer image_list", _muirbench, "task"),
+    "mvbench": Form("OpenGVLab/MVBench", "train", "video question candidates answer", _mvbench, "task_type", "action_sequence"),
+    "pope": Form("lmms-lab/POPE", "test", "question_id question|text answer|label image", _pope, "category"),
+    "refcoco": Form("lmms-lab/RefCOCO", "val", "image bbox answer|sent", _refcoco),
 }
 """The benchmarks, by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,14 @@ from mpo.evaluation.page import page_of
 from mpo.evaluation.published import ANLS, GROUP, SCORE, SUBJECT
 from mpo.evaluation.statistics import clustered_interval, compare_paired, difference_interval, holm
 from mpo.evaluation.voting import answer_classes, best_at, majority_at
-from mpo.io import write_text
+from mpo.io import write_json_lines, write_text
 from mpo.pipelines.ledger import content_hash
+from mpo.pipelines.step import question_of
 from mpo.schema import Question
 from mpo.verification import final_answer, verify
 
 GREEDY, SAMPLED = "greedy", "sampled"
 RESULTS, PAGE, ANSWERS = "results.json", "report.html", "answers.jsonl"
-
-
-def question_of(record: Mapping[str, Any]) -> Question:
-    """The question of a record that was made of one."""
-    return Question(**{"messages": [], **{one.name: record[one.name] for one in fields(Question) if one.name in record}})
 
 
 def cluster_of(record: Mapping[str, Any]) -> str:
@@ -45,17 +41,11 @@ def judged(record: dict[str, Any], answered: dict[str, Any] | None, ranks: Mappi
         "dropped": answered is None,
     }
     for field in (GREEDY, SAMPLED):
-        texts = [] if answered is None else answered.get(field, [])
-        verdicts = [verify(text, question) for text in texts]
-        row[field] = [
-            {
-                "text": text,
-                "score": score_of(text, question, verdict.correct),
-                "reason": verdict.reason,
-                "none": verdict.method == "none",
-            }
-            for text, verdict in zip(texts, verdicts, strict=True)
-        ]
+        row[field] = []
+        for text in (answered or {}).get(field, []):
+            found = verify(text, question)
+            score = score_of(text, question, found.correct)
+            row[field].append({"text": text, "score": score, "reason": found.reason, "none": found.method == "none"})
     row["classes"] = answer_classes([one["text"] for one in row[SAMPLED]], question)
     row["ranks"] = {name: by_id.get(record["id"]) for name, by_id in ranks.items()}
     return row
@@ -124,8 +114,7 @@ def summarize(found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]], k:
         for figure, size in each[0]["figures"]:
             scores = [unit["figures"][figure, size] for unit in each]
             row = {"model": model, "benchmark": benchmark, "mode": mode, "figure": figure, "k": size}
-            row |= {"correct": round(sum(scores), 6), "total": len(scores), "score": sum(scores) / len(scores)}
-            row["interval"] = list(clustered_interval(scores, [unit["cluster"] for unit in each]))
+            row |= {"correct": round(sum(scores), 6), **measured(scores, each)}
             row["unparsable"] = sum(unit["unparsable"][GREEDY if figure == "greedy" else SAMPLED] for unit in each)
             row["dropped"] = sum(unit["dropped"] or figure in unit["unranked"] for unit in each)
             if figure == "greedy":
@@ -133,12 +122,8 @@ def summarize(found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]], k:
                 row |= yes_no_figures(found[model, benchmark, mode])
             results.append(row)
     first = next(iter(counted))[0]
-    comparisons = [
-        row
-        for key in counted
-        if key[0] != first
-        for row in compared((first, *key[1:]), key, counted[first, *key[1:]], counted[key])
-    ]
+    others = [key for key in counted if key[0] != first]
+    comparisons = [row for key in others for row in compared(first, key, counted[first, *key[1:]], counted[key])]
     families: dict[Any, dict[int, float]] = {}
     for place, row in enumerate(comparisons):
         families.setdefault((row["after"], row["mode"], row["figure"]), {})[place] = row["p_value"]
@@ -157,12 +142,16 @@ def by_subject(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     parts: dict[str, list[dict[str, Any]]] = {}
     for unit in each:
         parts.setdefault(str(unit["subject"] or ""), []).append(unit)
-    rows = {}
-    for name, members in sorted(parts.items()) if len(parts) > 1 else ():
-        scores = [unit["figures"]["greedy", 1] for unit in members]
-        interval = list(clustered_interval(scores, [unit["cluster"] for unit in members]))
-        rows[name] = {"score": sum(scores) / len(scores), "total": len(scores), "interval": interval}
-    return rows
+    return {
+        name: measured([unit["figures"]["greedy", 1] for unit in members], members)
+        for name, members in (sorted(parts.items()) if len(parts) > 1 else ())
+    }
+
+
+def measured(scores: Sequence[float], each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of the scores of units, with its interval."""
+    interval = list(clustered_interval(scores, [unit["cluster"] for unit in each]))
+    return {"total": len(scores), "score": sum(scores) / len(scores), "interval": interval}
 
 
 def yes_no_figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -174,32 +163,25 @@ def yes_no_figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         return {}
     right = [bool(row[GREEDY] and row[GREEDY][0]["score"]) for row in rows]
     found = sum(bool(truth and one) for truth, one in zip(truths, right, strict=True))
-    said = found + sum(
-        not truth and not one and bool(row[GREEDY]) and not row[GREEDY][0]["none"]
-        for truth, one, row in zip(truths, right, rows, strict=True)
-    )
+    answered = [bool(row[GREEDY]) and not row[GREEDY][0]["none"] for row in rows]
+    said = found + sum(has and not truth and not one for has, truth, one in zip(answered, truths, right, strict=True))
     return {"f1": 2 * found / (said + sum(map(bool, truths))), "yes": said / len(rows)}
 
 
 def compared(
-    one: tuple[str, ...], other: tuple[str, ...], before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+    first_model: str, key: tuple[str, str, str], before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The change from one model to another, for the figures that both have: greedy, and each at the largest k."""
+    """The change from the first model to another, for the figures that both have: greedy, and each at the largest k."""
     rows: list[dict[str, Any]] = []
-    largest: dict[str, int] = {}
-    for figure, size in before[0]["figures"]:
-        largest[figure] = max(size, largest.get(figure, 0))
-    for figure, size in largest.items():
+    model, benchmark, mode = key
+    for figure, size in dict(sorted(before[0]["figures"])).items():
         if (figure, size) not in after[0]["figures"]:
             continue
         first, then = ([unit["figures"][figure, size] for unit in each] for each in (before, after))
         clusters = [unit["cluster"] for unit in before]
-        row = {"before": one[0], "after": other[0], "benchmark": other[1], "mode": other[2], "figure": figure, "k": size}
-        row |= {
-            "difference": (sum(then) - sum(first)) / len(before),
-            "interval": list(difference_interval(first, then, clusters)),
-        }
-        row |= asdict(compare_paired(first, then, clusters))
+        row = {"before": first_model, "after": model, "benchmark": benchmark, "mode": mode, "figure": figure, "k": size}
+        row |= {"difference": (sum(then) - sum(first)) / len(before)}
+        row |= {"interval": list(difference_interval(first, then, clusters)), **asdict(compare_paired(first, then, clusters))}
         rows.append(row)
     return rows
 
@@ -210,22 +192,11 @@ def write_results(
     found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]],
     records: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Write results, answers and the page of an evaluation, and return the results.
-
-    Args:
-        folder: where they go.
-        results: what is kept of them (`summarize`).
-        found: the rows of questions (`judged`), by model, benchmark and mode.
-        records: the questions as records, by benchmark and id.
-    """
+    """Write the results (`summarize`), the rows of all questions (`judged`) and the page of their records; return the results."""
     for name in (RESULTS, PAGE):  # of other answers, and after a kill of none
         (folder / name).unlink(missing_ok=True)
-    answers = [
-        {"model": model, "benchmark": benchmark, "mode": mode, **one}
-        for (model, benchmark, mode), rows in found.items()
-        for one in rows
-    ]
-    write_text(folder / ANSWERS, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers))
+    answers = [dict(zip(("model", "benchmark", "mode"), key, strict=True)) | one for key, rows in found.items() for one in rows]
+    write_json_lines(folder / ANSWERS, answers)
     write_text(folder / PAGE, page_of(results, answers, records))
     write_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     return results

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from mpo.data.eval_part import content_text
-from mpo.evaluation.results import GREEDY, SAMPLED, cluster_of, judged, question_of, summarize, write_results
+from mpo.evaluation.results import GREEDY, SAMPLED, cluster_of, judged, summarize, write_results
 from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, Scorer
 from mpo.evaluation.statistics import smallest_difference
 from mpo.generation.generator import Generator, Response
 from mpo.io import read_json_object
 from mpo.pipelines.flow import BadStep
-from mpo.pipelines.job import MARKS, OF_ANSWER, SETTINGS, Job, digestible
-from mpo.pipelines.ledger import content_hash, json_line
+from mpo.pipelines.job import MARKS, OF_ANSWER, SETTINGS, Job
+from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mmpr.verify import unanswerable
 from mpo.pipelines.sample import CHOICES, QUESTION, Sample
-from mpo.pipelines.step import Record, Step, to_record
+from mpo.pipelines.step import Record, Step, question_of, to_record
 from mpo.schema import Question
 
 REASON = (
@@ -53,14 +53,7 @@ JOBS = "jobs"
 
 
 class Respond(Sample):
-    """Ask a question in one of the `MODES`, and keep the responses in a field of its record.
-
-    Args:
-        generator: the model.
-        mode: ``direct`` or ``cot``.
-        field: name of the field: a list of texts.
-        sampling: as in `mpo.pipelines.sample.Sample`.
-    """
+    """Ask a question in one of the `MODES`, and keep the texts of the responses in a `field` of its record."""
 
     def __init__(self, generator: Generator, *, mode: str, field: str, **sampling: Any) -> None:
         super().__init__(generator, **sampling)
@@ -220,7 +213,7 @@ def _ranks(
             step, away = Rank(name, scorer), None
         except ConnectionError as error:  # of a server that is not needed where it has ranked all
             step, away = None, error
-        known = _known(place, slug(name), step and step.scorer, keys, whole, retry_dropped=runs["retry_dropped"])
+        known = _known(place, slug(name), step and step.scorer, retry_dropped=runs["retry_dropped"])
         if left := [{**one, "key": keys[one["id"]]} for one in whole if keys[one["id"]] not in known]:
             if step is None:
                 raise away or ValueError(name)
@@ -231,28 +224,20 @@ def _ranks(
     return ranks
 
 
-def _known(
-    place: Path, name: str, scorer: Any, keys: Mapping[str, str], whole: Sequence[Record], *, retry_dropped: bool
-) -> dict[str, list[float]]:
-    """The ranks that finished jobs of a scorer have given, by the key of what they ranked; none of what they dropped.
+def _known(place: Path, name: str, scorer: Any, *, retry_dropped: bool) -> dict[str, list[float]]:
+    """The ranks that finished jobs of a scorer (None: the only one of this name) have given, by the key of what they ranked.
 
-    Args:
-        scorer: its identity; None for that of the only one of this name.
-        keys, whole: those of the questions now. Jobs of an earlier version lack keys, and are those of exactly these questions.
+    What they dropped has none.
     """
-    folders = [one.parent for one in sorted(place.glob(f"rank-{name}-*/report.json"))]
     by_scorer: dict[str, list[Path]] = {}
-    for folder in folders:
-        by_scorer.setdefault(_short(read_json_object(folder / SETTINGS)["steps"]["rank"]["scorer"]), []).append(folder)
-    chosen = [*by_scorer] if scorer is None and len(by_scorer) == 1 else [_short(scorer)]
+    for one in sorted(place.glob(f"rank-{name}-*/report.json")):
+        by_scorer.setdefault(_short(read_json_object(one.parent / SETTINGS)["steps"]["rank"]["scorer"]), []).append(one.parent)
+    chosen = next(iter(by_scorer)) if scorer is None and len(by_scorer) == 1 else _short(scorer)
     found: dict[str, list[float]] = {}
-    digest = content_hash(b"".join(json_line(one, digestible) for one in whole))
-    for folder in by_scorer.get(chosen[0], ()):
-        same = read_json_object(folder / SETTINGS)["records"]["digest"] == digest
+    for folder in by_scorer.get(chosen, ()):
         lost = [] if retry_dropped else [one["record"] for one in read(folder / "dropped.jsonl").values()]
-        for one in (*lost, *read(folder / "output.jsonl").values()):
-            if of := one.get("key") or (keys[one["id"]] if same else None):
-                found[of] = one.get("ranks") or found.get(of, [])
+        for ranked in (*lost, *read(folder / "output.jsonl").values()):
+            found[ranked["key"]] = ranked.get("ranks") or found.get(ranked["key"], [])
     return found
 
 

@@ -19,9 +19,7 @@ from mpo.pipelines.ledger import content_hash
 from mpo.schema import Question
 
 Scorer = Callable[[Question, Sequence[str]], Sequence[float]]
-"""Takes a question and responses to it; returns a number for each."""
-MAX_STEPS = 12
-"""Maximum number of steps of a response that a process reward model is asked about, as in VisualPRM (arXiv 2503.10291)."""
+"""Takes a question and responses to it; returns a number for each. Its ``identity()``, if any, tells it from others."""
 GOOD, BAD = "+", "-"
 UNSCORED = -1e30
 """The score of an empty response, below every other: there are no tokens to score, and JSON holds no infinity."""
@@ -95,7 +93,7 @@ class ProcessReward:
         max_steps: a response is split at blank lines, or at line ends without any, and merged evenly to at most so many.
     """
 
-    def __init__(self, generator: Generator, *, max_steps: int = MAX_STEPS) -> None:
+    def __init__(self, generator: Generator, *, max_steps: int = 12) -> None:
         self.generator, self.max_steps = generator, max_steps
 
     def identity(self) -> Any:
@@ -107,11 +105,8 @@ class ProcessReward:
         each = [[self._request(question, steps, end) for end in range(len(steps))] for steps in map(self.steps, responses)]
         flat = [request for requests in each for request in requests]
         said = iter(self.generator.generate(flat, temperature=0.0, max_new_tokens=1, logprobs=True) if flat else [])
-        found = []
-        for requests in each:
-            scores = [self._score(next(said)[0]) for _ in requests]
-            found.append(math.fsum(scores) / len(scores) if scores else 0.0)
-        return found
+        scores = [[self._score(next(said)[0]) for _ in requests] for requests in each]
+        return [math.fsum(own) / len(own) if own else 0.0 for own in scores]
 
     def steps(self, response: str) -> list[str]:
         """Split a response into steps."""
@@ -157,8 +152,7 @@ def load_scorer(name: str) -> OwnScorer:
     """Import a function of the user's own by ``module:function`` or ``path/to/file.py:function``, or a class without arguments.
 
     Raises:
-        ValueError: for a name of another form, for what is not there or does not import, and for what cannot be called with a
-            question and responses.
+        ValueError: for a name of another form, and for what does not import or cannot be called with a question and responses.
     """
     module, _, attribute = name.rpartition(":")
     if not module or not attribute:

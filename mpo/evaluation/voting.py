@@ -20,12 +20,7 @@ MAX_SUBSETS = 5000
 def answer_classes(responses: Sequence[str], question: Question) -> list[int | None]:
     """Number the classes of equal final answers, as the verifier of the question's kind compares them, in the order of their first.
 
-    Args:
-        responses: full texts.
-        question: the question; its ground truths only tell the kind of its answer, where it names none.
-
-    Returns:
-        for each response the number of its class, from 0; None where it has no final answer.
+    The question's ground truths only tell the kind of its answer, where it names none. A response without a final answer has None.
 
     >>> answer_classes(["Answer: 0.5", "Answer: 1/2", "I cannot tell.", "Answer: 2"], Question([], ground_truths=["3"]))
     [0, 0, None, 1]

@@ -74,12 +74,7 @@ class Dispatch:
     """The servers as one stream of a generator uses them: its clients, which belong to an event loop, and its settings.
 
     A server that refuses or fails at what others serve is left out, and that is said once. A request that one refuses which answers
-    others is at fault itself; a plain request tells, where no other has.
-
-    Args:
-        generator, decoding: whose they are, and the settings.
-        most: the largest number of requests of the generator at the same time.
-        stack: closes the clients.
+    others is at fault itself; a plain request tells, where no other has. The stack closes the clients.
     """
 
     def __init__(self, generator: ServerGenerator, decoding: Decoding, most: int, stack: AsyncExitStack) -> None:
@@ -95,12 +90,7 @@ class Dispatch:
 
     @classmethod
     async def start(cls, generator: ServerGenerator, decoding: Decoding, most: int, stack: AsyncExitStack) -> Dispatch:
-        """Connect to the servers.
-
-        Raises:
-            ConnectionError: if none can be used, with the reason of each, or one has another model.
-            ValueError: for settings that one of them would ignore.
-        """
+        """Connect to the servers. Raises ConnectionError if none can be used, and ValueError for settings that one would ignore."""
         run = cls(generator, decoding, most, stack)
         for endpoint in generator.endpoints:
             try:
@@ -117,10 +107,7 @@ class Dispatch:
     async def answer(self, attempt: Attempt[T], samples: Sequence[int] = (0,)) -> T:
         """Make attempts at a request, on one server or another, until one succeeds; each is given the seconds it may take.
 
-        Raises:
-            GenerationError: when the request is at fault.
-            ConnectionError: when the servers are.
-            SettingsError: when the settings are.
+        Raises GenerationError where the request is at fault, ConnectionError where the servers are, SettingsError for the settings.
         """
         generator = self.generator
         attempts, waits, last = 0, 0, "no server is free"
@@ -168,21 +155,14 @@ class Dispatch:
         return found
 
     def _usable(self) -> list[Endpoint]:
-        """The servers that were not left out.
-
-        Raises:
-            SettingsError: if there are none, and all refuse the settings.
-            ConnectionError: if there are none for another reason; all reasons are named.
-        """
+        """The servers that were not left out. Raises what left them out if there are none, with all reasons."""
         if self.endpoints:
             return self.endpoints
         errors = [*self.left_out.values()]
-        text = " ".join(map(str, errors)) if len(errors) == 1 else f"No server can be used. {' '.join(map(str, errors))}"
-        if not all(isinstance(error, SettingsError) for error in errors):
-            raise ConnectionError(text)
-        settings = SettingsError(text)
-        settings.refused = any(error.refused for error in errors if isinstance(error, SettingsError))
-        raise settings
+        text = " ".join(["No server can be used."] * (len(errors) > 1) + [*map(str, errors)])
+        if all(isinstance(error, SettingsError) for error in errors):
+            raise SettingsError(text, refused=any(getattr(error, "refused", False) for error in errors))
+        raise ConnectionError(text)
 
     def _leave_out(self, endpoint: Endpoint, error: Exception) -> None:
         if endpoint in self.endpoints:
@@ -211,42 +191,36 @@ class Dispatch:
                 return self.left_out[endpoint]
             last = self.answered.get(endpoint, -1.0)
             alone = len(self.endpoints) == 1
-            if not (last >= begun or (alone and last > self.refused.get(endpoint, 0.0))):
-                try:
-                    await self._probe(endpoint, samples)
-                except RefusedError as same:
-                    return same.of_server()
-                except (FailedError, ConnectionError, SettingsError) as other:
-                    return other
+            known = last >= begun or (alone and last > self.refused.get(endpoint, 0.0))
+            if not known and (other := await self._probe(endpoint, samples)):
+                return other
             self.refused[endpoint] = time.monotonic()
         return error.of_request()
 
     async def _check_others(self, reason: str) -> None:
-        """Return if a server answers another request, so that the one that was given up is at fault.
-
-        Raises:
-            ConnectionError: if none does.
-            SettingsError: if they refuse the settings.
-        """
+        """Return if a server answers another request, so that the one that was given up is at fault; raise what is if none does."""
         async with self.judging:
             for endpoint in sorted(self._usable(), key=lambda endpoint: endpoint.rests_until):
-                try:
-                    return await self._probe(endpoint, (0,), max_tokens=1)
-                except FailedError:
-                    continue
-                except (RefusedError, ConnectionError, SettingsError) as error:
-                    self._leave_out(endpoint, error.of_server() if isinstance(error, RefusedError) else error)
+                error = await self._probe(endpoint, (0,), max_tokens=1)
+                if error is None:
+                    return
+                if not isinstance(error, FailedError):
+                    self._leave_out(endpoint, error)
             self._usable()
         raise ConnectionError(f"{reason} No other request is answered either.")
 
-    async def _probe(self, endpoint: Endpoint, samples: Sequence[int], **fields: Any) -> None:
-        """Ask a plain request with the same settings."""
+    async def _probe(self, endpoint: Endpoint, samples: Sequence[int], **fields: Any) -> Exception | None:
+        """Ask a plain request with the same settings. Returns the server's error if it is not answered."""
         path, body = await self.body(endpoint, Request.ask("Say yes."), samples)
         most = self.generator.max_tiles
         if most is not None and endpoint.kind.tiles == "mm_processor_kwargs":  # with images alone otherwise
             body["mm_processor_kwargs"] = {"max_dynamic_patch": most}
-        self.checked(endpoint, await self.send(endpoint, path, {**body, **fields}), 0)
+        try:
+            self.checked(endpoint, await self.send(endpoint, path, {**body, **fields}), 0)
+        except (RefusedError, FailedError, ConnectionError, SettingsError) as error:
+            return error.of_server() if isinstance(error, RefusedError) else error
         self.answered[endpoint] = time.monotonic()
+        return None
 
     # What is sent, and what comes back
 
@@ -269,12 +243,7 @@ class Dispatch:
                 yield chunk
 
     async def body(self, endpoint: Endpoint, request: Request, samples: Sequence[int]) -> tuple[str, dict[str, Any]]:
-        """The path and fields that ask for consecutive samples of a request.
-
-        Raises:
-            SettingsError: for a prefix that this server does not go on from.
-            ValueError: for an image that cannot be opened.
-        """
+        """The path and fields that ask for consecutive samples of a request. Raises ValueError for one that cannot be asked."""
         kind, generator = endpoint.kind, self.generator
         body = {"model": generator.name, **decoding_fields(kind, self.decoding, first=samples[0], count=len(samples))}
         way = await self.way(endpoint, request) if request.prefix else "flag"
@@ -313,11 +282,8 @@ class Dispatch:
     def checked(self, endpoint: Endpoint, data: Any, wanted: int) -> list[Choice]:
         """All choices of a response, of which some are wanted. Its tokens are counted, also those of a response that is no use.
 
-        Raises:
-            FailedError: for a broken response.
-            RefusedError: if there was no room for any.
-            ConnectionError: for that of another model.
-            SettingsError: for one without the log-probs that were asked for.
+        Raises FailedError if it is broken, RefusedError if it had no room, ConnectionError for that of another model, and
+        SettingsError for one without the log-probs that were asked for.
         """
         tokens, kept = read_usage(data), 0
         try:

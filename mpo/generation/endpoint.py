@@ -28,44 +28,31 @@ MODELS_SECONDS = 30.0
 
 @dataclass(eq=False)
 class FailedError(Exception):
-    """An attempt that may succeed if it is repeated.
-
-    Attributes:
-        after: seconds to wait, if the server says.
-        limited: a rate limit has turned the request away.
-        unreachable: there was no response at all.
-        lost: the server may have responded, and charge for it.
-        final: it must not be repeated, since a part of the response was passed on.
-    """
+    """An attempt that may succeed if it is repeated."""
 
     reason: str
-    after: float | None = None
-    limited: bool = False
-    unreachable: bool = False
-    lost: bool = False
-    final: bool = False
+    after: float | None = None  # seconds to wait, if the server says
+    limited: bool = False  # a rate limit has turned the request away
+    unreachable: bool = False  # there was no response at all
+    lost: bool = False  # the server may have responded, and charge for it
+    final: bool = False  # it must not be repeated, since a part of the response was passed on
 
     def __str__(self) -> str:
         return self.reason
 
 
 class SettingsError(ValueError):
-    """Settings that a server refuses or would ignore: no request can be answered with them.
+    """Settings that a server would ignore, or has `refused` to a request: no request can be answered with them."""
 
-    Attributes:
-        refused: the server has said so, to a request.
-    """
-
-    refused = False
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 class RefusedError(Exception):
     """A request that a server will not answer, however often it is asked: its own fault or, if it refuses all, the server's.
 
-    Args:
-        reason: what it said.
-        status: of HTTP.
-        remedy: what to do if it says so to every request; empty for other settings.
+    The `remedy` is what to do if it says so to every request; empty for other settings.
     """
 
     def __init__(self, reason: str, status: int = 400, remedy: str = "") -> None:
@@ -80,9 +67,7 @@ class RefusedError(Exception):
         """The error if it refuses every request."""
         if self.remedy:
             return ConnectionError(f"{self}. {self.remedy}")
-        error = SettingsError(f"{explained(f'{self}')} So is every request with these settings.")
-        error.refused = True
-        return error
+        return SettingsError(f"{explained(f'{self}')} So is every request with these settings.", refused=True)
 
 
 class WrongModelError(ConnectionError):
@@ -91,28 +76,17 @@ class WrongModelError(ConnectionError):
 
 @dataclass(eq=False)
 class Endpoint:
-    """A server, as far as it is known. Every method takes the client of the event loop that it runs in.
+    """A server, as far as it is known. Every method takes the client of the event loop that it runs in."""
 
-    Attributes:
-        url: its address up to ``/v1``.
-        key_variable: the environment variable with the key.
-        timeout: seconds that a response may take.
-        kind: its ways, once it is `known`.
-        rests_until: do not ask it before this time (`time.monotonic`).
-        failures: attempts in a row that failed: it is asked after servers with fewer requests and failures.
-        ignores_n: it has answered with fewer responses than were asked for.
-        prefix: how it goes on from a prefix: ``flag``, ``itself``, or the reason why it does not; None until tried.
-    """
-
-    url: str
-    key_variable: str
-    timeout: float
-    kind: Kind = KINDS["other"]
+    url: str  # up to /v1
+    key_variable: str  # of the environment, with the key
+    timeout: float  # seconds that a response may take
+    kind: Kind = KINDS["other"]  # its ways, once it is `known`
     known: bool = False
-    rests_until: float = 0.0
-    failures: int = 0
-    ignores_n: bool = False
-    prefix: str | None = None
+    rests_until: float = 0.0  # do not ask it before this time (`time.monotonic`)
+    failures: int = 0  # attempts in a row that failed: it is asked after servers with fewer requests and failures
+    ignores_n: bool = False  # it has answered with fewer responses than were asked for
+    prefix: str | None = None  # how it goes on from a prefix: `flag`, `itself`, or why it does not; None until tried
 
     def __post_init__(self) -> None:
         self.shown = shown_address(self.url)
@@ -122,11 +96,7 @@ class Endpoint:
         return f"Endpoint({self.shown!r})"
 
     def key(self) -> str:
-        """The key in the environment, or `NO_KEY`.
-
-        Raises:
-            SettingsError: for one that no header can hold, naming the variable.
-        """
+        """The key in the environment, or `NO_KEY`. Raises SettingsError for one that no header can hold, naming the variable."""
         key = os.environ.get(self.key_variable) or NO_KEY
         if not re.fullmatch(r"[!-~]+", key):
             raise SettingsError(
@@ -145,9 +115,7 @@ class Endpoint:
     async def introduce(self, client: Any, model: str | None, kind: str | None) -> str:
         """Ask it for its models, and find its ways; returns the model's name.
 
-        Raises:
-            FailedError: if it cannot be reached.
-            ConnectionError: if it cannot be used; WrongModelError if it has another model.
+        Raises FailedError if it cannot be reached, WrongModelError if it has another model, ConnectionError for another reason.
         """
         try:
             data = await self._listed(client, optional=model is not None)
@@ -182,18 +150,13 @@ class Endpoint:
     async def send(self, client: Any, path: str, body: Mapping[str, Any] | None, timeout: float | None = None) -> Any:
         """Make one attempt; returns the JSON of the response.
 
-        Raises:
-            FailedError: for what may succeed later.
-            RefusedError: for what will not.
-            ConnectionError: for a server that cannot be used: a wrong address, model or key.
+        Raises FailedError for what may succeed later, RefusedError for what will not, and ConnectionError for a server that cannot
+        be used: a wrong address, model or key.
         """
         seconds = timeout or self.timeout
         with self._errors(seconds):
             async with asyncio.timeout(seconds):  # the client's own limit is of each read
-                if body is None:
-                    text = await client.get(path, cast_to=str)
-                else:
-                    text = await client.post(path, body=body, cast_to=str)
+                text = await (client.get(path, cast_to=str) if body is None else client.post(path, body=body, cast_to=str))
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
@@ -211,8 +174,7 @@ class Endpoint:
                 try:
                     async for chunk in await stack.enter_async_context(begun):
                         if not isinstance(chunk, Mapping) or not isinstance(chunk.get("choices"), list):
-                            said = self.clean(f"{self.shown} failed while it responded: {str(chunk)[:200]}.")
-                            raise FailedError(said, lost=True)
+                            raise FailedError(self.clean(f"{self.shown} failed while it responded: {str(chunk)[:200]}."), lost=True)
                         yield chunk
                 except (ValueError, RecursionError):
                     raise FailedError(f"{self.shown} has sent a part of a response that is not JSON.", lost=True) from None
@@ -226,21 +188,8 @@ class Endpoint:
         try:
             yield
         except openai.APIStatusError as error:
-            status, said = error.status_code, self.clean(str(error.response.text).strip()[:500] or str(error.message))
-            if status == 401:
-                raise ConnectionError(f"{url} refuses the key (401: {said}). Set {self.key_variable} to a valid key.") from None
-            if status == 403:
-                remedy = f"Set {self.key_variable} to a key that may use the model."
-                raise RefusedError(f"{url} refuses the key or the request (403: {said})", status, remedy) from None
-            if status == 404:
-                remedy = "The address usually ends in /v1."
-                raise RefusedError(f"{url} has no such endpoint or model (404: {said})", status, remedy) from None
-            if status == 402 or (status == 429 and "insufficient_quota" in said):
-                raise ConnectionError(f"{url} requires payment ({status}: {said}). Add credit to the account of the key.") from None
-            if status in (408, 409, 425, 429) or status >= 500:
-                after = retry_after(error.response.headers.get("retry-after"))
-                raise FailedError(f"{url} fails ({status}: {said}).", after=after, limited=status == 429) from None
-            raise RefusedError(f"{url} refuses the request ({status}: {said})", status) from None
+            said = self.clean(str(error.response.text).strip()[:500] or str(error.message))
+            raise self._of_status(error.status_code, said, error.response.headers.get("retry-after")) from None
         except (openai.APITimeoutError, TimeoutError):
             raise FailedError(f"{url} gives no response in {timeout:.3g} s.", lost=True) from None
         except openai.APIConnectionError as error:
@@ -255,6 +204,21 @@ class Endpoint:
             if not type(error).__module__.startswith("http"):
                 raise
             raise FailedError(self.clean(f"{url} failed while it responded ({error})."), lost=True) from None
+
+    def _of_status(self, status: int, said: str, after: str | None) -> Exception:
+        url = self.shown
+        if status == 401:
+            return ConnectionError(f"{url} refuses the key (401: {said}). Set {self.key_variable} to a valid key.")
+        if status == 403:
+            remedy = f"Set {self.key_variable} to a key that may use the model."
+            return RefusedError(f"{url} refuses the key or the request (403: {said})", status, remedy)
+        if status == 404:
+            return RefusedError(f"{url} has no such endpoint or model (404: {said})", status, "The address usually ends in /v1.")
+        if status == 402 or (status == 429 and "insufficient_quota" in said):
+            return ConnectionError(f"{url} requires payment ({status}: {said}). Add credit to the account of the key.")
+        if status in (408, 409, 425, 429) or status >= 500:
+            return FailedError(f"{url} fails ({status}: {said}).", after=retry_after(after), limited=status == 429)
+        return RefusedError(f"{url} refuses the request ({status}: {said})", status)
 
     def clean(self, text: str) -> str:
         """A message without the key, which some servers repeat, and without the address's password."""
@@ -301,13 +265,10 @@ def retry_after(header: str | None) -> float | None:
 
 
 def shown_address(url: Any) -> str:
-    """An address for messages: without user, password and query.
+    """An address for messages: without user, password and query. Raises ValueError for anything but the address of a server.
 
     >>> shown_address("http://me:secret@localhost:8000/v1?key=1")
     'http://localhost:8000/v1'
-
-    Raises:
-        ValueError: for anything but the address of a server.
     """
     try:
         parts = urlsplit(url)

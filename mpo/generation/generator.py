@@ -62,13 +62,9 @@ class Request:
             raise ValueError("The request has no messages. Give it one of the user.")
         wanted = {"image": len(self.images), "video": len(self.videos)}
         checked = prompt_messages(messages, "the request", wanted)
-        if checked[-1]["role"] not in PLACES:
-            remedy = (
-                "Leave it out; to continue its text, give that as prefix=."
-                if checked[-1]["role"] == "assistant"
-                else "Add the user's."
-            )
-            raise ValueError(f"The request ends with a message of the {checked[-1]['role']}, not the user. {remedy}")
+        if (last := checked[-1]["role"]) not in PLACES:
+            remedy = "Leave it out; to continue its text, give that as prefix=." if last == "assistant" else "Add the user's."
+            raise ValueError(f"The request ends with a message of the {last}, not the user. {remedy}")
         object.__setattr__(self, "messages", checked)
 
     @classmethod
@@ -93,12 +89,11 @@ class Request:
         """
         if not isinstance(text, str) or not text.strip():
             raise ValueError("The question is empty. Give it text.")
-        for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
-            if placeholder in text:
-                raise ValueError(
-                    f"The question contains {placeholder}, which is not a placeholder here: images come before the text. Remove "
-                    "it, and give the images apart from the text."
-                )
+        if found := next((one for one in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER) if one in text), None):
+            raise ValueError(
+                f"The question contains {found}, which is not a placeholder here: images come before the text. Remove it, and give "
+                "the images apart from the text."
+            )
         content = [*[{"type": "image"}] * len(images), *[{"type": "video"}] * len(videos), {"type": "text", "text": text}]
         first = [] if system is None else [{"role": "system", "content": system}]
         return cls([*first, {"role": "user", "content": content}], images, prefix, videos=videos)
@@ -125,14 +120,7 @@ class Response:
 
 
 class GenerationError(ValueError):
-    """A request that got no response, and will get none if it is asked again.
-
-    Attributes:
-        reason: why.
-        retryable: False.
-    """
-
-    retryable = False
+    """A request that got no response, and will get none if it is asked again, for this `reason`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -147,30 +135,8 @@ _COUNTING = threading.Lock()
 class Generator(Protocol):
     """A model that responds to requests, in this process or on a server."""
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int = 1024,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        logprobs: bool = False,
-    ) -> list[list[Response]]:
-        """Sample `n` responses to every request.
-
-        Args:
-            n: responses per request.
-            temperature: 0 is greedy, 1 samples from the model's own distribution.
-            top_p: sample from the smallest set of most likely tokens with this total probability.
-            top_k: sample from the `top_k` most likely tokens; 0 for all.
-            max_new_tokens: the longest response, in tokens; a longer one is truncated.
-            stop: texts that end a response; they are not part of it.
-            seed: random seed of the sampling.
-            logprobs: return the log-probs of the sampled tokens.
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
+        """Sample `n` responses to every request, with the settings of `Decoding`.
 
         Returns:
             For each request, in order, its `n` responses.
@@ -217,14 +183,14 @@ class Decoding:
         ValueError: naming the setting, its value and what it may be; and for settings that have no effect together.
     """
 
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 1024
-    stop: Sequence[str] = ()
-    seed: int = 0
-    logprobs: bool = False
+    n: int = 1  # responses per request
+    temperature: float = 1.0  # 0 is greedy, 1 samples from the model's own distribution
+    top_p: float = 1.0  # sample from the smallest set of most likely tokens with this total probability
+    top_k: int = 0  # sample from the `top_k` most likely tokens; 0 for all
+    max_new_tokens: int = 1024  # the longest response, in tokens; a longer one is truncated
+    stop: Sequence[str] = ()  # texts that end a response; they are not part of it
+    seed: int = 0  # random seed of the sampling
+    logprobs: bool = False  # return the log-probs of the sampled tokens
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("max_new_tokens", 1), ("seed", 0), ("top_k", 0)):
@@ -256,11 +222,7 @@ class Decoding:
         return text[: min((place for stop in self.stop if (place := text.find(stop)) >= 0), default=len(text))]
 
     def samples_of(self, item: Item) -> tuple[Request, tuple[int, ...]]:
-        """The request of a stream's item, and the numbers of its samples that are wanted.
-
-        Raises:
-            ValueError: for anything but a request, alone or with numbers of samples.
-        """
+        """The request of a stream's item, and the numbers of its samples that are wanted. Raises ValueError for anything else."""
         if isinstance(item, Request):
             return item, tuple(range(self.n))
         request, samples = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
@@ -277,24 +239,17 @@ class Decoding:
 class Usage:
     """What a generator has used so far.
 
-    Attributes:
-        prices: of a million prompt tokens and a million completion tokens, in the user's currency; None if nothing is charged.
-        requests: number of requests that were answered; one for several samples of a prompt counts once, as does one that finds out
-            what a server can do.
-        responses: number of responses.
-        prompt_tokens: of all requests, as the generator counts them.
-        completion_tokens: of all responses.
-        unknown: number of requests whose tokens the server did not say.
-        lost: number of attempts whose response did not come or was broken (timeouts, connections, interruptions). Servers may
-            charge for them, and their tokens are in none of the numbers.
+    A request for several samples of a prompt counts once, as does one that finds out what a server can do. Attempts are `lost`
+    whose response did not come or was broken (timeouts, connections, interruptions): servers may charge for them, and their tokens
+    are in none of the numbers.
     """
 
-    prices: tuple[float, float] | None = None
-    requests: int = 0
+    prices: tuple[float, float] | None = None  # of a million prompt and a million completion tokens; None if nothing is charged
+    requests: int = 0  # that were answered
     responses: int = 0
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # of all requests, as the generator counts them
     completion_tokens: int = 0
-    unknown: int = 0
+    unknown: int = 0  # requests whose tokens the server did not say
     lost: int = 0
 
     @property
@@ -315,11 +270,7 @@ class Usage:
 
 
 def checked_requests(requests: Any) -> list[Request]:
-    """The requests of `Generator.generate` as a list.
-
-    Raises:
-        ValueError: for anything but several requests.
-    """
+    """The requests of `Generator.generate` as a list. Raises ValueError for anything but several requests."""
     given = list(requests) if isinstance(requests, Iterable) and not isinstance(requests, str | bytes) else None
     if given is None or not all(isinstance(one, Request) for one in given):
         wrong = requests if given is None else next(one for one in given if not isinstance(one, Request))

@@ -56,25 +56,15 @@ _CACHE = "cache" if "cache" in inspect.signature(GenerationMixin.prepare_inputs_
 
 @dataclass(frozen=True)
 class Sample:
-    """A sampled response, in tokens.
+    """A sampled response, in tokens."""
 
-    Attributes:
-        text: its text, special tokens included, without the token that ends it.
-        ids: its tokens, without the token that ends it.
-        finished: whether it ended before the token limit.
-        prompt_tokens: number of tokens of its prompt, with those of the images.
-        tokens: number of sampled tokens, with the token that ends it.
-        logprobs: of these, on demand.
-        last: the prompt's last token.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    finished: bool
-    prompt_tokens: int
-    tokens: int
-    logprobs: tuple[float, ...] | None = None
-    last: int = 0
+    text: str  # special tokens included, without the token that ends it
+    ids: tuple[int, ...]  # without the token that ends it
+    finished: bool  # before the token limit
+    prompt_tokens: int  # with those of the images
+    tokens: int  # sampled ones, with the token that ends it
+    logprobs: tuple[float, ...] | None = None  # of these, on demand
+    last: int = 0  # token of the prompt
 
 
 class LocalGenerator:
@@ -122,12 +112,10 @@ class LocalGenerator:
     ) -> None:
         if tile_budget not in TILE_BUDGETS:
             raise ValueError(f"Expected tile_budget to be {' or '.join(TILE_BUDGETS)}; got tile_budget={tile_budget!r}.")
-        self.model = model
-        self.processor = processor
+        self.model, self.processor = model, processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.responses_per_batch: int = whole_number("responses_per_batch", responses_per_batch)
-        self.progress = progress
-        self.sharded = sharded
+        self.progress, self.sharded = progress, sharded
         self.tower: Any = None
         self.usage = Usage()
         self.concurrency = responses_per_batch
@@ -208,14 +196,9 @@ class LocalGenerator:
         return self._response(request, sample, decoding)
 
     def respond(self, records: Sequence[Record], **settings: Any) -> list[list[Sample]]:
-        """Sample responses, in tokens, to the prompts of records as training has them; their completions are ignored.
+        """Sample `n` responses, in tokens, to the prompt of each record, as training has them; its completions are ignored.
 
-        Args:
-            records: with ``prompt``, and ``images`` or ``videos``.
-            settings: as in `generate`, as are the errors.
-
-        Returns:
-            for each record, in order, its `n` responses.
+        Settings and errors are as in `generate`.
         """
         decoding = Decoding(**settings)
         return self._sample(records, [range(decoding.n)] * len(records), decoding)
@@ -240,11 +223,7 @@ class LocalGenerator:
         }
 
     def _sample(
-        self,
-        records: Sequence[Record],
-        samples: Sequence[Sequence[int]],
-        decoding: Decoding,
-        on_text: OnText | None = None,
+        self, records: Sequence[Record], samples: Sequence[Sequence[int]], decoding: Decoding, on_text: OnText | None = None
     ) -> list[list[Sample]]:
         """The samples of some records with these numbers, in batches of `responses_per_batch`."""
         found: list[list[Sample]] = [[] for _ in records]
@@ -265,22 +244,16 @@ class LocalGenerator:
     def _batch(
         self, records: Sequence[Record], batch: Sequence[tuple[int, Sequence[int]]], decoding: Decoding, on_text: OnText | None
     ) -> Iterator[tuple[int, Sample]]:
-        prompts, inputs = self._encode([records[place] for place, _ in batch])
+        prompts, inputs = self.encode([records[place] for place, _ in batch])
         counts = [len(numbers) for _, numbers in batch]
         if VISION_FEATURES in inputs or (max(counts) > 1 and known_family(self.model.config).shares_prompt):
             model_inputs = self._prefill(inputs, counts)
         elif max(counts) > 1:
-            _, model_inputs = self._encode([records[place] for place, numbers in batch for _ in numbers])
+            _, model_inputs = self.encode([records[place] for place, numbers in batch for _ in numbers])
         else:
             model_inputs = inputs
-        sampler = Sampler(
-            decoding,
-            [
-                _noise_key(prompt, decoding.seed, number)
-                for prompt, (_, numbers) in zip(prompts, batch, strict=True)
-                for number in numbers
-            ],
-        )
+        numbered_prompts = [(prompt, one) for prompt, (_, numbers) in zip(prompts, batch, strict=True) for one in numbers]
+        sampler = Sampler(decoding, [_noise_key(prompt, decoding.seed, number) for prompt, number in numbered_prompts])
         ends = StopTexts(self.tokenizer, decoding, model_inputs["input_ids"].shape[1], sum(counts))
         stream = None if on_text is None else TextStream(self.tokenizer, self._ends, decoding, on_text)
         if stream is not None and PREFIX in records[0]:
@@ -304,36 +277,20 @@ class LocalGenerator:
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist() if decoding.logprobs else [None] * len(rows)
         places = [place for place, (_, numbers) in enumerate(batch) for _ in numbers]
         for place, row, stopped, logps in zip(places, rows, ends.tokens, logprobs, strict=True):
-            yield batch[place][0], self._sample_of(prompts[place], row[:stopped], stopped is not None, logps)
-
-    def _sample_of(self, prompt: Encoded, row: list[int], stopped: bool, logprobs: list[float] | None) -> Sample:
-        end = next((place for place, token in enumerate(row) if token in self._ends), None)
-        ids = tuple(row[:end])
-        tokens = len(ids) + (end is not None)
-        return Sample(
-            self.tokenizer.decode(ids, skip_special_tokens=False),
-            ids,
-            stopped or end is not None,
-            prompt_tokens=len(prompt.prompt_ids),
-            tokens=tokens,
-            logprobs=None if logprobs is None else tuple(logprobs[:tokens]),
-            last=prompt.prompt_ids[-1],
-        )
+            ended = next((place for place, token in enumerate(row[:stopped]) if token in self._ends), None)
+            ids, prompt = tuple(row[:stopped][:ended]), prompts[place].prompt_ids
+            text, tokens = self.tokenizer.decode(ids, skip_special_tokens=False), len(ids) + (ended is not None)
+            own = None if logps is None else tuple(logps[:tokens])
+            finished = stopped is not None or ended is not None
+            yield batch[place][0], Sample(text, ids, finished, len(prompt), tokens, own, prompt[-1])
 
     def _response(self, request: Request, sample: Sample, decoding: Decoding) -> Response:
         text = text_after(self.tokenizer, [sample.last] if request.prefix else [], sample.ids)
         finish = "stop" if sample.finished else "length"
         return Response(decoding.before_stop(text), finish, sample.prompt_tokens, sample.tokens, sample.logprobs)
 
-    def encode(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        """Encode prompts as one left-padded batch, with their images, on the model's device.
-
-        Raises:
-            ValueError: for no records, and for a prompt that cannot be encoded.
-        """
-        return self._encode(records)[1]
-
-    def _encode(self, records: Sequence[Record]) -> tuple[list[Encoded], dict[str, Tensor]]:
+    def encode(self, records: Sequence[Record]) -> tuple[list[Encoded], dict[str, Tensor]]:
+        """Encode prompts, also as one left-padded batch with their images on the model's device. ValueError for what cannot be."""
         if not records:
             raise ValueError("There are no records to encode. Give one or more.")
         if not is_processor(self.processor) and (shown := next((one for one in records if one.get("images")), None)):

@@ -59,11 +59,7 @@ def is_adapter(name_or_path: str) -> bool:
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device of a name; without one, the first accelerator, or the CPU.
-
-    Raises:
-        ValueError: for a device that this machine, or this build of torch, does not have.
-    """
+    """The device of a name; without one, the first accelerator, or the CPU. Raises ValueError for one that is not here."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None:
         return accelerator or torch.device("cpu")

@@ -121,11 +121,8 @@ class ServerGenerator:
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate`.
 
-        Raises:
-            ValueError: for invalid arguments, settings that a server would ignore, and an image that is gone (before anything is
-                asked).
-            GenerationError: for the first request that fails for good, with its number; the others are not awaited.
-            ConnectionError: for a server that cannot be reached or used at all.
+        An image that is gone is named before anything is asked. The first request that fails for good is raised, with its number;
+        the others are not awaited.
         """
         decoding, requests = Decoding(**settings), checked_requests(requests)
         for number, request in enumerate(requests):
@@ -192,13 +189,7 @@ class ServerGenerator:
     def ask(self, request: Request, *, on_text: OnText | None = None, **settings: Any) -> Response:
         """Ask one question and stream its response. What may succeed later is repeated as long as no text has come.
 
-        Args:
-            on_text: called with each new part of the response's text.
-            settings: those of `generate`, without `n`.
-
-        Raises:
-            ValueError: for invalid arguments, and for an image that cannot be opened.
-            ConnectionError: for servers that cannot be reached or refuse the request, with the reasons.
+        `on_text` is called with each new part of the text. Raises ConnectionError also for servers that refuse the request.
         """
         decoding = Decoding(**settings)
 
@@ -217,9 +208,7 @@ class ServerGenerator:
         except GenerationError as error:
             raise error.__cause__ or ConnectionError(error.reason) from None
         except SettingsError as error:
-            if not error.refused:
-                raise
-            raise ConnectionError(f"{error}") from None
+            raise (ConnectionError(f"{error}") if error.refused else error) from None
 
     def identity(self) -> dict[str, Any]:
         """The model's name, and what else of this generator decides about its responses."""
@@ -230,12 +219,7 @@ class ServerGenerator:
     def check_prefix(self, *, images: bool = False) -> None:
         """Find out whether the servers go on from the prefix of a response, which `Request` may have, before anything is asked.
 
-        Args:
-            images: of requests with images.
-
-        Raises:
-            ValueError: for one that does not; the message says what to do.
-            ConnectionError: for a server that cannot be used.
+        Raises ValueError for one that does not, with what to do, and ConnectionError for a server that cannot be used.
         """
         request = Request.ask("Is it?", images=[b""] if images else (), prefix="Answer: yes.")
 
@@ -268,11 +252,8 @@ class ServerGenerator:
                 return endpoint, data, run.checked(endpoint, data, len(numbers))
 
             endpoint, data, choices = await run.answer(attempt, numbers)
-            prompt_tokens, tokens = read_usage(data)
             for sample, choice in zip(numbers, choices, strict=False):
-                if len(choices) > 1:  # of several, a server says the sum alone
-                    tokens = run.decoding.max_new_tokens if choice.finish_reason == "length" else None
-                response = _response(run.decoding, choice, prompt_tokens, tokens)
+                response = _response(run.decoding, choice, data, of_several=len(choices) > 1)
                 texts[sample] = response.text
                 await found.put((number, sample, response))
             if missing := numbers[len(choices) :]:
@@ -330,12 +311,15 @@ class ServerGenerator:
         except FailedError as error:
             error.final = bool(text)
             raise
-        response = _response(run.decoding, choice, *read_usage(whole))
+        response = _response(run.decoding, choice, whole)
         show(response.text[shown:])
         return response
 
 
-def _response(decoding: Decoding, choice: Choice, prompt_tokens: int | None, tokens: int | None) -> Response:
+def _response(decoding: Decoding, choice: Choice, data: Any, *, of_several: bool = False) -> Response:
+    prompt_tokens, tokens = read_usage(data)
+    if of_several:  # of which a server says the sum alone
+        tokens = decoding.max_new_tokens if choice.finish_reason == "length" else None
     text = decoding.before_stop(choice.text)
     finish = "stop" if text != choice.text else choice.finish_reason
     return Response(text, finish, prompt_tokens, tokens, choice.logprobs if decoding.logprobs else None)

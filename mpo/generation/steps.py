@@ -18,26 +18,15 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
     """Choose each row's next token with random numbers of its own, and leave no other.
 
     A sample is the largest logit after Gumbel noise is added (the Gumbel-max trick), where the noise is a function of the row's
-    key, the step and the token: it is the same in any batch, on any device.
-
-    Args:
-        decoding: temperature (0: no noise), top_k, top_p, and whether to keep log-probs.
-        keys: of each row, 64 bits.
-
-    Attributes:
-        logprobs: at each step, those of the chosen tokens in the model's own distribution, shape (rows,).
+    key (64 bits), the step and the token: it is the same in any batch, on any device. At temperature 0 there is none.
     """
 
     def __init__(self, decoding: Decoding, keys: Sequence[int]) -> None:
-        self.decoding = decoding
+        self.decoding, self.step = decoding, 0
         self.keys = torch.tensor(keys, dtype=torch.int64).unsqueeze(1)
-        self.step = 0
-        self.logprobs: list[Tensor] = []
-        self._warpers: list[LogitsProcessor] = []
-        if decoding.top_k:
-            self._warpers.append(TopKLogitsWarper(decoding.top_k))
-        if decoding.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(float(decoding.top_p)))
+        self.logprobs: list[Tensor] = []  # at each step, of the chosen tokens in the model's own distribution, shape (rows,)
+        self._warpers: list[LogitsProcessor] = [TopKLogitsWarper(decoding.top_k)] if decoding.top_k else []
+        self._warpers += [TopPLogitsWarper(decoding.top_p)] if decoding.top_p < 1 else []
 
     def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
         """Choose tokens by their logits, shape (rows, vocabulary)."""
@@ -76,9 +65,7 @@ def gumbel_noise(keys: Tensor, step: int, vocabulary: int) -> Tensor:
     counter = step * vocabulary + torch.arange(vocabulary, device=keys.device)
     bits = _mixed(_mixed(keys) + counter * -0x61C8864680B583EB)  # products wrap around, as in unsigned 64 bits
     digits, dtype = (22, torch.float32) if keys.device.type == "mps" else (52, torch.float64)
-    uniform = (
-        ((bits >> (64 - digits)) & ((1 << digits) - 1)).to(dtype).add_(0.5).mul_(2.0**-digits)
-    )  # between 0 and 1, both excluded
+    uniform = _shifted(bits, 64 - digits).to(dtype).add_(0.5).mul_(2.0**-digits)  # between 0 and 1, both excluded
     return uniform.log_().neg_().log_().neg_()
 
 
@@ -94,20 +81,11 @@ def _shifted(bits: Tensor, count: int) -> Tensor:
 
 
 class StopTexts(StoppingCriteria):  # type: ignore[misc]
-    """End a row whose text has come to one of the texts that end a response.
-
-    Args:
-        decoding: with these texts.
-        prompt_length: number of tokens of a row before its response.
-        rows: number of rows.
-
-    Attributes:
-        tokens: number of tokens of each response when it ended this way; None where it has not.
-    """
+    """End a row whose text, after a prompt of so many tokens, has come to one of the texts that end a response (`decoding`)."""
 
     def __init__(self, tokenizer: Any, decoding: Decoding, prompt_length: int, rows: int) -> None:
         self.tokenizer, self.decoding, self.prompt_length = tokenizer, decoding, prompt_length
-        self.tokens: list[int | None] = [None] * rows
+        self.tokens: list[int | None] = [None] * rows  # of each response when it ended this way
         self._tail = max((len(text.encode()) for text in decoding.stop), default=0) + 8  # tokens that may hold such a text
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -124,12 +102,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
     """Pass on the text of one response token by token: together what `decode` gives for all of its tokens.
 
     All tokens are decoded each time, since the text of a token depends on those before it: a character may take several tokens,
-    and SentencePiece drops the space at the beginning of a text.
-
-    Args:
-        ends: the tokens that end a response.
-        decoding: with the texts that end it.
-        on_text: called with each new part.
+    and SentencePiece drops the space at the beginning of a text. It ends at one of the tokens `ends`.
     """
 
     def __init__(self, tokenizer: Any, ends: Sequence[int], decoding: Decoding, on_text: OnText) -> None:
@@ -165,12 +138,9 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
 
 
 def text_after(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of a response that goes on from a prompt's last token, without special tokens.
+    """The text of a response that goes on from a prompt's last token (`before`; none where a text begins), without special tokens.
 
     SentencePiece drops the space at the beginning of a text, which belongs between a prefix and what goes on from it.
-
-    Args:
-        before: the token before the response; empty where a text begins.
     """
     whole, first = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in ([*before, *ids], list(before)))
     return whole[len(first) :] if whole.startswith(first) else str(tokenizer.decode(list(ids), skip_special_tokens=True))

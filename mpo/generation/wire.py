@@ -26,23 +26,13 @@ MAX_CHOICES = 128
 
 @dataclass(frozen=True)
 class Kind:
-    """The ways of a kind of server.
-
-    Attributes:
-        name: what it is called here.
-        all_tokens: its `top_k` for all tokens, which has to be said since its default is another; None if it takes no `top_k`.
-        from_checkpoint: unless told otherwise, it decodes as the checkpoint's generation_config.json says.
-        tiles: where it takes a tile limit: ``mm_processor_kwargs``, ``max_dynamic_patch`` or ``image_url``; None if nowhere.
-        takes_n: whether it samples `n` responses at once.
-        takes_logprobs: whether it returns log-probs.
-        takes_stop: whether it takes texts that end a response.
-    """
+    """The ways of a kind of server."""
 
     name: str
-    all_tokens: int | None = None
-    from_checkpoint: bool = False
-    tiles: str | None = None
-    takes_n: bool = True
+    all_tokens: int | None = None  # its `top_k` for all tokens, since its default is another; None if it takes no `top_k`
+    from_checkpoint: bool = False  # unless told otherwise, it decodes as the checkpoint's generation_config.json says
+    tiles: str | None = None  # where it takes a tile limit: mm_processor_kwargs, max_dynamic_patch or image_url; None if nowhere
+    takes_n: bool = True  # responses at once
     takes_logprobs: bool = True
     takes_stop: bool = True
 
@@ -73,11 +63,7 @@ def kind_of(model: Mapping[str, Any]) -> Kind:
 
 
 def check_understood(kind: Kind, url: str, decoding: Decoding, max_tiles: int | None) -> None:
-    """Refuse settings that a kind of server would ignore.
-
-    Raises:
-        ValueError: naming the setting and what to do.
-    """
+    """Refuse settings that a kind of server would ignore: a ValueError names the setting and what to do."""
     said = "" if kind.name != "other" else " If it does, say which server it is: kind='vllm', for example."
     if decoding.top_k and kind.all_tokens is None:
         raise ValueError(f"{url} is not known to take top_k={decoding.top_k}. Leave it out, or use top_p.{said}")
@@ -117,14 +103,8 @@ def decoding_fields(kind: Kind, decoding: Decoding, *, first: int, count: int) -
 def chat_fields(kind: Kind, request: Request, *, max_tiles: int | None = None, continued: bool = True) -> dict[str, Any]:
     """The fields of a chat request: its messages, with images as data URLs; a prefix is a message of the assistant at the end.
 
-    Args:
-        kind: the server's.
-        request: what to ask. Its videos become frames, as in training, of one tile each.
-        max_tiles: the largest number of tiles of an image; None for the server's own.
-        continued: ask for the prefix to be gone on from, in vLLM's and SGLang's way.
-
-    Raises:
-        ValueError: for an image or a video that cannot be opened.
+    Videos become frames, as in training, of one tile each. With `continued` the prefix is to be gone on from, in vLLM's and
+    SGLang's way. Raises ValueError for an image or a video that cannot be opened.
     """
     messages, images = request.messages, list(request.images)
     if request.videos:
@@ -133,23 +113,21 @@ def chat_fields(kind: Kind, request: Request, *, max_tiles: int | None = None, c
         messages, images = record["prompt"], _opened(record["images"])
         max_tiles = 1 if kind.tiles else None
     urls = iter(_image_url(image, f"image {number} of {len(images)}") for number, image in enumerate(images, start=1))
+    limit = {"max_dynamic_patch": max_tiles} if max_tiles is not None and images else {}
+    of_image = limit if kind.tiles == "image_url" else {}
     sent = []
     for message in messages:
-        parts: list[dict[str, Any]] = []
-        for part in message["content"]:
-            if part["type"] == "text":
-                parts.append({"type": "text", "text": part["text"]})
-            else:
-                limit = {"max_dynamic_patch": max_tiles} if kind.tiles == "image_url" and max_tiles is not None else {}
-                parts.append({"type": "image_url", "image_url": {"url": next(urls), **limit}})
+        parts = [
+            {"type": "text", "text": part["text"]}
+            if part["type"] == "text"
+            else {"type": "image_url", "image_url": {"url": next(urls), **of_image}}
+            for part in message["content"]
+        ]
         alone = len(parts) == 1 and parts[0]["type"] == "text"
         sent.append({"role": message["role"], "content": parts[0]["text"] if alone else parts})
-    fields: dict[str, Any] = {"messages": sent}
-    if max_tiles is not None and images:
-        if kind.tiles == "mm_processor_kwargs":
-            fields["mm_processor_kwargs"] = {"max_dynamic_patch": max_tiles}
-        elif kind.tiles == "max_dynamic_patch":
-            fields["max_dynamic_patch"] = max_tiles
+    fields: dict[str, Any] = {"messages": sent, **(limit if kind.tiles == "max_dynamic_patch" else {})}
+    if limit and kind.tiles == "mm_processor_kwargs":
+        fields["mm_processor_kwargs"] = limit
     if request.prefix:
         sent.append({"role": "assistant", "content": request.prefix})
         if continued:
@@ -159,12 +137,9 @@ def chat_fields(kind: Kind, request: Request, *, max_tiles: int | None = None, c
 
 def _opened(images: Sequence[Any]) -> list[Any]:
     """The images, with JPEG files in the place of a video's frames."""
-    places: dict[str, list[int]] = {}
-    for place, image in enumerate(images):
-        if isinstance(image, Frame):
-            places.setdefault(image.path, []).append(place)
     found = list(images)
-    for path, own in places.items():
+    for path in dict.fromkeys(image.path for image in images if isinstance(image, Frame)):
+        own = [place for place, image in enumerate(images) if isinstance(image, Frame) and image.path == path]
         for place, frame in zip(own, open_frames(path, [images[place] for place in own]), strict=True):
             jpeg = BytesIO()
             frame.save(jpeg, format="JPEG", quality=95)
@@ -206,18 +181,12 @@ class Choice:
 
 
 def read_choices(data: Any) -> list[Choice]:
-    """The choices of a response, or of a part of a streamed one, in order.
-
-    Raises:
-        ValueError: for anything but a response with one choice or more.
-    """
+    """The choices of a response, or of a part of a streamed one, in order. Raises ValueError for anything else, or without any."""
     try:
-        given = sorted(data["choices"], key=lambda choice: choice.get("index", 0))
         found = []
-        for choice in given:
-            text = (
-                choice["text"] if "text" in choice else (choice["delta"] if "delta" in choice else choice["message"]).get("content")
-            )
+        for choice in sorted(data["choices"], key=lambda choice: choice.get("index", 0)):
+            said = choice if "text" in choice else choice["delta"] if "delta" in choice else choice["message"]
+            text = said.get("text" if "text" in choice else "content")
             if not isinstance(text, str | None):
                 raise ValueError(f"a text is {text!r:.80}")
             found.append(Choice(text or "", choice.get("finish_reason"), _logprobs(choice.get("logprobs"))))

@@ -52,23 +52,13 @@ class BadStep(TypeError, ValueError):
 
 @dataclass
 class Result:
-    """What became of a record.
+    """What became of a record. Those without an output, it or some made of it, are `dropped`, with the step and the reason."""
 
-    Attributes:
-        record: the record.
-        outputs: what the last step made of it.
-        dropped: ``id``, ``input_id``, ``step``, ``reason`` and ``record`` of each record, it or one made of it, without an output.
-        counts: numbers of its records and responses by step, as in `mpo.pipelines.report`.
-        used: the first 64 bits of the key of each response's line in the ledger.
-        failed: it has no output for a reason other than a step's `Dropped`.
-    """
-
-    record: Record
-    outputs: list[Record] = field(default_factory=list)
-    dropped: list[Record] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    used: list[int] = field(default_factory=list)
-    failed: bool = False
+    outputs: list[Record] = field(default_factory=list)  # what the last step made of it
+    dropped: list[Record] = field(default_factory=list)  # id, input_id, step, reason and record of each
+    counts: Counter[str] = field(default_factory=Counter)  # of its records and responses by step, as in `mpo.pipelines.report`
+    used: list[int] = field(default_factory=list)  # the first 64 bits of the key of each response's line in the ledger
+    failed: bool = False  # it has no output for a reason other than a step's `Dropped`
 
 
 class _Asked:
@@ -83,13 +73,9 @@ class _Asked:
 
 
 class Flow:
-    """Sends records through steps.
+    """Sends records through steps. Responses are kept in the `ledger`, and found again there by what each step is `asked_with`.
 
-    Args:
-        steps: the steps, in order.
-        ledger: where responses are kept and found again; None to keep none.
-        asked_with: the model and the sampling of each step, as JSON has them, by which responses are found in the ledger.
-        concurrency: the largest number of requests at the same time to each generator; None for its own.
+    The `concurrency` is the largest number of requests at the same time to each generator; None for its own.
     """
 
     def __init__(
@@ -104,7 +90,8 @@ class Flow:
         self.steps = list(steps)
         self._ledger, self._concurrency = ledger, whole_number("concurrency", concurrency, optional=True)
         self._used = usage(steps)
-        asked = [getattr(step.generator, "concurrency", CONCURRENCY) for step in steps if step.generator is not None]
+        self._asking = [(name, step) for name, step in zip(self.names, self.steps, strict=True) if step.generator is not None]
+        asked = [getattr(step.generator, "concurrency", CONCURRENCY) for _, step in self._asking]
         self._at_once = RECORDS_PER_REQUEST * (concurrency or max(asked, default=1))
         self._queues: dict[str, asyncio.Queue[_Asked | None]] = {}
         self._stopping = False
@@ -113,15 +100,10 @@ class Flow:
         self._finishing = ThreadPoolExecutor(1, "finish")  # its threads start with its first task
 
     def run(self, records: Iterable[Record], emit: Callable[[Result], None]) -> None:
-        """Send records through the steps.
+        """Send records through the steps; `emit` is called with each result, in the order of the records, from another thread.
 
-        Args:
-            records: the records, read as they are needed.
-            emit: called with each result, in the order of the records, from another thread.
-
-        Raises:
-            KeyboardInterrupt: after Ctrl-C, when the responses that were on their way have come; a second Ctrl-C does not wait.
-            ConnectionError: for a server that cannot be used.
+        Raises ConnectionError for a server that cannot be used, and KeyboardInterrupt after Ctrl-C, when the responses that were on
+        their way have come; a second Ctrl-C does not wait.
         """
         try:
             # a notebook's own thread has a loop already
@@ -176,9 +158,7 @@ class Flow:
     async def _run(self, records: Iterable[Record], emit: Callable[[Result], None]) -> None:
         self._task = asyncio.current_task()
         CALLING.set(self._calling)
-        self._queues = {
-            name: asyncio.Queue() for name, step in zip(self.names, self.steps, strict=True) if step.generator is not None
-        }
+        self._queues = {name: asyncio.Queue() for name, _ in self._asking}
         held: dict[int, Result] = {}
         started = emitted = 0
         active, room = asyncio.Semaphore(self._at_once), asyncio.Semaphore(self._at_once + MAX_HELD)
@@ -198,9 +178,8 @@ class Flow:
                 room.release()
 
         async with asyncio.TaskGroup() as asking:
-            for name, step in zip(self.names, self.steps, strict=True):
-                if name in self._queues:
-                    asking.create_task(self._ask_all(step, self._queues[name]))
+            for name, step in self._asking:
+                asking.create_task(self._ask_all(step, self._queues[name]))
             async with asyncio.TaskGroup() as working:
                 for record in records:
                     await room.acquire()
@@ -218,7 +197,7 @@ class Flow:
             queue.put_nowait(None)
 
     async def _through(self, record: Record) -> Result:
-        result = Result(record, counts=Counter(records=1))
+        result = Result(counts=Counter(records=1))
         current = [record]
         for name, step in zip(self.names, self.steps, strict=True):
             result.counts[f"{name}/in"] += len(current)
@@ -275,12 +254,11 @@ class Flow:
         keys: list[str] = []
         if self._ledger is not None:
             about["request"] = request_hash(request, self._asked_with.get(name))
-            keys, others = (
-                [key_of(whose, name, number, about["request"], sample) for sample in range(len(found))] for whose in (record_id, "")
-            )
-            for sample, (key, other) in enumerate(zip(keys, others, strict=True)):
-                if kept := self._ledger.get(key) or self._ledger.get(other):
-                    keys[sample], found[sample] = kept
+            for sample in range(len(found)):
+                own, shared = (key_of(whose, name, number, about["request"], sample) for whose in (record_id, ""))
+                kept = self._ledger.get(own) or self._ledger.get(shared)
+                keys.append(kept[0] if kept else own)
+                found[sample] = kept[1] if kept else None
         asked = _Asked(request, about, found, keys)
         if asked.missing:
             if self._stopping:  # nobody takes it any more
@@ -293,8 +271,7 @@ class Flow:
         for response in whole:
             result.counts[f"{name}/finish_reason/{response.finish_reason}"] += 1
         if asked.errors:
-            first = min(asked.errors)
-            raise asked.errors[first]
+            raise asked.errors[min(asked.errors)]
         return whole
 
     def _keep(self, answer: Response | None = None, key: str = NO_KEY, about: Mapping[str, Any] | None = None) -> None:
@@ -332,7 +309,13 @@ class Flow:
         settings = {"concurrency": self._concurrency, **step.sampling}
         try:
             async for number, sample, answer in step.generator.stream(items(), **settings):
-                self._take(pending, begun, number, sample, answer)
+                asked, samples = pending[number]
+                samples.remove(sample)
+                if not samples:
+                    del pending[number]
+                self._take(asked, sample, answer)
+                if not asked.left:
+                    begun.remove(asked)
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
@@ -343,18 +326,7 @@ class Flow:
             if (left := queue.get_nowait()) is not None:
                 left.done.cancel()
 
-    def _take(
-        self,
-        pending: dict[int, tuple[_Asked, set[int]]],
-        begun: set[_Asked],
-        number: int,
-        sample: int,
-        answer: Response | GenerationError,
-    ) -> None:
-        asked, samples = pending[number]
-        samples.remove(sample)
-        if not samples:
-            del pending[number]
+    def _take(self, asked: _Asked, sample: int, answer: Response | GenerationError) -> None:
         if isinstance(answer, Response):
             # before anything else: what is paid for is on disk when the next one is asked
             self._keep(answer, asked.keys[sample] if asked.keys else NO_KEY, {**asked.about, "sample": sample})
@@ -362,10 +334,8 @@ class Flow:
         else:
             asked.errors[sample] = answer
         asked.left -= 1
-        if not asked.left:
-            begun.remove(asked)
-            if not asked.done.done():  # nobody waits after an error elsewhere
-                asked.done.set_result(None)
+        if not asked.left and not asked.done.done():  # nobody waits after an error elsewhere
+            asked.done.set_result(None)
 
 
 def _caught(function: Callable[..., T], *args: Any) -> T | Exception:
@@ -402,9 +372,7 @@ def requests_of(step: Step, record: Record) -> list[Request]:
 def finished(step: Step, record: Record, responses: Sequence[Sequence[Response]]) -> list[Record]:
     """What a step makes of a copy of a record, with ids: the record's own or, if there may be several, ``ID/0``, ``ID/1``, ...
 
-    Raises:
-        Dropped: by the step.
-        BadStep: for outputs of another type than the step says, and a measure that is no finite number.
+    Raises what the step raises, and BadStep for outputs of another type than it says, and a measure that is no finite number.
     """
     found = step.finish(copied(record), responses)
     each = found if isinstance(found, list) else [found]
@@ -428,11 +396,7 @@ def _is_number(value: Any) -> bool:
 
 
 def step_names(steps: Sequence[Step]) -> list[str]:
-    """Name steps by their verbs; of several with the same verb, the later ones are numbered.
-
-    Raises:
-        ValueError: without any steps, and for one without a verb, or with one that another step's name is.
-    """
+    """Name steps by their verbs; of several with the same verb, the later ones are numbered. Raises ValueError for bad ones."""
     if not isinstance(steps, Sequence) or not steps:
         raise ValueError(f"Expected a list of one step or more; got {steps!r:.80}.")
     verbs: list[Any] = [getattr(step, "verb", None) for step in steps]

@@ -94,7 +94,7 @@ class Job:
         """Run the job, or go on with it.
 
         Args:
-            workers: number of processes on this machine, which take shards (extra ``scale``).
+            workers: number of processes on this machine, which take shards.
             retry_dropped: try the records again that were dropped.
             progress: show how far it is.
 
@@ -151,11 +151,7 @@ class Job:
             bar.close()
 
     def prepare(self, workers: int = 1) -> None:
-        """Check the settings and all records before anything is paid for, and write `job.json`.
-
-        Raises:
-            ValueError: as in `run`.
-        """
+        """Check the settings and all records before anything is paid for, and write `job.json`. Errors are those of `run`."""
         path, self._base = self.folder / SETTINGS, []
         before = read_json_object(path) if path.exists() else None
         known = before["steps"] if before else {}
@@ -199,11 +195,7 @@ class Job:
                 (self.folder / name).unlink(missing_ok=True)
 
     def changed(self) -> bool:
-        """Whether the records are others than those of the folder, or in other places. Its models are not needed.
-
-        Raises:
-            ValueError: as in `run`, for records none of which was there before.
-        """
+        """Whether the records are others than those of the folder, or in other places; no model is needed. Errors as in `run`."""
         if not (self.folder / SETTINGS).is_file():
             return True
         before = read_json_object(self.folder / SETTINGS)
@@ -225,10 +217,8 @@ class Job:
         """Look at all records and their files, and compare them with those in the `job.json` before.
 
         Returns:
-            two numbers of each record, shape (number, 2): a hash of it with what its images and videos contain, wherever they are
-            (0 for one that cannot be asked), without its id and `OF_ANSWER`, and one of all of it with their sizes and times: where
-            this is known, they are not read again. What `job.json` says about the records. And whether those before are others now,
-            or in other places, so that the output is made again.
+            two numbers of each record (`_marks`), shape (number, 2); what `job.json` says about the records; and whether those
+            before are others now, or in other places, so that the output is made again.
         """
         size = before["records"]["number"] if before else 0
         file = self.folder / MARKS
@@ -243,25 +233,13 @@ class Job:
             ids.append(id_hash(record["id"]))
             digest.update(line := json_line(record, digestible))
             first = digest.hexdigest() if place + 1 == size else first
-            content = look = 0
             try:
-                shown = self._check(record)
-                lists = (record.get(name) for name in FILES)  # of any kind, where records are kept as they are
-                mine = [file for found in lists if isinstance(found, list) for file in found if isinstance(file, str)]
-                mine = [*filter(os.path.exists, mine)]
-                look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in (*shown, *mine)]}")  # shown may be pixels
-                content = int(known[place, 0]) if place < len(known) and int(known[place, 1]) == look else 0
-                if not content:
-                    has_files = any(name in record for name in FILES) or bool(shown)  # their contents, wherever they are
-                    files = {"": [content_hash(file) for file in shown]} if has_files else {}
-                    left_out = {"id", *OF_ANSWER, *(FILES if files else ())}
-                    rest = {name: value for name, value in record.items() if name not in left_out}
-                    content = id_hash(json_line({**rest, **files}, digestible).decode()) or 1
+                marks.extend(self._marks(record, line, known[place : place + 1]))
             except BadStep:
                 raise
             except ValueError as error:
                 bad.append(f"{record['id']!r}: {error}" if len(bad) < SHOWN_LINES else "")
-            marks.extend((content, look))
+                marks.extend((0, 0))
         refuse_repeated(ids, ((f"record {place}", record["id"]) for place, record in enumerate(self._read())))
         if not marks:
             raise ValueError("The data set has no records.")
@@ -287,6 +265,24 @@ class Job:
         if moved and lost:
             log.warning("%s: %d of %d records are gone or have changed since the last run.", self.folder, lost, size)
         return found, own, moved
+
+    def _marks(self, record: Record, line: bytes, known: Any) -> tuple[int, int]:
+        """A hash of a record with what its images and videos contain, wherever they are, without its id and `OF_ANSWER`.
+
+        And one of all of it with their sizes and times: where this one is `known`, they are not read again.
+        """
+        shown = self._check(record)
+        lists = (record.get(name) for name in FILES)  # of any kind, where records are kept as they are
+        mine = [file for found in lists if isinstance(found, list) for file in found if isinstance(file, str)]
+        mine = [*filter(os.path.exists, mine)]
+        look = id_hash(f"{line!r} {[content_hash(file, read=False) for file in (*shown, *mine)]}")  # shown may be pixels
+        if len(known) and int(known[0, 1]) == look and known[0, 0]:
+            return int(known[0, 0]), look
+        has_files = any(name in record for name in FILES) or bool(shown)  # their contents, wherever they are
+        files = {"": [content_hash(file) for file in shown]} if has_files else {}
+        left_out = {"id", *OF_ANSWER, *(FILES if files else ())}
+        rest = {name: value for name, value in record.items() if name not in left_out}
+        return id_hash(json_line({**rest, **files}, digestible).decode()) or 1, look
 
     def _answered(self, settings: Mapping[str, Any]) -> bool:
         """Whether a ledger has a response to what one of the records asks, or no ledger has any."""

@@ -27,36 +27,23 @@ _SPENT, _CHECKSUM = b', "spent": ', b', "checksum": "'
 
 
 def key_of(record_id: str, step: str, number: int, request: str, sample: int) -> str:
-    """Return the key of a response, in hex digits: of a sample of one of a step's requests about the record that it was given.
-
-    The `number` is the request's among those about this record, and `request` its hash (`request_hash`).
-    """
+    """The key of a sample of a request (its number among those about this record, its hash) of a step, in hex digits."""
     return _digest(json.dumps([record_id, step, number, request, sample]).encode())
 
 
 def request_hash(request: Request, asked_with: Any = None) -> str:
     """Hash what a model is asked: messages, prefix, and the contents of the images and videos, wherever they are.
 
-    Args:
-        request: the request.
-        asked_with: the model and the sampling, as JSON has them; a ledger of others has no response to it.
-
-    Raises:
-        ValueError: for an image or video that is gone.
+    A ledger of another model and sampling (`asked_with`) has no response to it. Raises ValueError for a file that is gone.
     """
     files = [[content_hash(one) for one in files] for files in (request.images, request.videos)]
     return _digest(json.dumps([request.messages, request.prefix or "", *files, asked_with], sort_keys=True).encode())
 
 
 def content_hash(image: Any, *, read: bool = True) -> str:
-    """Hash an image: the bytes of a file (of all files of a folder), encoded bytes, or the pixels of a PIL image.
+    """Hash an image or video: the bytes of a file (of all files of a folder), encoded bytes, or the pixels of a PIL image.
 
-    Args:
-        image: the image or video.
-        read: False hashes a file's size and times instead, and nothing else.
-
-    Raises:
-        ValueError: for a file that is gone.
+    Without `read` only a file's size and times count. Raises ValueError for a file that is gone.
     """
     if isinstance(image, str | os.PathLike):
         try:
@@ -128,17 +115,9 @@ class Ledger:
     """A JSONL file of responses that is only appended to. Its index takes 16 bytes a response that was there when it was opened.
 
     Args:
-        path: the file. An unfinished end, which a killed process or a full disk leaves, is cut off.
+        path: the file. An unfinished end, which a killed process or a full disk leaves, is `cut` off. Damage elsewhere is refused.
         base: another ledger, whose responses are found too, and which stays as it is; None for none.
         shared: find responses also by the key of their request without a record (`key_of` with ``""``).
-
-    Attributes:
-        spent: what the generators used, added up.
-        kept: number of responses.
-        cut: number of bytes that were cut off.
-
-    Raises:
-        ValueError: for damage before the last line, naming the line.
     """
 
     def __init__(self, path: Path, base: Ledger | None = None, *, shared: bool = False) -> None:
@@ -178,9 +157,8 @@ class Ledger:
         if place > end:
             os.ftruncate(self._file, end)
         self.cut, self._size = place - end, end
-        order = np.argsort(np.frombuffer(keys, np.uint64), kind="stable") if keys else np.empty(0, np.int64)
-        self._keys = np.frombuffer(keys, np.uint64)[order] if keys else np.empty(0, np.uint64)
-        self._places = np.frombuffer(places, np.uint64)[order] if keys else self._keys
+        order = np.argsort(np.array(keys, np.uint64), kind="stable")
+        self._keys, self._places = (np.array(one, np.uint64)[order] for one in (keys, places))
 
     def get(self, key: str) -> tuple[str, Response] | None:
         """Return the response of a key that was there when the ledger was opened, with its line's own key, or None."""
@@ -197,16 +175,9 @@ class Ledger:
         return None if self.base is None else self.base.get(key)
 
     def append(self, key: str, about: Mapping[str, Any], response: Response | None, spent: Mapping[str, Any]) -> None:
-        """Append a response; it survives the end of this process.
+        """Append a response (None with `NO_KEY`) with what its key was made of, and what was `spent` since the one before.
 
-        Args:
-            key: its key.
-            about: what the key was made of, for readers of the file.
-            response: the response; None with `NO_KEY`.
-            spent: what the generators used since the response before.
-
-        Raises:
-            OSError: for a full disk; what was written of the line is removed.
+        It survives the end of this process. Raises OSError for a full disk; what was written of the line is removed.
         """
         data = json_bytes({"key": key, **about, "response": response and asdict(response), "spent": spent})[:-1]
         line = data + _CHECKSUM + f'{zlib.crc32(data):08x}"}}\n'.encode()

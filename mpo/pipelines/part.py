@@ -43,14 +43,9 @@ class InUse(BlockingIOError):
 
 @contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold a folder, which is free again when this process ends, however it ends.
+    """Hold what a name says of a folder, which is created; it is free again when this process ends, however it ends.
 
-    Args:
-        folder: the folder, which is created.
-        name: what is held of it: those with different names do not keep each other out.
-
-    Raises:
-        InUse: if another process holds it, naming that.
+    Raises InUse if another process holds it, naming that.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,13 +65,10 @@ def locked(folder: Path, name: str) -> Iterator[None]:
 
 
 class Part:
-    """A range of records. Its files are a function of the records, the steps and the responses, whenever they came.
+    """A range of records (`size` of them). Its files are a function of the records, the steps and the responses.
 
-    Args:
-        folder: its folder.
-        size: number of its records.
-        images: folder for encoded images of records, which JSON cannot hold, in that of the job.
-        last: it counts what was spent before the job had several parts.
+    In the folder `images` of the job are encoded images of records, which JSON cannot hold. The `last` part counts what was spent
+    before the job had several.
     """
 
     def __init__(self, folder: Path, size: int, images: Path, *, last: bool = False) -> None:
@@ -127,27 +119,23 @@ class Part:
         steps: Sequence[Step],
         records: Iterable[Record],
         *,
-        asked_with: Mapping[str, Any] | None = None,
-        base: Ledger | None = None,
-        shared: bool = False,
-        concurrency: int | None = None,
+        asked_with: Mapping[str, Any],
+        base: Ledger | None,
+        shared: bool,
+        concurrency: int | None,
         max_failures: int,
         proven: Callable[[], bool],
         show: Show,
     ) -> None:
-        """Send the records that are left through the steps.
+        """Send the records that are left through the steps. Arguments and errors are those of `Flow` and `Job.run`, and:
 
         Args:
-            steps, asked_with, concurrency: as in `Flow`.
             records: the records of this part, from its first one.
             base: `base_ledger` of the job, if it has several parts.
             shared: responses to the same requests about other records are taken.
             max_failures: how many records may fail before any succeeds.
             proven: whether records of another part have succeeded.
             show: called with the progress as it grows.
-
-        Raises:
-            ValueError, OSError, InUse: as in `mpo.pipelines.job.Job.run`.
         """
         with locked(self.folder, "part"):
             if self.finished:
@@ -176,8 +164,7 @@ def base_ledger(job: Path, *, shared: bool) -> Ledger | None:
 
 def total(parts: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str]]:
     """Add up the counts of parts, and what was spent on them."""
-    counts: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
+    counts, spent = Counter[str](), Counter[str]()
     for part in parts:
         counts.update(part["counts"])
         spent.update(part["spent"])
@@ -200,7 +187,7 @@ class _Writing:
             os.ftruncate(file, size)
         self.done: int = before["records"]
         self._counts: Counter[str] = Counter(before["counts"])
-        self._failures: list[Result] = []
+        self._waiting: list[Result] = []
         self._lock, self._ending = threading.Lock(), threading.Event()
         self._error: OSError | None = None
         self._written: str | None = None
@@ -226,26 +213,25 @@ class _Writing:
         """Write a result; failures before the first success wait for it."""
         if self._error is not None:
             raise self._error
-        if not (result.failed and not self.done):
-            for one in (*self._failures, result):
-                self._write(one)
-            self._failures.clear()
-        else:
-            self._failures.append(result)
-            if len(self._failures) >= self._max_failures:
-                self.end()
+        self._waiting.append(result)
+        if not result.failed or self.done:
+            self._write_waiting()
+        elif len(self._waiting) >= self._max_failures:
+            self.end()
 
     def end(self) -> None:
         """Write the failures that wait, or refuse a part in which everything fails."""
-        if self._failures and not self._proven():
-            first = self._failures[0].dropped[0]
+        if self._waiting and not self._proven():
+            first = self._waiting[0].dropped[0]
             raise ValueError(
-                f"The first {len(self._failures)} records all fail, so that the job stops; {first['id']!r}: {first['reason']} "
+                f"The first {len(self._waiting)} records all fail, so that the job stops; {first['id']!r}: {first['reason']} "
                 "Fix the cause, and run the same command to continue."
             )
-        for one in self._failures:
-            self._write(one)
-        self._failures.clear()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            self._write(self._waiting.pop(0))
 
     def _write(self, result: Result) -> None:
         for one in result.dropped:
@@ -263,8 +249,8 @@ class _Writing:
 
     def _progress(self) -> dict[str, Any]:
         with self._lock:
-            counts, digests = {**self._counts}, [digest.hexdigest() for digest in self._digests]
-            now = {"records": self.done, "sizes": [*self._sizes], "digests": digests, "counts": counts}
+            digests = [digest.hexdigest() for digest in self._digests]
+            now = {"records": self.done, "sizes": [*self._sizes], "digests": digests, "counts": {**self._counts}}
             return {**now, "spent": {**self._ledger.spent}, "kept": self._ledger.kept}
 
     def _sync_always(self) -> None:

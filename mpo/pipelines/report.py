@@ -21,11 +21,9 @@ EVERY_SECONDS = 30.0
 def count_reason(counts: Counter[str], step: str, reason: str) -> None:
     """Count a reason for which a record was dropped. Reasons that differ in numbers, paths or quotes only are the same."""
     masked = re.sub(r"'[^']*'|\"[^\"]*\"|\S*[0-9/]\S*", "*", " ".join(reason.split()))[:120]
-    name = f"{step}/reason/{masked}"
     start = f"{step}/reason/"
-    if name not in counts and sum(one.startswith(start) for one in counts) >= MAX_REASONS:
-        name = f"{start}other"
-    counts[name] += 1
+    known = start + masked in counts or sum(one.startswith(start) for one in counts) < MAX_REASONS
+    counts[start + (masked if known else "other")] += 1
 
 
 def make_report(counts: Mapping[str, Any], steps: Sequence[str]) -> dict[str, Any]:
@@ -81,16 +79,17 @@ def page(report: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequen
     """Write a report as a self-contained HTML page, with the first lines of both files."""
     total = f"{report['records']:,} records = {report['output']:,} in the output + {report['dropped']:,} dropped"
     unused = f"; unused responses, to what is gone or has changed: {report['unused']:,}" if "unused" in report else ""
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(total)}</title><style>{STYLE}</style></head>"
-        f"<body><h1>{escape(total + unused)}</h1>{''.join(table(row) for row in report['steps'])}<h2>Settings</h2>{table(settings)}"
-        + "".join(
-            f"<h2>First lines of {name}</h2>" + "".join(f"<pre>{escape(line.decode(errors='ignore'))}</pre>" for line in lines)
-            for name, lines in (("output.jsonl", outputs), ("dropped.jsonl", dropped))
-            if lines
-        )
-        + "</body></html>\n"
-    )
+    body = f"{table(report['steps'])}<h2>Settings</h2>{table(settings)}"
+    for name, lines in (("output.jsonl", outputs), ("dropped.jsonl", dropped)):
+        shown = "".join(f"<pre>{escape(line.decode(errors='ignore'))}</pre>" for line in lines)
+        body += f"<h2>First lines of {name}</h2>{shown}" if lines else ""
+    return html_page(total + unused, body)
+
+
+def html_page(title: str, body: str, style: str = "") -> str:
+    """A self-contained HTML page of a title, a body, and styles beside `STYLE`."""
+    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}{style}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body><h1>{escape(title)}</h1>{body}</body></html>\n"
 
 
 def table(value: Any) -> str:
@@ -100,23 +99,13 @@ def table(value: Any) -> str:
         return f"<table>{rows}</table>"
     if isinstance(value, list):
         return "".join(table(inner) for inner in value)
-    return escape(
-        f"{value:,.6g}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    return escape(str(value))
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line on stderr, every 30 seconds.
-
-    Args:
-        total: number of records.
-        done: how many were finished before.
-        show: False shows nothing.
-    """
+    """A bar on a terminal; elsewhere a line on stderr, every 30 seconds. `done` of the `total` records were finished before."""
 
     def __init__(self, total: int, done: int, *, show: bool = True) -> None:
         ipython = sys.modules.get("IPython")  # a notebook shows a bar too

@@ -1,4 +1,4 @@
-"""The same job over several processes or machines, with datatrove's executors (extra ``scale``).
+"""The same job over several processes, or over machines with datatrove's executors (extra ``scale``).
 
 Ray was tried by hand, with ray 2.60 and datatrove's executor on one machine: `executor(job, "ray", tasks=2).run()` after
 `ray.init(num_cpus=2)` gave the bytes of one process. Its workers have to import the module of the job's steps (``PYTHONPATH``).
@@ -12,9 +12,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from importlib import import_module
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
+
+import multiprocess  # of datasets: it pickles what a notebook defines
 
 from mpo.pipelines.part import SHARDS, InUse, locked, total
 from mpo.pipelines.report import Progress
@@ -22,21 +24,13 @@ from mpo.pipelines.report import Progress
 if TYPE_CHECKING:
     from mpo.pipelines.job import Job
 
-try:
-    import datatrove.executor
-    import multiprocess
-    from datatrove.executor import LocalPipelineExecutor
-    from datatrove.executor.base import PipelineExecutor
-except ModuleNotFoundError as error:
-    raise ValueError(f"Several workers need datatrove ({error}): pip install 'mpo-trainer[scale]'.") from None
-
 LOGS = "datatrove"
 POLL_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
-def executor(job: Job, kind: str = "slurm", *, tasks: int, **settings: Any) -> PipelineExecutor:
-    """Prepare a job for many machines, all of which see its folder, and return the executor whose `run` starts it.
+def executor(job: Job, kind: str = "slurm", *, tasks: int, **settings: Any) -> Any:
+    """Prepare a job for many machines, all of which see its folder, and return datatrove's executor whose `run` starts it.
 
     Each task takes shards until none is left. That of a task that was killed is taken over by another one, or by the task itself
     when Slurm starts it again. The last one puts the parts together.
@@ -48,93 +42,97 @@ def executor(job: Job, kind: str = "slurm", *, tasks: int, **settings: Any) -> P
         settings: further arguments of datatrove's executor, such as ``time`` and ``partition`` of Slurm's.
 
     Raises:
-        ValueError: as in `Job.run`, and for another kind.
+        ValueError: as in `Job.run`, for another kind, and without datatrove.
     """
     if kind not in ("slurm", "ray", "local"):
         raise ValueError(f"Expected slurm, ray or local; got {kind!r}.")
+    try:
+        made = getattr(import_module("datatrove.executor"), f"{kind.capitalize()}PipelineExecutor")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"Several machines need datatrove ({error}): pip install 'mpo-trainer[scale]'.") from None
     with locked(job.folder, "job"):
         job.prepare(tasks)
-    folder = str(job.folder / SHARDS / LOGS)
     # datatrove's marks of finished tasks say nothing here: a task that ended with an error may have finished many shards
-    made = getattr(datatrove.executor, f"{kind.capitalize()}PipelineExecutor")
-    return made([Work(job)], tasks=tasks, logging_dir=folder, skip_completed=False, **settings)
+    return made([Work(job)], tasks=tasks, logging_dir=str(job.folder / SHARDS / LOGS), skip_completed=False, **settings)
 
 
 class Work:
-    """The one function of datatrove's pipeline: takes shards that nobody works on until all are finished.
+    """The one function of datatrove's pipeline: takes shards until all are finished, and puts the parts together."""
 
-    Args:
-        job: a job that is prepared.
-        failed: where to send an error, instead of raising it; the caller then puts the parts together.
-    """
-
-    def __init__(self, job: Job, failed: Callable[[BaseException], None] | None = None) -> None:
-        self.job, self.failed = job, failed
+    def __init__(self, job: Job) -> None:
+        self.job = job
 
     def __deepcopy__(self, memo: Any) -> Work:  # of its generators' connections
         return self
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Take shards, those of this rank first."""
-        try:
-            parts = self.job.parts()
-            first = len(parts) * rank // world_size
-            while left := [number for number, part in enumerate(parts) if not part.finished]:
-                if not any([self._took(number) for number in sorted(left, key=lambda number: (number - first) % len(parts))]):
-                    time.sleep(POLL_SECONDS)
-            if self.failed is None:
-                self.job.finish()
-        except BaseException as error:
-            if self.failed is None:
-                raise
-            self.failed(error)
+        _take_shards(self.job, rank, world_size)
+        self.job.finish()
 
-    def _took(self, number: int) -> bool:
+
+def _take_shards(job: Job, rank: int, workers: int) -> None:
+    """Work on shards that nobody works on until all are finished, those of this rank first."""
+
+    def took(number: int) -> bool:
         try:
-            self.job.run_part(number)
+            job.run_part(number)
         except InUse:
             return False
         return True
 
+    parts = job.parts()
+    first = len(parts) * rank // workers
+    while left := [number for number, part in enumerate(parts) if not part.finished]:
+        if not any([took(number) for number in sorted(left, key=lambda number: (number - first) % len(parts))]):
+            time.sleep(POLL_SECONDS)
 
-class _Supervised(LocalPipelineExecutor):  # type: ignore[misc]
-    """datatrove's local executor, each rank in a process of its own: its pool would wait for a killed one for ever."""
 
-    def run(self) -> list[BaseException]:
-        (work,) = self.pipeline  # type: ignore[has-type]
-        context = multiprocess.get_context(self.start_method)
-        processes, receivers = [], []
-        for rank in range(self.tasks):
-            receiver, sender = context.Pipe(duplex=False)
-            self.pipeline = [Work(work.job, sender.send)]
-            processes.append(context.Process(target=self._rank, args=(rank,)))
-            processes[-1].start()
-            sender.close()
-            receivers.append(receiver)
-        bar = Progress(work.job.count, self._done()[0]["records"], show=self.show)
-        try:
-            while any(process.is_alive() for process in processes):
-                wait([process.sentinel for process in processes if process.is_alive()], POLL_SECONDS)
-                bar.update(*self._done())
-        except KeyboardInterrupt:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
-            raise
-        finally:
-            bar.close()
-        errors = [_error(process, receiver) for process, receiver in zip(processes, receivers, strict=True)]
-        return [error for error in errors if error is not None]
+def run_local(job: Job, workers: int, *, progress: bool = True) -> None:
+    """Run the shards of a job that is prepared in processes of this machine. A killed one's are taken over by the others.
 
-    def _done(self) -> Any:
-        return total(part.progress() for part in self.job.parts())
+    Raises the first error of a worker, if shards are left; ChildProcessError if all were killed.
+    """
+    context = multiprocess.get_context("forkserver")
+    processes, receivers = [], []
+    for rank in range(workers):
+        receiver, sender = context.Pipe(duplex=False)
+        processes.append(context.Process(target=_work, args=(job, rank, workers, sender)))
+        processes[-1].start()
+        sender.close()
+        receivers.append(receiver)
 
-    def _rank(self, rank: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent says when to stop
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        self._run_for_rank(rank, rank + 1)
+    def done() -> Any:
+        return total(part.progress() for part in job.parts())
+
+    bar = Progress(job.count, done()[0]["records"], show=progress)
+    try:
+        while any(process.is_alive() for process in processes):
+            wait([process.sentinel for process in processes if process.is_alive()], POLL_SECONDS)
+            bar.update(*done())
+    except KeyboardInterrupt:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        raise
+    finally:
+        bar.close()
+    for process, receiver in zip(processes, receivers, strict=True):
+        if error := _error(process, receiver):
+            if not all(part.finished for part in job.parts()):
+                raise error
+            log.warning("%s The others took over.", error)
+
+
+def _work(job: Job, rank: int, workers: int, sender: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent says when to stop
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _take_shards(job, rank, workers)
+    except BaseException as error:
+        sender.send(error)
 
 
 def _end_with_parent() -> None:
@@ -149,18 +147,3 @@ def _error(process: Any, receiver: Any) -> BaseException | None:
         return sent
     except EOFError:
         return None if process.exitcode == 0 else ChildProcessError(f"A worker was killed (exit code {process.exitcode}).")
-
-
-def run_local(job: Job, workers: int, *, progress: bool = True) -> None:
-    """Run the shards of a job that is prepared in processes of this machine. A killed one's are taken over by the others.
-
-    Raises:
-        the first error of a worker, if shards are left; ChildProcessError if all were killed.
-    """
-    supervised = _Supervised([Work(job)], tasks=workers, logging_dir=str(job.folder / SHARDS / LOGS), skip_completed=False)
-    supervised.job, supervised.show = job, progress
-    errors = supervised.run()
-    for error in errors:
-        if not all(part.finished for part in job.parts()):
-            raise error
-        log.warning("%s The others took over.", error)

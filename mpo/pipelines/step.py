@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.flow import BadStep, Dropped, Flow, Record, Result, log
 from mpo.pipelines.ledger import plain
+from mpo.schema import Question
 
 __all__ = ["Dropped", "Record", "Step", "to_record"]
 
@@ -147,3 +148,8 @@ def to_record(given: Any, place: int = 0) -> Record:
         if isinstance(record.get(name), list | tuple):
             record[name] = [os.path.abspath(one) if isinstance(one, str | Path) else one for one in record[name]]
     return record
+
+
+def question_of(record: Mapping[str, Any]) -> Question:
+    """The question of a record that was made of one."""
+    return Question(**{"messages": [], **{one.name: record[one.name] for one in fields(Question) if one.name in record}})

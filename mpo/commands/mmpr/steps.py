@@ -9,7 +9,7 @@ from typing import Any
 from mpo.commands.flags import add, path
 from mpo.commands.outcome import Report
 
-SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "seed")
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 1024, "seed": 0}
 
 
 def add_job(parser: argparse.ArgumentParser, *, model: bool = False, made: bool = True) -> None:
@@ -17,7 +17,7 @@ def add_job(parser: argparse.ArgumentParser, *, model: bool = False, made: bool 
     if model:
         parser.add_argument("model", metavar="MODEL", help="model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1")
         add(parser, "--workers", "--device", "--model-name", "--max-tiles")
-        for name, default in zip(SAMPLING, (1.0, 1.0, 0, 1024, 0), strict=True):
+        for name, default in SAMPLING.items():
             add(parser, f"--{name.replace('_', '-')}", default=default)
     if made:
         parser.add_argument("input", metavar="INPUT", help="folder of the action before, or its output.jsonl")
@@ -34,7 +34,7 @@ def asked_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {args.model}. Leave it out.")
     if is_server and features is not None:
         raise ValueError(
-            f"--vision-feature-cache={features} is for a model in this process, and {args.model} is a server. Leave it out."
+            f"--vision-feature-cache={features} is for a model in this process; {args.model} is a server. Leave it out."
         )
     given = {name: getattr(args, name) for name in ("device", "model_name", "max_tiles")}
     model: Any = make.open_model(config.Model(model=args.model, **given))

@@ -32,11 +32,7 @@ def start_of(text: str, ratio: float) -> str:
 def joined(text: str, start: str, continuation: str, *, exact: bool = True) -> str:
     """Join the start of a text and what a model has gone on with, with neither a double space nor, unless `exact`, a lost one.
 
-    Args:
-        text: the whole text that the start is of.
-        start: its start (`start_of`).
-        continuation: what follows it.
-        exact: the continuation has its own white space; servers may strip it, so that words would run together.
+    A continuation of a model here has its own white space; servers may strip it, so that words would run together.
 
     >>> joined("A red car.", "A red", " cat."), joined("A red car.", "A red", "cat.", exact=False)
     ('A red cat.', 'A red cat.')

@@ -19,7 +19,7 @@ from mpo.io import bad_record, parse_json, read_json_object, write_text
 from mpo.pipelines.flow import log
 from mpo.pipelines.job import SETTINGS, Job
 from mpo.pipelines.ledger import content_hash
-from mpo.pipelines.mmpr.config import Config, Model, Sampling, Source, Verifying, file_name, is_server
+from mpo.pipelines.mmpr.config import Config, Model, Sampling, Source, Verifying, is_server
 from mpo.pipelines.mmpr.continuation import Continue
 from mpo.pipelines.mmpr.output import META, REPORT, WRITTEN, Output
 from mpo.pipelines.mmpr.pair import Pair
@@ -34,12 +34,9 @@ TRAINED = "trained"
 
 
 class Records:
-    """The records that a job has written, by its folder or the file; read anew each time, with absolute paths.
+    """The records that a job has written, by its folder (the file `name` in it) or the file; read anew each time.
 
-    Args:
-        path: the folder or the file.
-        name: the file in the folder.
-        as_shown: refuse images and videos that are not those that the model was shown (`Sample`).
+    Paths become absolute. With `as_shown`, images and videos that are not those that the model was shown (`Sample`) are refused.
     """
 
     def __init__(self, path: str | Path, name: str = OUTPUT, *, as_shown: bool = False) -> None:
@@ -144,7 +141,7 @@ def make(
     Args:
         config: the configuration.
         output: the folder.
-        workers: number of processes (extra ``scale``), with servers alone.
+        workers: number of processes, with servers alone.
         drop_bad: drop questions that cannot be asked, instead of stopping.
         retry_dropped: try again those that were dropped.
         correct: applied to the sampled records and to the pairs, such as `mpo.review.Corrected.one`.
@@ -177,17 +174,11 @@ def make(
 
 
 def _train(config: Config, folder: Path) -> None:
-    words = [
-        f"data.meta={folder / META}",
-        f"model.name_or_path={config.models[0].model}",
-        f"run_dir={folder / 'run'}",
-        "resume=auto",
-    ]
+    run = folder / "run"
+    words = [f"data.meta={folder / META}", f"model.name_or_path={config.models[0].model}", f"run_dir={run}", "resume=auto"]
     done = subprocess.run([sys.executable, "-m", "mpo", "train", "data=mmpr", *words, *config.train])
     if done.returncode:
-        raise ChildProcessError(
-            f"mpo train in {folder / 'run'} failed with status {done.returncode}. Run the same command to continue."
-        )
+        raise ChildProcessError(f"mpo train in {run} failed with status {done.returncode}. Run the same command to continue.")
     write_text(folder / TRAINED, json.dumps(_made_with(config)))
 
 
@@ -258,21 +249,19 @@ def _round(config: Config, folder: Path, how: dict[str, Any], drop_bad: bool, co
         reviewed = _reviewed(Records(job.folder), correct, output, str(source.name))
         made = ((record, "") for record in reviewed)
         for record, reason in made if route.is_open else verified(reviewed, verify, job.folder / "verdicts.jsonl"):
-            of = file_name(record.get("source") or str(source.name))
             try:
                 pairs = [] if reason else [record] if route.is_open else pair.finish(record, ())
             except (Dropped, ValueError) as error:
                 reason = str(error)
             if reason:
-                output.dropped(of, record, "pair", reason)
+                output.dropped(record, "pair", reason, str(source.name))
                 continue
             ids = f"{record['id']}/{name.rpartition('-')[2]}" if route.is_open else record["id"]
             asked = {"responses": [{}], **record}  # a pair of the open route is of one response, which nobody has judged
             named = [correct({**one, "id": f"{ids}/{at}"}) for at, one in enumerate(pairs)]
-            output.paired(of, asked, [one for one in named if one is not None], source.max_tiles)
+            output.paired(asked, [one for one in named if one is not None], str(source.name), source.max_tiles)
         for lost in Records(job.folder, DROPPED):
-            of = file_name(lost["record"].get("source") or str(source.name))
-            output.dropped(of, lost["record"], lost["step"], lost["reason"])
+            output.dropped(lost["record"], lost["step"], lost["reason"], str(source.name))
     return output.close(config.model_dump(exclude_defaults=True, by_alias=True), reports)
 
 
@@ -280,18 +269,15 @@ def _reviewed(records: Iterable[Record], correct: Correct, output: Output, sourc
     for record in records:
         kept = correct(record)
         if kept is None:
-            output.dropped(file_name(record.get("source") or source), record, "pair", "rejected in review")
+            output.dropped(record, "pair", "rejected in review", source)
         else:
             yield kept
 
 
 def sampling_steps(own: Sampling, models: list[tuple[str | None, Generator]], rules: Mapping[str, Any]) -> list[Step]:
-    """The steps that sample a source's questions: from each model, and again from each where a question is one-sided.
+    """The steps that sample a source's questions: from each model (with its name), and again where a question is one-sided.
 
-    Args:
-        own: the source's settings.
-        models: names and models.
-        rules: by which a question is one-sided: those of the first run, so that other ones ask nothing.
+    The `rules` by which it is are those of the first run, so that other ones ask nothing.
     """
     if own.until and "limit" in own.until.model_fields_set and own.until.limit < own.n:
         raise ValueError(f"until.limit={own.until.limit} is below n={own.n}, the responses that every question gets. Raise it.")
@@ -315,7 +301,7 @@ def write(job: Job, report: dict[str, Any]) -> None:
     for record in Records(job.folder):
         groups.setdefault(record["input_id"], []).append(record)
     for pairs in groups.values():
-        output.paired(file_name(pairs[0].get("source") or "pairs"), pairs[0], pairs)
+        output.paired(pairs[0], pairs)
     for lost in Records(job.folder, DROPPED):
-        output.dropped(file_name(lost["record"].get("source") or "pairs"), lost["record"], lost["step"], lost["reason"])
+        output.dropped(lost["record"], lost["step"], lost["reason"])
     output.close({}, [{"job": job.names[-1], **report}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import random
@@ -11,15 +10,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from html import escape
-from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from mpo.data.images import open_image
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from mpo.figure import small_url
 from mpo.io import atomic_write, json_line, read_json_object, write_text
 from mpo.pipelines.ledger import content_hash
+from mpo.pipelines.mmpr.config import file_name
 from mpo.pipelines.report import count_reason, page
 
 META, REPORT, PAGE, DROPPED, LINES = "meta.json", "report.json", "report.html", "dropped.jsonl", "annotations"
@@ -30,19 +30,15 @@ PLACEHOLDER = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}|<IMG_CONTEXT>
 """What a model may write and no reader of the data takes in a response: it stands for an image."""
 LARGE, OF_LARGE, LONGEST = 500_000, 3, 1_200_000
 """A file of more lines than `LARGE` has `OF_LARGE` pairs of a question at most; one of more than `LONGEST` is split."""
-SHOWN = 8
+SHOWN, SIDE = 8, 320
+"""Pairs on the page, and the size of their images, in pixels."""
 COUNTED = ("questions", "with pairs", "without pairs", "responses", "pairs made", "pairs")
 """Counts that every row of the report has, also where they are 0."""
 ENDINGS = {"wrong_answer": "pairs_vqa_correctness_rules", "wrong_format": "pairs_vqa_format_rules"}
 
 
 class Output:
-    """The folder of a data set in MMPR's form, whose files appear when they are complete (`close`).
-
-    Args:
-        folder: the folder.
-        formats: ``trl`` and ``swift`` (ms-swift), to write beside MMPR's.
-    """
+    """The folder of a data set in MMPR's form, and in the formats ``trl`` and ``swift`` (ms-swift); `close` completes its files."""
 
     def __init__(self, folder: Path, formats: Sequence[str] = ()) -> None:
         self.folder, self.formats = folder.absolute(), formats
@@ -53,9 +49,9 @@ class Output:
         self._dropped: list[dict[str, Any]] = []
         self._shown: list[dict[str, Any]] = []
 
-    def paired(self, source: str, record: Mapping[str, Any], pairs: list[dict[str, Any]], tiles: int | None = None) -> None:
-        """Add a question and its pairs, with absolute paths of images, and the tile limit of its source."""
-        counts = self._count(source, record, "with pairs")
+    def paired(self, record: Mapping[str, Any], pairs: list[dict[str, Any]], name: str = "pairs", tiles: int | None = None) -> None:
+        """Add a question and its pairs, with absolute paths of images, and the name and the tile limit of its source."""
+        source, counts = self._count(record, name, "with pairs")
         groups: dict[str, list[dict[str, Any]]] = {}
         for pair in pairs:
             counts["pairs made"] += 1
@@ -76,27 +72,24 @@ class Output:
                 self._files[name] = _File(self.folder / LINES / f".{name}", source, tiles)
             self._files[name].add(own)
 
-    def dropped(self, source: str, record: Mapping[str, Any], step: str, reason: str) -> None:
+    def dropped(self, record: Mapping[str, Any], step: str, reason: str, name: str = "pairs") -> None:
         """Add a question without pairs."""
-        count_reason(self._count(source, record, "without pairs"), "without pairs", reason)
+        source, counts = self._count(record, name, "without pairs")
+        count_reason(counts, "without pairs", reason)
         self._dropped.append({"id": record["id"], "source": source, "step": step, "reason": reason})
 
-    def _count(self, source: str, record: Mapping[str, Any], place: str) -> Counter[str]:
+    def _count(self, record: Mapping[str, Any], name: str, place: str) -> tuple[str, Counter[str]]:
+        source = file_name(record.get("source") or name)
         counts = self.sources.setdefault(source, Counter(dict.fromkeys(COUNTED, 0)))
         counts.update(["questions", place])
         for one in record.get("responses", ()):
             counts.update(["responses", f"responses/{one.get('verdict') or 'not judged'}"])
-        return counts
+        return source, counts
 
     def close(self, settings: Mapping[str, Any], jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Write everything, and return the report.
+        """Write everything, and return the report, of the reports of the jobs, each with its name as ``job``.
 
-        Args:
-            settings: what the page shows of the configuration.
-            jobs: the reports of the jobs, each with its name as ``job``.
-
-        Raises:
-            ValueError: if there are no pairs, with the reasons; the report is written, and there is no ``meta.json``.
+        Raises ValueError if there are no pairs, with the reasons; the report is written, and there is no ``meta.json``.
         """
         before = {*read_json_object(self.folder / META)} if (self.folder / META).is_file() else set[str]()
         before |= {*(self.folder / NAMES).read_text().splitlines()} if (self.folder / NAMES).is_file() else set()
@@ -233,22 +226,16 @@ def _arranged(counts: Counter[str]) -> dict[str, Any]:
     judged = sum(counts[f"responses/{verdict}"] for verdict in ("correct", "wrong_answer", "wrong_format"))
     for name, value in sorted(counts.items()):
         outer, _, inner = name.partition("/")
+        kind, of_kind, last = inner.rpartition("/")
         if inner:
-            row.setdefault(f"{outer}: {inner.partition('/')[0]}" if inner.count("/") else f"{outer} by kind", {})[
-                inner.rpartition("/")[2]
-            ] = value
+            row.setdefault(f"{outer}: {kind.partition('/')[0]}" if of_kind else f"{outer} by kind", {})[last] = value
         else:
             row[name] = round(value / counts["pairs"], 1) if name.endswith("characters") else value
     return row | ({"accuracy": round(counts["responses/correct"] / judged, 4)} if judged else {})
 
 
 def _article(pair: Mapping[str, Any]) -> str:
-    shown = ""
-    for path in pair.get("images", ()):
-        image = open_image(path)
-        image.thumbnail((320, 320))
-        image.save(file := BytesIO(), format="JPEG")
-        shown += f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'>"
+    shown = "".join(f"<img alt='' src='{small_url(open_image(path), SIDE)}'>" for path in pair.get("images", ()))
     texts = ((name, str(pair.get(name, ""))) for name in ("question", "answer_gt", "chosen", "rejected"))
     return f"<h3>{escape(pair['id'])}</h3>{shown}" + "".join(
         f"<b>{name}</b><pre>{escape(text)}</pre>" for name, text in texts if text

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpo.generation.generator import Response
+from mpo.generation.generator import Response, whole_number
 from mpo.pipelines.step import Dropped, Record, Step
 
 MAX_PAIRS = 15
@@ -36,8 +36,7 @@ class Pair(Step):
     def __init__(
         self, *, max_pairs: int = MAX_PAIRS, accuracy: Sequence[float] = (0, 1), rewrite: bool = False, seed: int = 0
     ) -> None:
-        if isinstance(max_pairs, bool) or not isinstance(max_pairs, int) or max_pairs < 1:
-            raise ValueError(f"Expected max_pairs to be a whole number of 1 or more; got max_pairs={max_pairs!r}.")
+        max_pairs = whole_number("max_pairs", max_pairs)
         if len(accuracy) != 2 or not 0 <= accuracy[0] <= accuracy[1] <= 1:
             raise ValueError(f"Expected accuracy to be two numbers, 0 <= low <= high <= 1; got accuracy={accuracy!r}.")
         self.max_pairs, self.accuracy, self.rewrite, self.seed = max_pairs, list(accuracy), rewrite, seed
@@ -47,8 +46,7 @@ class Pair(Step):
         if "accuracy" not in record or "responses" not in record:
             raise ValueError("it has no verdicts. Verify it first (mpo mmpr verify).")
         distinct = list({one["text"]: one for one in record["responses"] if one["text"].strip()}.values())
-        right = [one for one in distinct if one["verdict"] == "correct"]
-        wrong = [one for one in distinct if one["verdict"] != "correct"]
+        right, wrong = ([one for one in distinct if (one["verdict"] == "correct") is side] for side in (True, False))
         low, high = self.accuracy
         if not wrong:
             raise Dropped("all responses are right" if right else "all responses are empty")
@@ -83,13 +81,9 @@ def _contains(negative: str | None, positive: str | None) -> bool:
 
 
 def pair_of(record: Record, chosen: Mapping[str, Any], rejected: Mapping[str, Any], negative: str) -> Record:
-    """Make a pair of two responses to a question, with all that its line in an MMPR file holds.
+    """Make a pair of two responses to a question that `Sample` has asked, with all that its line in an MMPR file holds.
 
-    Args:
-        record: the question, as `Sample` has asked it.
-        chosen: the better response: ``text``, and what is known about it (`ABOUT`).
-        rejected: the worse one.
-        negative: what the worse one is: ``wrong_answer``, ``wrong_format``, or how it was made.
+    What the worse one is (`negative`): ``wrong_answer``, ``wrong_format``, or how it was made.
     """
     if "asked" not in record:
         raise ValueError("it is not known how it was asked ('asked'). Sample it with mpo mmpr sample.")

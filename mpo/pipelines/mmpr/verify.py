@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from mpo.data.questions import LETTERS, SELECTION
 from mpo.generation.generator import Response
 from mpo.io import atomic_write, did_you_mean, json_line
 from mpo.pipelines.ledger import content_hash
-from mpo.pipelines.mmpr.strict_format import parse_response
-from mpo.pipelines.step import Record, Step
+from mpo.pipelines.step import Record, Step, question_of
 from mpo.schema import Question
 from mpo.verification import final_answer, verify
 from mpo.verification.dress import boxed
 from mpo.verification.matching import check_rules, match
 
 FORMATS = ("line", "boxed", "any")
+TRIGGERS = ("Final answer:", "Final Answer:", "答案:", "答案：")
+"""The phrases that introduce the final answer in the format ``line``."""
 BY_PERSON = "review"
 """The ``method`` of a verdict that a person gave, which is kept."""
 SHORTEST = 20
@@ -38,13 +39,29 @@ class Judged:
     reason: str
 
 
+def line_answer(response: str) -> str | None:
+    r"""The final answer of a response that ends in a line `Final answer: ...`; None of one in another format.
+
+    The rules are those of the `en` prompt in InternVL's reasoning data pipeline (`utils/accuracy_reward.py`): one trigger, once or
+    twice (the last one counts); at least two line breaks; reasoning before the trigger; one line after it.
+
+    >>> line_answer("The digits are 3 4\n3 + 4 = 7\nFinal answer: 7"), line_answer("7")
+    ('7', None)
+    """
+    trigger = next((trigger for trigger in TRIGGERS if trigger in response), None)
+    if trigger is None or response.count(trigger) > 2 or response.count("\n") < 2:
+        return None
+    rationale, answer = (part.strip() for part in response.rsplit(trigger, maxsplit=1))
+    return answer if rationale and answer and "\n" not in answer else None
+
+
 def judge(response: str, question: Question, format: str = "line") -> Judged:
     r"""Judge a response.
 
     Args:
         response: its full text.
         question: the question, with its ground truths and what else is known of its answer.
-        format: ``line``: as `parse_response`; ``boxed``: a ``\boxed{}`` after any thoughts; ``any``: any other, too.
+        format: ``line``: as `line_answer`; ``boxed``: a ``\boxed{}`` after any thoughts; ``any``: any other, too.
 
     Raises:
         ValueError: as `mpo.verification.verify`.
@@ -56,8 +73,7 @@ def judge(response: str, question: Question, format: str = "line") -> Judged:
     if format == "any":
         answer = final_answer(response, question).answer
     elif format == "line":
-        parsed = parse_response(response)
-        answer = parsed.answer if parsed else None
+        answer = line_answer(response)
         said = f"Final answer: {answer}"
     else:
         _, closed, rest = response.rpartition("</think>")
@@ -78,11 +94,8 @@ def unanswerable(question: Question) -> str:
         check_rules(question.kind, question.choices, question.tolerance)
     except ValueError as error:
         return str(error)
-    if (
-        not choices
-        or question.kind not in (None, "choice", SELECTION)
-        or {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}
-    ):
+    named = {*question.ground_truths} & {*choices, *LETTERS[: len(choices)]}
+    if not choices or question.kind not in (None, "choice", SELECTION) or named:
         return ""
     if any(
         match(truth if question.kind == SELECTION else one, truth, question.kind, choices=choices).correct
@@ -123,17 +136,12 @@ class Verify(Step):
             raise ValueError("it has no ground truth. Add its answer, or take the open route (mpo mmpr continue).")
         if not record.get("responses"):
             raise ValueError("it has no responses. Sample some (mpo mmpr sample).")
-        own: dict[str, Any] = {
-            name: value for name, value in (("kind", self.kind), ("tolerance", self.tolerance)) if value is not None
-        }
-        given = {one.name: record[one.name] for one in fields(Question) if one.name in record}
-        question = Question(**{"messages": (), **given, **own})
-        format = self.format or record.get("format", "any")
+        own: dict[str, Any] = {name: value for name in ("kind", "tolerance") if (value := getattr(self, name)) is not None}
+        question, format = replace(question_of(record), **own), self.format or record.get("format", "any")
+        by_person = (Judged(*(one.get(part.name) for part in fields(Judged))) for one in record["responses"])
         return [
-            Judged(*(one.get(part.name) for part in fields(Judged)))
-            if one.get("method") == BY_PERSON
-            else judge(one["text"], question, format)
-            for one in record["responses"]
+            kept if kept.method == BY_PERSON else judge(one["text"], question, format)
+            for kept, one in zip(by_person, record["responses"], strict=True)
         ]
 
 
@@ -144,15 +152,9 @@ def with_verdicts(record: Record, verdicts: Sequence[Judged]) -> Record:
 
 
 def verified(records: Iterable[Record], verify: Verify, path: Path) -> Iterator[tuple[Record, str]]:
-    """Verify records, whose verdicts are kept: under the same rules only records that are new or changed are judged.
+    """Verify records, whose verdicts are kept in a file: under the same rules only records that are new or changed are judged.
 
-    Args:
-        records: in the order of the run before, with new ones at the end.
-        verify: the rules.
-        path: where the verdicts are kept.
-
-    Yields:
-        each record with its verdicts, and ""; or as it is, and why it cannot be judged.
+    Yields each record with its verdicts, and ""; or as it is, and why it cannot be judged.
     """
     code = b"".join(one.read_bytes() for one in sorted(Path(verification.__file__).parent.glob("*.py")))
     rules = json_line({"rules": verify.settings(), "code": content_hash(code)}).encode()

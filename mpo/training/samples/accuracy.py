@@ -8,9 +8,10 @@ from typing import Any, cast
 from accelerate.utils import broadcast_object_list
 from typing_extensions import override
 
-from mpo.evaluation.results import GREEDY, cluster_of, question_of, score_of
+from mpo.evaluation.results import GREEDY, cluster_of, score_of
 from mpo.evaluation.run import Respond, checked_questions
 from mpo.evaluation.statistics import clustered_interval
+from mpo.pipelines.step import question_of
 from mpo.schema import Question
 from mpo.training.samples.callback import UsesTrainer
 from mpo.verification import verify

@@ -74,11 +74,7 @@ def choose_eval(
 
 
 def check_eval(amount: Any, by: Any) -> None:
-    """Check the size of an evaluation part and what connects its pairs.
-
-    Raises:
-        ValueError: for an invalid value; the message says what is expected.
-    """
+    """Refuse an invalid size of an evaluation part, and an unknown way to connect its pairs."""
     if by not in ("both", "image", "question"):
         raise ValueError(f"Evaluation records are chosen by 'both', 'image' or 'question'; got {by!r}.")
     is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)

@@ -66,11 +66,7 @@ def _real_file(path: str) -> str:
 
 
 class Folders:
-    """Finds files inside a root as `inside` does, with fewer system calls: a folder that contains many of them is listed once.
-
-    Args:
-        root: the folder that paths are relative to.
-    """
+    """Finds files inside a root as `inside` does, with fewer system calls: a folder that contains many of them is listed once."""
 
     def __init__(self, root: str | Path) -> None:
         self._root = os.path.join(os.getcwd(), root)  # whatever the current folder is later
@@ -108,11 +104,7 @@ class Folders:
 
 
 def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
-    """Check that a path is that of a regular file, which can be opened without blocking.
-
-    Raises:
-        ValueError: for a URL, and for anything but a regular file.
-    """
+    """Refuse a URL, and all but a regular file, which alone can be opened without blocking."""
     path = os.fspath(path)
     if _URL.match(path):
         raise ValueError(f"{where}: this is a URL, and nothing is downloaded while data is read. Give the path of the {what}.")
@@ -126,11 +118,7 @@ def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
 
 
 def check_unmoved(path: str, where: str) -> None:
-    """Refuse a path that has become a link, or contains one, since `inside` returned it: it may lead out of the record's root.
-
-    Raises:
-        ValueError: for a path that is no longer the real one; the message begins with `where`, the name of the record.
-    """
+    """Refuse a path that has become a link, or contains one, since `inside` returned it: it may lead out of the record's root."""
     real = os.path.realpath(path)
     if real != path:
         raise ValueError(f"{where}: {path} has become a link to {real} since the data was read. Put the file itself there.")

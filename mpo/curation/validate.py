@@ -31,76 +31,67 @@ WIDEST = 300
 
 
 @dataclass
-class Tally:
-    """Counts each kind of finding and keeps its first example. Every finding is written to ``file`` as a line of JSON."""
+class Report:
+    """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``.
 
-    file: IO[str] | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    ``counts`` has the number of findings of each kind, ``examples`` the first one; ``unused`` has the fields that are metadata
+    because their format does not use them, each with the number of its lines; ``refused`` those that may be something the model
+    should see, each with the number of lines refused for it.
+    """
+
+    path: str
+    output: Path
+    unit: str = "pairs"
+    lines: int = 0
+    pairs: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Finding] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
 
-    def add(self, findings: Iterable[Finding]) -> None:
+    def add(self, findings: Iterable[Finding], file: IO[str]) -> None:
         """Count findings and write them to the file."""
         for one in findings:
-            self.counts[one.kind] = self.counts.get(one.kind, 0) + 1
+            self.counts[one.kind] += 1
             self.examples.setdefault(one.kind, one)
-            if self.file is not None:
-                line = {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
-                self.file.write(json_line(line))
+            line = {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
+            file.write(json_line(line))
 
     @property
     def problems(self) -> int:
         """Number of findings that prevent training."""
-        return sum(count for kind, count in self.counts.items() if kind in PROBLEMS)
-
-
-def findings_table(tally: Tally) -> str:
-    """Format a table with a row per kind, problems (!) first: its count and an example."""
-    kinds = [kind for kind in (*PROBLEMS, *NOTES) if kind in tally.counts]
-    if not kinds:
-        return "  nothing found"
-    name, count = max(map(len, kinds)), max(len(f"{tally.counts[kind]:,}") for kind in kinds)
-    lines = []
-    for kind in kinds:
-        example = tally.examples[kind]
-        reason = example.reason if len(example.reason) <= WIDEST else example.reason[: WIDEST - 3] + "..."
-        flag = "!" if kind in PROBLEMS else " "
-        lines.append(f"  {flag} {kind:<{name}}  {tally.counts[kind]:>{count},}  {example.where}: {' '.join(reason.split())}")
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Report:
-    """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``.
-
-    ``unused`` has the fields that are metadata because their format does not use them, each with the number of its lines;
-    ``refused`` those that may be something the model should see, each with the number of lines refused for it.
-    """
-
-    path: str
-    lines: int
-    pairs: int
-    tally: Tally
-    output: Path
-    unused: Counter[str]
-    refused: Counter[str]
-    unit: str = "pairs"
+        return sum(self.counts[kind] for kind in PROBLEMS)
 
     @property
     def may_start(self) -> bool:
         """Whether there are pairs and no findings that prevent training."""
-        return self.pairs > 0 and not self.tally.problems
+        return self.pairs > 0 and not self.problems
 
     def text(self) -> str:
         """Format the report as a table for a terminal."""
-        listed = sum(self.tally.counts.values())
+        listed = self.counts.total()
         where = f" {'All ' * (listed > 1)}{_counted(listed, 'finding')}: {self.output}" if listed else ""
-        why = f"there are no {self.unit}" if not self.pairs else f"{_counted(self.tally.problems, 'problem')} (!)"
+        why = f"there are no {self.unit}" if not self.pairs else f"{_counted(self.problems, 'problem')} (!)"
         verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
-        lines = [f"{self.path}: {self.pairs:,} {self.unit} in {self.lines:,} lines", findings_table(self.tally)]
+        lines = [f"{self.path}: {self.pairs:,} {self.unit} in {self.lines:,} lines", self._table()]
         for what, fields in (("only metadata", self.unused), ("refused", self.refused)):
             if fields:
                 lines.append(f"Fields that are {what}: " + ", ".join(f"{name} ({fields[name]:,})" for name in sorted(fields)))
         return "\n".join([*lines, f"{verdict}{where}"])
+
+    def _table(self) -> str:
+        """A row per kind, problems (!) first: its count and an example."""
+        kinds = [kind for kind in (*PROBLEMS, *NOTES) if kind in self.counts]
+        if not kinds:
+            return "  nothing found"
+        name, count = max(map(len, kinds)), max(len(f"{self.counts[kind]:,}") for kind in kinds)
+        lines = []
+        for kind in kinds:
+            example = self.examples[kind]
+            reason = example.reason if len(example.reason) <= WIDEST else example.reason[: WIDEST - 3] + "..."
+            flag = "!" if kind in PROBLEMS else " "
+            lines.append(f"  {flag} {kind:<{name}}  {self.counts[kind]:>{count},}  {example.where}: {' '.join(reason.split())}")
+        return "\n".join(lines)
 
 
 def _counted(number: int, what: str) -> str:
@@ -149,25 +140,23 @@ def validate(
     if evaluation is not None:
         others = _parts({**settings, "path": evaluation}, workers)
         evaluated = list(_each(others, partial(Examiner, only_keys=True), workers, f"Reading {evaluation}"))
-    output = Path(output).expanduser()
-    lines, unused, refused = 0, Counter[str](), Counter[str]()
+    report = Report(str(path), Path(output).expanduser(), f"{kind}s")
     examined: list[Examined] = []
-    with atomic_write(output) as file:
-        tally = Tally(file)
+    with atomic_write(report.output) as file:
         for shard in _each(parts, examiner, workers, f"Checking {path}"):
-            lines += shard.lines
-            unused += shard.unused
-            refused += shard.refused
-            tally.add(shard.findings)
+            report.lines += shard.lines
+            report.pairs += len(shard.where)
+            report.unused += shard.unused
+            report.refused += shard.refused
+            report.add(shard.findings, file)
             shard.findings.clear()
             examined.append(shard)
         for shard in evaluated:
-            tally.add(shard.findings)
+            report.add(shard.findings, file)
         if evaluation is not None and not any(shard.where for shard in evaluated):
-            tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
-        tally.add(_over_all(examined, evaluated))
-        tally.file = None
-    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output, unused, refused, f"{kind}s")
+            report.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")], file)
+        report.add(_over_all(examined, evaluated), file)
+    return report
 
 
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:

@@ -181,11 +181,6 @@ def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) ->
         raise ValueError(f"max_bad_fraction={max_bad_fraction} needs on_bad_record='skip'. Set that, or leave it out.")
 
 
-def load_mixture(sources: Sequence[Mapping[str, Any]], **settings: Any) -> Dataset:
-    """Load the training pairs of a mixture; arguments and errors as in `mix`."""
-    return mix(sources, **settings).train
-
-
 def mix(
     sources: Sequence[Mapping[str, Any]],
     *,

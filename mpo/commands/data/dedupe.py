@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> Report:
     refuse_targets({"TARGET": args.target, "--removed": removed})
     from mpo.curation.dedupe import find_duplicates, without
 
-    pairs = load(args, conversations=True)
+    pairs = load(args)
     found = find_duplicates(
         pairs, near=not args.exact, threshold=args.threshold, image_bits=args.image_bits, num_proc=processes(args)
     )

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> Report:
     refuse_replacing("--html", args.html, "<!doctype html>")
     from mpo.curation.stats import compute_stats, stats_data, stats_page, stats_text
 
-    records = load(args, conversations=True)
+    records = load(args)
     is_pair = "messages" not in records.column_names
     if args.html and not is_pair:
         raise ValueError(f"--html has plots of pairs, and {args.path} holds conversations. Leave it out, or use --json.")

@@ -22,7 +22,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -32,7 +32,6 @@ from mpo.data.video import checked_frames
 from mpo.io import DUPLICATE_KEY, BadRecord, bad_record, decode_text, did_you_mean, json_kind, parse_json
 
 Sampling = Literal["repeat_time", "weight", "sqrt"]
-SAMPLINGS = ("repeat_time", "weight", "sqrt")
 OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment", "from_preferences")
 """Keys of a source that are not arguments of `load_preferences`, or checked as the source's own."""
 LOAD_KEYS = (
@@ -159,8 +158,8 @@ def check_settings(
     """Refuse settings of a mixture, arguments of `mix`, that are invalid or cannot be combined; return its sampling."""
     weighted = any(source.weight is not None for source in sources)
     chosen: Sampling = ("weight" if weighted else "repeat_time") if sampling is None else sampling
-    if chosen not in SAMPLINGS:
-        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
+    if chosen not in get_args(Sampling):
+        raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, or null; got {sampling!r}.")
     if weighted and chosen != "weight":
         raise ValueError(f"sampling={sampling} does not use the sources' weights. Remove them, or set sampling=weight.")
     if not _is_whole(seed, 0):

@@ -38,8 +38,7 @@ from mpo.io import BadRecord, bad_record, json_kind, parse_json
 from mpo.schema import COLUMNS, SIDES, Column, unlabelled
 from mpo.schema import CONVERSATIONS as CONVERSATION_COLUMNS
 
-TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
-FRAMES = {"min": Value("int32"), "max": Value("int32")}
+_LIMITS = {"min": Value("int32"), "max": Value("int32")}
 _MESSAGE = {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
 _TYPES = {
     "text": Value("string"),
@@ -50,8 +49,8 @@ _TYPES = {
     "turns": List({**_MESSAGE, "tool_calls": Value("string"), "train": Value("bool")}),
     "number": Value("float32"),
     "flag": Value("bool"),
-    "tiles": TILES,
-    "frames": FRAMES,
+    "tiles": {**_LIMITS, "thumbnail": Value("bool")},
+    "frames": _LIMITS,
 }
 
 PROMPTS = ("question", "prompt", "messages", "conversations")
@@ -259,6 +258,8 @@ def _wanted(row: Row) -> dict[str, int]:
 def _shared(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
     """The columns of pairs and of conversations."""
     videos = [_found(find, _path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
+    if not isinstance(pair.augment, bool | None):
+        raise ValueError(f"'augment' is {json_kind(pair.augment)} instead of true or false.")
     return {
         "id": _name(pair.id, "'id'") or where,
         "source": _name(pair.source, "'source'") or source,
@@ -267,7 +268,7 @@ def _shared(pair: Found, metadata: dict[str, Any], where: str, find: Find, sourc
         "videos": videos or None,
         "tiles": checked_tiles(pair.tiles),
         "frames": checked_frames(pair.frames),
-        "augment": _boolean(pair.augment, "'augment'"),
+        "augment": pair.augment,
         "metadata": json.dumps(metadata, default=str) if metadata else None,
     }
 
@@ -357,12 +358,6 @@ def _number(value: Any, field: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 3e38 or not math.isfinite(value):
         raise ValueError(f"{field} is {value if isinstance(value, float) else json_kind(value)} instead of a finite number.")
     return float(value)
-
-
-def _boolean(value: Any, field: str) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{field} is {json_kind(value)} instead of true or false.")
-    return value
 
 
 def checked_tiles(value: Any) -> Row | None:

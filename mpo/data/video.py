@@ -167,11 +167,7 @@ def frame_size(frame: Frame, *, where: str = "") -> tuple[int, int]:
 
 
 def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[Image.Image]:
-    """Decode several frames of one video.
-
-    Args:
-        frames: frames from `frames_of`.
-        where: name of the video, for error messages.
+    """Decode several frames of one video, as `frames_of` chooses them; `where` names the video in error messages.
 
     Returns:
         upright RGB images, in the order of `frames`, with sides of at most `MAX_SIDE`.

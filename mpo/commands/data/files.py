@@ -73,11 +73,8 @@ def write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
 
 def written_text(written: Any) -> str:
     """What was written, as text."""
-    root = written.image_root
-    if root and (written.form not in ("trl", "mmpr") or root != written.path.parent.resolve()):
-        root = f"; read it with data.image_root={root}"
-    else:
-        root = ""
+    beside = written.form in ("trl", "mmpr") and written.image_root == written.path.parent.resolve()
+    root = "" if beside or not written.image_root else f"; read it with data.image_root={written.image_root}"
     lines = [f"{written.path}: {written.pairs:,} {written.unit}{root}"]
     why = "because MMPR's form has no field for it; --output-format trl keeps it"
     lines += [f"  {column!r} of {count:,} records was dropped, {why}" for column, count in written.lost.items()]

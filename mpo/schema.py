@@ -1,4 +1,4 @@
-"""The records, and the columns of a preference record, each named once."""
+"""The columns of the records, each named once, and a question."""
 
 from __future__ import annotations
 

@@ -170,11 +170,7 @@ def temporary_path(target: Path) -> Path:
 
 
 def refuse_existing(target: Path) -> None:
-    """Refuse a target that exists and is not empty.
-
-    Raises:
-        ValueError: for a file, or a folder that is not empty.
-    """
+    """Refuse a target that exists and is not empty. Raises ValueError for a file, or a folder that is not empty."""
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise ValueError(f"{target} already exists. Remove it, or give another folder.")
 
@@ -195,7 +191,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target = target.absolute()
     refuse_existing(target)
     attempts = target.with_name(target.name + ".partial")
-    if attempts.is_symlink() or attempts.is_file() or (attempts.exists() and not _only_attempts(attempts)):
+    only_attempts = attempts.is_dir() and all(TEMPORARY.fullmatch(one.name) and one.is_dir() for one in attempts.iterdir())
+    if attempts.is_symlink() or attempts.is_file() or (attempts.exists() and not only_attempts):
         raise ValueError(f"{attempts} is in the way and not a failed attempt at {target}. Move it, or give another folder.")
     if attempts.exists():
         shutil.rmtree(attempts)
@@ -206,10 +203,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         target.rmdir()
     partial.rename(target)
     attempts.rmdir()
-
-
-def _only_attempts(folder: Path) -> bool:
-    return all(TEMPORARY.fullmatch(path.name) and path.is_dir() for path in folder.iterdir())
 
 
 def flush(path: Path) -> None:
@@ -256,32 +249,21 @@ def append_json_lines(path: str | os.PathLike[str], lines: Iterable[Any]) -> Non
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not _ends_a_line(path):
-            data = b"\n" + data
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.tell():
+            with open(path, "rb") as before:
+                before.seek(-1, os.SEEK_END)
+                data = data if before.read(1) == b"\n" else b"\n" + data
         while data:  # one write, unless the disk is full or a signal comes
             data = data[file.write(data) :]
 
 
-def _ends_a_line(path: str | os.PathLike[str]) -> bool:
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
-        return file.read(1) in (b"", b"\n")
-
-
 def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
-    """Read a JSONL file.
-
-    Raises:
-        BadRecord: for a line that is not JSON or not UTF-8, with the file and the line.
-    """
+    """Read a JSONL file. Raises BadRecord for a line that is not JSON or not UTF-8, with the file and the line."""
     found = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            try:
+            with bad_record(f"{path}:{number}"):
                 found.append(parse_json(line, "the line"))
-            except BadRecord as error:
-                raise BadRecord(f"{path}:{number}", error.reason) from None
     return found
 
 
@@ -291,12 +273,11 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         BadRecord: naming the file, for one that is not UTF-8, not JSON, or not an object.
     """
-    try:
-        found = parse_json(Path(path).read_bytes(), "the file")
-    except BadRecord as error:
-        raise BadRecord(str(path), error.reason) from None
-    if not isinstance(found, dict):
-        raise BadRecord(str(path), f"expected a JSON object, got {json_kind(found)}.")
+    data = Path(path).read_bytes()
+    with bad_record(str(path)):
+        found = parse_json(data, "the file")
+        if not isinstance(found, dict):
+            raise BadRecord("", f"expected a JSON object, got {json_kind(found)}.")
     return found
 
 
@@ -372,11 +353,7 @@ def after_blanks(text: str, place: int) -> int:
 
 
 def decode_text(data: bytes | bytearray, what: str) -> str:
-    """Decode UTF-8, with or without a byte order mark.
-
-    Raises:
-        BadRecord: for anything else, with the first wrong byte.
-    """
+    """Decode UTF-8, with or without a byte order mark. Raises BadRecord for anything else, with the first wrong byte."""
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:

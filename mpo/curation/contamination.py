@@ -50,9 +50,7 @@ def _questions(path: str | Path) -> list[dict[str, Any]]:
     return [{"id": one.id, "prompt": one.messages, "images": one.images} for one in load_questions(path)]
 
 
-def find_contamination(
-    pairs: Iterable[Mapping[str, Any]], questions: Iterable[Mapping[str, Any]], *, progress: bool = True
-) -> dict[str, Any]:
+def find_contamination(pairs: Iterable[Mapping[str, Any]], questions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Find questions of a benchmark that training data have: the text, an image, or both.
 
     Args:
@@ -81,7 +79,7 @@ def find_contamination(
             for block in _blocks(look):
                 looks[block].append((place, look, image))
     found: dict[int, dict[str, str]] = defaultdict(dict)
-    for record in tqdm(pairs, desc="Comparing with training data", unit="record", disable=None if progress else True):
+    for record in tqdm(pairs, desc="Comparing with training data", unit="record", disable=None):
         words = similar.normalised(asked_text(record["prompt"]))
         own = similar.ngrams(words)
         asked = {place for band in _bands(words) for place in bands.get(band, ())}

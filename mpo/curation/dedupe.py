@@ -122,11 +122,7 @@ def structure(record: Mapping[str, Any]) -> str:
 
 
 def images_of(record: Mapping[str, Any]) -> Iterator[Image.Image]:
-    """Open the images of a record, one by one.
-
-    Raises:
-        ValueError: for an image that cannot be decoded; the message names the record and the file.
-    """
+    """Open the images of a record, one by one. The error of one that cannot be decoded names the record and the file."""
     for place, image in enumerate(record.get("images") or (), start=1):
         yield open_image(image, where=f"record {record.get('id')!r}, image {place}")
 

@@ -17,7 +17,7 @@ from mpo.curation.dedupe import in_sides, structure, texts
 from mpo.data.eval_part import asked_text, content_text, first_question, image_bytes, key_of, video_key
 from mpo.data.images import open_image
 from mpo.data.messages import EMPTY, PLACEHOLDERS
-from mpo.data.records import EQUAL, NOT_THERE, Reading, Row, Rows
+from mpo.data.records import EQUAL, NOT_THERE, Reading, Row
 from mpo.data.shards import FILE_DAMAGED, Shard
 from mpo.data.unused import KIND as UNUSED
 from mpo.data.video import DEFAULT_FRAMES, checked_frames, frames_of, open_frames
@@ -54,27 +54,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to examine: everything, or only the keys (of a source to compare with), and the token limits."""
-
-    processor: Any = None
-    max_length: int | None = None
-    context: int | None = None
-    only_keys: bool = False
-    conversations: bool = False
-
-
-@dataclass(frozen=True)
 class Part:
-    """A shard of a source and the settings to read it (`mpo.data.load_preferences`): frames and tiles are the source's."""
+    """A shard of a source, how its lines are read, and the source's frames and tiles (`mpo.data.load_preferences`)."""
 
     shard: Shard
-    image_root: str
-    format: str | None = None
+    reading: Reading
     frames: Mapping[str, int] | None = None
     tiles: Mapping[str, Any] | None = None
-    metadata: tuple[str, ...] = ()
-    kind: str = "pair"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,24 +79,39 @@ class Examined:
 
 
 class Examiner:
-    """Examines the shards of a source; each process has one, which remembers the results for images and videos."""
+    """Examines the shards of a source; each process has one, which remembers the results for images and videos.
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.wanted = wanted
-        self._nothing = "no conversation" if wanted.conversations else "no pair"
+    Args:
+        processor: of the model to train, for lengths.
+        max_length, context: limits in tokens.
+        conversations: whether the source holds conversations.
+        only_keys: compute only the keys, of a source to compare with.
+    """
+
+    def __init__(
+        self,
+        processor: Any = None,
+        max_length: int | None = None,
+        context: int | None = None,
+        *,
+        conversations: bool = False,
+        only_keys: bool = False,
+    ) -> None:
+        self._processor, self._max_length, self._context = processor, max_length, context
+        self._conversations, self._only_keys = conversations, only_keys
         self._image_at = lru_cache(MAX_CACHED)(lambda path: self._image({"path": path}))
         self._video_at = lru_cache(MAX_CACHED)(self._video)
         self._shapes: set[Any] = set()
         self._measure: Any = None
         self._controls: re.Pattern[str] | None = None
-        if wanted.processor is not None and not wanted.only_keys:
+        if processor is not None and not only_keys:
             from mpo.encoding.costs import RecordMeasure
             from mpo.encoding.turns import CONVERSATION, SIDES
             from mpo.models.control_tokens import control_tokens
 
-            sides = CONVERSATION if wanted.conversations else SIDES
-            self._measure = RecordMeasure(wanted.processor, "end_of_turn", "prompt", "raise", sides, sampled=0)
-            tokens = control_tokens(wanted.processor)
+            sides = CONVERSATION if conversations else SIDES
+            self._measure = RecordMeasure(processor, "end_of_turn", "prompt", "raise", sides, sampled=0)
+            tokens = control_tokens(processor)
             self._controls = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
     def __call__(self, part: Part) -> Examined:
@@ -122,16 +123,19 @@ class Examiner:
         images: list[int] = []
         owner: list[int] = []
         try:
-            for rows in Reading(part.image_root, part.format, metadata=part.metadata, kind=part.kind).rows(shard.lines()):
+            for rows in part.reading.rows(shard.lines()):
                 lines += 1
                 if isinstance(rows, BadRecord):
-                    findings.append(Finding(rows.kind or self._nothing, rows.where, rows.reason))
+                    nothing = "no conversation" if self._conversations else "no pair"
+                    findings.append(Finding(rows.kind or nothing, rows.where, rows.reason))
                     refused.update([rows.field] if rows.field else [])
                     continue
                 unused.update(rows.unused)
-                if not self.wanted.only_keys:
-                    findings += _unused(rows)
-                place = rows.where
+                if rows.dropped and not self._only_keys:
+                    left_out = f"{rows.dropped} pairs beyond the {len(rows)} with the largest margins"
+                    findings.append(Finding("pairs left out", rows.where, left_out))
+                if not rows and not self._only_keys:
+                    findings.append(Finding("gives no pair", rows.where, "no two of its completions differ in rating and text"))
                 for row in rows:
                     row["frames"] = row["frames"] or checked_frames(part.frames)
                     row["tiles"] = row["tiles"] or part.tiles
@@ -141,10 +145,10 @@ class Examiner:
                     own = [*(key for key, *_ in shown), *(key for key, _ in films)]
                     images += own
                     owner += [len(where)] * len(own)
-                    where.append(place)
+                    where.append(rows.where)
                     keys.append(_keys(row, own))
-                    if not self.wanted.only_keys:
-                        findings += self._check_record(row, place, shown, [wrong for _, wrong in films if wrong is not None])
+                    if not self._only_keys:
+                        findings += self._check_record(row, rows.where, shown, [wrong for _, wrong in films if wrong is not None])
         except BadRecord as bad:  # the rest of the shard cannot be read
             findings.append(Finding(bad.kind or FILE_DAMAGED, bad.where, bad.reason))
         except ValueError as error:
@@ -171,22 +175,18 @@ class Examiner:
                 found.append(("refusal", f"'{side}' refuses: {words!r}"))
             if reason := unfinished(completion):
                 found.append(("unfinished", f"'{side}' looks unfinished: {reason}"))
-        controls = self._written_out(row)
-        image_token = getattr(self.wanted.processor, "image_token", None)  # reported as a problem when the record is measured
+        controls = []
+        if self._controls is not None:
+            from mpo.models.control_tokens import texts_of
+
+            controls = [(side, token) for side in sides for token in self._controls.findall(texts_of(row[side]))]
+        image_token = getattr(self._processor, "image_token", None)  # reported as a problem when the record is measured
         for side, token in [(side, token) for side, token in controls if token != image_token][:1]:
             reason = f"the text of '{side}' holds {token!r}, which is encoded as the control token of that name"
             found.append(("control token", reason))
         if self._measure is not None and not wrong_videos and all(wrong is None for _, wrong, _ in shown):
             found += self._lengths(whole, row, sides, measured=bool(controls))
         return [Finding(kind, where, reason) for kind, reason in found]
-
-    def _written_out(self, row: Row) -> list[tuple[str, str]]:
-        """List the model's control tokens in a record's texts, each with its side."""
-        if self._controls is None:
-            return []
-        from mpo.models.control_tokens import texts_of
-
-        return [(side, token) for side in _SIDES if side in row for token in self._controls.findall(texts_of(row[side]))]
 
     def _lengths(self, whole: Row, row: Row, sides: list[str], *, measured: bool) -> list[tuple[str, str]]:
         shape = tuple((side, message["role"], len(message["content"])) for side in sides for message in row[side])
@@ -199,10 +199,10 @@ class Examiner:
         self._shapes.add(shape)
         prompt, longest = cost["prompt"], cost["prompt"] + max(cost["chosen"], cost["rejected"])
         tiles = f", {cost['tiles']} tiles" if cost["tiles"] else ""
-        most, context = self.wanted.max_length, self.wanted.context
+        most, context = self._max_length, self._context
         kept = longest if most is None else min(longest, most)
-        both = "it takes" if self.wanted.conversations else "the prompt and the longer completion take"
-        if most is not None and longest > most and self.wanted.conversations:  # which are never truncated
+        both = "it takes" if self._conversations else "the prompt and the longer completion take"
+        if most is not None and longest > most and self._conversations:  # which are never truncated
             return [("too long", f"it takes {longest:,} tokens{tiles}; max_length is {most:,}")]
         if most is not None and prompt + 1 > most:
             return [("too long", f"the prompt alone takes {prompt:,} tokens{tiles}; max_length is {most:,}")]
@@ -222,7 +222,7 @@ class Examiner:
             return False
         size = {side: sum(len(content_text(message["content"]).encode()) for message in row[side]) for side in sides}
         room = ROOM + 16 * sum(len(row[side]) for side in sides)
-        limits = [limit for limit in (self.wanted.max_length, self.wanted.context) if limit is not None]
+        limits = [limit for limit in (self._max_length, self._context) if limit is not None]
         return all(2 * (size["prompt"] + max(size[side] for side in sides[1:])) + room <= limit for limit in limits)
 
     def _image(self, image: Row) -> Image:
@@ -230,7 +230,7 @@ class Examiner:
         path = image.get("path") or ""
         try:
             data = image_bytes(image)
-            size = (TINY, TINY) if self.wanted.only_keys else open_image(data, where=path).size
+            size = (TINY, TINY) if self._only_keys else open_image(data, where=path).size
         except OSError as error:
             return 0, f"{path}: cannot be read ({error})", (0, 0)
         except ValueError as error:
@@ -242,22 +242,13 @@ class Examiner:
         key = 0
         try:
             key = video_key(path)
-            if not self.wanted.only_keys:
+            if not self._only_keys:
                 open_frames(path, frames_of(path, min_frames=least, max_frames=most))
         except OSError as error:
             return key, f"{path}: cannot be read ({error})"
         except ValueError as error:
             return key, str(error)
         return key, None
-
-
-def _unused(rows: Rows) -> list[Finding]:
-    """Report a line without pairs, or with pairs beyond the limit."""
-    if not rows:
-        return [Finding("gives no pair", rows.where, "no two of its completions differ in rating and text")]
-    if rows.dropped:
-        return [Finding("pairs left out", rows.where, f"{rows.dropped} pairs beyond the {len(rows)} with the largest margins")]
-    return []
 
 
 def _keys(row: Row, images: list[int]) -> tuple[int, int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from unittest import mock
@@ -14,12 +15,12 @@ from unittest import mock
 import numpy as np
 from tqdm.auto import tqdm
 
-from mpo.curation.examine import NOTES, PROBLEMS, Examined, Examiner, Finding, Part, Wanted
+from mpo.curation.examine import NOTES, PROBLEMS, Examined, Examiner, Finding, Part
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
 from mpo.data.load import kind_of_source
-from mpo.data.mixture_file import check_sources, checked_names, is_meta, is_mixture, read_mixture
-from mpo.data.records import KINDS
+from mpo.data.mixture_file import check_sources, checked_names, has_sources, read_mixture
+from mpo.data.records import KINDS, Reading
 from mpo.data.sources import folder_of
 from mpo.data.video import checked_frames
 from mpo.io import atomic_write, json_line
@@ -30,76 +31,67 @@ WIDEST = 300
 
 
 @dataclass
-class Tally:
-    """Counts each kind of finding and keeps its first example. Every finding is written to ``file`` as a line of JSON."""
+class Report:
+    """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``.
 
-    file: IO[str] | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    ``counts`` has the number of findings of each kind, ``examples`` the first one; ``unused`` has the fields that are metadata
+    because their format does not use them, each with the number of its lines; ``refused`` those that may be something the model
+    should see, each with the number of lines refused for it.
+    """
+
+    path: str
+    output: Path
+    unit: str = "pairs"
+    lines: int = 0
+    pairs: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Finding] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
 
-    def add(self, findings: Iterable[Finding]) -> None:
+    def add(self, findings: Iterable[Finding], file: IO[str]) -> None:
         """Count findings and write them to the file."""
         for one in findings:
-            self.counts[one.kind] = self.counts.get(one.kind, 0) + 1
+            self.counts[one.kind] += 1
             self.examples.setdefault(one.kind, one)
-            if self.file is not None:
-                line = {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
-                self.file.write(json_line(line))
+            line = {"where": one.where, "reason": one.reason, "finding": one.kind, "problem": one.kind in PROBLEMS}
+            file.write(json_line(line))
 
     @property
     def problems(self) -> int:
         """Number of findings that prevent training."""
-        return sum(count for kind, count in self.counts.items() if kind in PROBLEMS)
-
-
-def findings_table(tally: Tally) -> str:
-    """Format a table with a row per kind, problems (!) first: its count and an example."""
-    kinds = [kind for kind in (*PROBLEMS, *NOTES) if kind in tally.counts]
-    if not kinds:
-        return "  nothing found"
-    name, count = max(map(len, kinds)), max(len(f"{tally.counts[kind]:,}") for kind in kinds)
-    lines = []
-    for kind in kinds:
-        example = tally.examples[kind]
-        reason = example.reason if len(example.reason) <= WIDEST else example.reason[: WIDEST - 3] + "..."
-        flag = "!" if kind in PROBLEMS else " "
-        lines.append(f"  {flag} {kind:<{name}}  {tally.counts[kind]:>{count},}  {example.where}: {' '.join(reason.split())}")
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Report:
-    """The findings in ``pairs`` pairs of ``lines`` lines. Every finding is a line of the file ``output``.
-
-    ``unused`` has the fields that are metadata because their format does not use them, each with the number of its lines;
-    ``refused`` those that may be something the model should see, each with the number of lines refused for it.
-    """
-
-    path: str
-    lines: int
-    pairs: int
-    tally: Tally
-    output: Path
-    unused: Counter[str]
-    refused: Counter[str]
-    unit: str = "pairs"
+        return sum(self.counts[kind] for kind in PROBLEMS)
 
     @property
     def may_start(self) -> bool:
         """Whether there are pairs and no findings that prevent training."""
-        return self.pairs > 0 and not self.tally.problems
+        return self.pairs > 0 and not self.problems
 
     def text(self) -> str:
         """Format the report as a table for a terminal."""
-        listed = sum(self.tally.counts.values())
+        listed = self.counts.total()
         where = f" {'All ' * (listed > 1)}{_counted(listed, 'finding')}: {self.output}" if listed else ""
-        why = f"there are no {self.unit}" if not self.pairs else f"{_counted(self.tally.problems, 'problem')} (!)"
+        why = f"there are no {self.unit}" if not self.pairs else f"{_counted(self.problems, 'problem')} (!)"
         verdict = "Training may start." if self.may_start else f"Training may not start: {why}."
-        lines = [f"{self.path}: {self.pairs:,} {self.unit} in {self.lines:,} lines", findings_table(self.tally)]
+        lines = [f"{self.path}: {self.pairs:,} {self.unit} in {self.lines:,} lines", self._table()]
         for what, fields in (("only metadata", self.unused), ("refused", self.refused)):
             if fields:
                 lines.append(f"Fields that are {what}: " + ", ".join(f"{name} ({fields[name]:,})" for name in sorted(fields)))
         return "\n".join([*lines, f"{verdict}{where}"])
+
+    def _table(self) -> str:
+        """A row per kind, problems (!) first: its count and an example."""
+        kinds = [kind for kind in (*PROBLEMS, *NOTES) if kind in self.counts]
+        if not kinds:
+            return "  nothing found"
+        name, count = max(map(len, kinds)), max(len(f"{self.counts[kind]:,}") for kind in kinds)
+        lines = []
+        for kind in kinds:
+            example = self.examples[kind]
+            reason = example.reason if len(example.reason) <= WIDEST else example.reason[: WIDEST - 3] + "..."
+            flag = "!" if kind in PROBLEMS else " "
+            lines.append(f"  {flag} {kind:<{name}}  {self.counts[kind]:>{count},}  {example.where}: {' '.join(reason.split())}")
+        return "\n".join(lines)
 
 
 def _counted(number: int, what: str) -> str:
@@ -124,12 +116,7 @@ def validate(
     """Check every record of a source.
 
     Args:
-        path: as in `mpo.data.load_preferences`, like the next five; or a mixture file (`mpo.data.mixture_file.read_mixture`), of
-            which each source is read once.
-        image_root: the folder that image paths are relative to.
-        split: the split to check, of a source with several.
-        frames: number of frames of each video, ``min`` and ``max``; a mixture's sources may have their own.
-        metadata: fields that are metadata, whatever they hold.
+        path, format, image_root, split, frames, metadata: as in `load_preferences`; of a mixture, each source is read once.
         processor: processor of the model to train, for lengths in tokens and tiles.
         max_length: maximum tokens of prompt and completion; needs a processor.
         context: maximum tokens of the model; needs a processor.
@@ -144,7 +131,7 @@ def validate(
     check_format(format, KINDS[kind].formats)
     if processor is None and (max_length is not None or context is not None):
         raise ValueError("--max-length needs --model, since lengths are counted in the model's tokens. Add --model.")
-    wanted = Wanted(processor, max_length, context, conversations=kind == "conversation")
+    examiner = partial(Examiner, processor, max_length, context, conversations=kind == "conversation")
     checked_frames(frames)
     own = {"kind": kind, "frames": frames, "metadata": checked_names(metadata)}
     settings = {"format": format, "image_root": image_root, "split": split, **own}
@@ -152,40 +139,38 @@ def validate(
     evaluated: list[Examined] = []
     if evaluation is not None:
         others = _parts({**settings, "path": evaluation}, workers)
-        evaluated = list(_each(others, Wanted(only_keys=True), workers, f"Reading {evaluation}"))
-    output = Path(output).expanduser()
-    lines, unused, refused = 0, Counter[str](), Counter[str]()
+        evaluated = list(_each(others, partial(Examiner, only_keys=True), workers, f"Reading {evaluation}"))
+    report = Report(str(path), Path(output).expanduser(), f"{kind}s")
     examined: list[Examined] = []
-    with atomic_write(output) as file:
-        tally = Tally(file)
-        for shard in _each(parts, wanted, workers, f"Checking {path}"):
-            lines += shard.lines
-            unused += shard.unused
-            refused += shard.refused
-            tally.add(shard.findings)
+    with atomic_write(report.output) as file:
+        for shard in _each(parts, examiner, workers, f"Checking {path}"):
+            report.lines += shard.lines
+            report.pairs += len(shard.where)
+            report.unused += shard.unused
+            report.refused += shard.refused
+            report.add(shard.findings, file)
             shard.findings.clear()
             examined.append(shard)
         for shard in evaluated:
-            tally.add(shard.findings)
+            report.add(shard.findings, file)
         if evaluation is not None and not any(shard.where for shard in evaluated):
-            tally.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")])
-        tally.add(_over_all(examined, evaluated))
-        tally.file = None
-    return Report(str(path), lines, sum(len(shard.where) for shard in examined), tally, output, unused, refused, f"{kind}s")
+            report.add([Finding("no pair", str(evaluation), "the evaluation file has no pairs")], file)
+        report.add(_over_all(examined, evaluated), file)
+    return report
 
 
 def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
     """Return the shards of a source, or of all sources of a mixture; arguments as in `load_preferences`."""
     path, image_root = os.path.expanduser(source["path"]), source.get("image_root")
-    if is_meta(path) or is_mixture(path):
+    if has_sources(path):
         shared = {name: source.get(name) for name in ("format", "frames", "tiles", "metadata", "kind")}
         inner = check_sources(read_mixture(path, base=image_root)["sources"])
         return [part for one in inner for part in _parts({**shared, **one.load}, workers)]
     shards = open_files(path, source.get("split") or "train", min_shards=workers * SHARDS_PER_WORKER if workers > 1 else 1)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
-    own = {name: source.get(name) for name in ("format", "frames", "tiles")}
     kind = "chosen" if source.get("from_preferences") else source.get("kind") or "pair"
-    return [Part(shard, root, **own, metadata=tuple(source.get("metadata") or ()), kind=kind) for shard in shards]
+    reading = Reading(root, source.get("format"), metadata=tuple(source.get("metadata") or ()), kind=kind)
+    return [Part(shard, reading, source.get("frames"), source.get("tiles")) for shard in shards]
 
 
 def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:
@@ -214,28 +199,28 @@ def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> It
 _EXAMINER: Examiner | None = None
 
 
-def _each(parts: Sequence[Part], wanted: Wanted, workers: int, title: str) -> Iterator[Examined]:
+def _each(parts: Sequence[Part], make: Callable[[], Examiner], workers: int, title: str) -> Iterator[Examined]:
     """Examine every part and yield the results in order."""
     total = sum(part.shard.size for part in parts)
     workers = min(workers, len(parts))
     with tqdm(total=total, desc=title, unit="", unit_scale=True, disable=None) as bar:
         if workers <= 1:
-            examiner = Examiner(wanted)
+            examiner = make()
             for part in parts:
                 yield examiner(part)
                 bar.update(part.shard.size)
             return
         # Each process tokenises on its own; the tokenizers' threads would only compete with the other processes.
         alone = mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false")
-        with alone, ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(wanted,)) as pool:
+        with alone, ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(make,)) as pool:
             for part, examined in zip(parts, pool.map(_examine, parts), strict=True):
                 yield examined
                 bar.update(part.shard.size)
 
 
-def _init_worker(wanted: Wanted) -> None:
+def _init_worker(make: Callable[[], Examiner]) -> None:
     global _EXAMINER
-    _EXAMINER = Examiner(wanted)
+    _EXAMINER = make()
 
 
 def _examine(part: Part) -> Examined:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -128,8 +128,7 @@ def _write_lines(pairs: Dataset, aside: Path, target: Path, form: str, images: s
     shown = [name for name in ("images", "videos") if name in pairs.column_names]
     places: list[dict[str, list[Path]]] = []
     for record in encoded(pairs, shown) if shown else ():
-        shown_images = [_place(image, target, images) for image in record.get("images") or ()]
-        places.append({"images": shown_images, "videos": [_video_place(one, target, images) for one in record.get("videos") or ()]})
+        places.append({name: [_place(one, target, images) for one in record.get(name) or ()] for name in shown})
     root = _root((place for own in places for some in own.values() for place in some), image_root, target.parent.resolve())
     to_line = trl_line if form == "trl" else mmpr_line
     rest = pairs.with_format(None).select_columns([name for name in pairs.column_names if name not in shown])
@@ -231,31 +230,27 @@ def _without_nulls(line: dict[str, Any]) -> dict[str, Any]:
 # Images
 
 
-def _place(image: Mapping[str, Any], target: Path, images: str) -> Path:
-    """Return the path of an image's file; it is copied if requested, or if there is no file."""
-    if images == "path" and image.get("bytes") is None:
-        return Path(image["path"]).resolve()
-    data, suffix = image_bytes(image), Path(image.get("path") or "").suffix
-    if not suffix:
+def _place(file: Mapping[str, Any] | str, target: Path, images: str) -> Path:
+    """Return the path of the file of an image or a video.
+
+    It is copied next to the target, named by the hash of its content, if requested, or if there is no file.
+    """
+    path = file if isinstance(file, str) else file.get("path") or ""
+    if images == "path" and (isinstance(file, str) or file.get("bytes") is None):
+        return Path(path).resolve()
+    data, suffix = None if isinstance(file, str) else image_bytes(file), Path(path).suffix
+    if data is not None and not suffix:
         with Image.open(BytesIO(data)) as opened:
             suffix = f".{(opened.format or 'png').lower()}"
-    return _copied(lambda aside: aside.write_bytes(data), key_of(data), suffix, target)
-
-
-def _video_place(video: str, target: Path, images: str) -> Path:
-    if images == "path":
-        return Path(video).resolve()
-    return _copied(lambda aside: shutil.copyfile(video, aside), video_key(video), Path(video).suffix, target)
-
-
-def _copied(write: Callable[[Path], Any], key: int, suffix: str, target: Path) -> Path:
-    """Write a file next to the target, named by the hash of its content."""
     folder = target.with_name(f"{target.stem}_images").resolve()
-    copy = folder / f"{key % 2**64:016x}{suffix}"
+    copy = folder / f"{(video_key(path) if data is None else key_of(data)) % 2**64:016x}{suffix}"
     if not copy.exists():
         folder.mkdir(exist_ok=True)
         aside = temporary_path(copy)
-        write(aside)
+        if data is None:
+            shutil.copyfile(path, aside)
+        else:
+            aside.write_bytes(data)
         aside.replace(copy)
     return copy
 

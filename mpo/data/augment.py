@@ -34,12 +34,7 @@ def compress_tiles(tiles: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[n
 
 
 def compress(tile: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """Encode a tile as JPEG and decode it.
-
-    Args:
-        tile: shape (height, width, 3), RGB.
-        quality: Pillow's JPEG quality, from 1 to 100, with Pillow's default chroma subsampling.
-    """
+    """Encode a tile, shape (height, width, 3), RGB, as JPEG of Pillow's `quality` and default chroma subsampling, and decode it."""
     with BytesIO() as file:
         Image.fromarray(tile).save(file, format="JPEG", quality=quality)
         file.seek(0)

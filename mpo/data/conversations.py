@@ -8,17 +8,18 @@ from typing import Any
 
 from mpo.data.formats import (
     CANNOT,
+    IMAGE,
     ROLES,
+    SYSTEM,
     TRL_CANNOT,
+    VIDEO,
     Format,
     Found,
     Line,
-    images,
     is_nothing,
     message_of,
     one_of,
     refuse,
-    system_of,
 )
 from mpo.data.unused import FLAGS
 from mpo.io import json_kind, parse_json
@@ -32,15 +33,15 @@ PAIRS = ("chosen", "rejected", "rejected_response", "rejected_messages", "comple
 
 
 class _Conversation(Format):
-    USES: tuple[str, ...] = ("image", "images", "video", "videos", "system", "system_prompt", "id", "tools", "metadata")
+    USES: tuple[str, ...] = (*IMAGE, *VIDEO, *SYSTEM, "id", "tools", "metadata")
 
     def read(self, line: Line) -> Iterator[Found]:
         refuse(line, ("audio", "audios", "objects", "loss_scale"), CANNOT)
         refuse(line, ["chat_template_kwargs"], TRL_CANNOT)
         refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
-        videos = one_of(line, "video", "videos")
+        images, videos, system = (one_of(line, *names) for names in (IMAGE, VIDEO, SYSTEM))
         own: dict[str, Any] = {name: line.get(name) for name in ("id", "prompt_id", "source", "tools") if name in self.uses(line)}
-        yield Found(messages=self.turns(line), images=images(line), videos=videos, system=system_of(line), **own)
+        yield Found(messages=self.turns(line), images=images, videos=videos, system=system, **own)
 
     def turns(self, line: Line) -> list[dict[str, Any]]:
         raise NotImplementedError
@@ -123,8 +124,7 @@ CONVERSATIONS |= dict.fromkeys(("llava", "internvl", "mminstruct"), _SHAREGPT)
 def turns_of(given: Any, name: str) -> list[dict[str, Any]]:
     """Convert turns of any format to messages, with calls of tools as ``tool_calls`` and the flag of each turn as ``train``.
 
-    Raises:
-        ValueError: for turns that cannot be converted. Their order and contents are checked later, as in all formats.
+    Their order and contents are checked later, as in all formats.
     """
     if not isinstance(given, list) or not given:
         raise ValueError(f"{name} must be a list of turns; got {'an empty one' if given == [] else json_kind(given)}.")

@@ -53,17 +53,15 @@ class Converted:
 
 
 def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:
-    """Convert the shards of a source, or open the cached result.
+    """Convert the shards of a source, which are opened only if they have to be converted, or open the cached result.
 
     Args:
-        shards: returns the shards, in order; called only when they have to be converted.
         key: what else determines the result, as JSON: the files and their modification times.
         name: name of the source in the progress bar and in the cache.
         num_proc: number of processes; None: one per core for a large source, else one.
 
     Raises:
-        BadRecord: for the first bad record, unless bad records are skipped.
-        ValueError: for damaged files.
+        BadRecord: for the first bad record, unless bad records are skipped; ValueError for damaged files.
     """
     digest = hashlib.blake2b(json.dumps([VERSION, asdict(reading), key]).encode(), digest_size=8).hexdigest()
     plain = re.sub(r"[^\w.-]", "_", name)[-80:]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
@@ -74,12 +74,8 @@ def choose_eval(
 
 
 def check_eval(amount: Any, by: Any) -> None:
-    """Check the size of an evaluation part and what connects its pairs.
-
-    Raises:
-        ValueError: for an invalid value; the message says what is expected.
-    """
-    if by not in ("both", "image", "question"):
+    """Refuse an invalid size of an evaluation part, and an unknown way to connect its pairs."""
+    if by not in get_args(By):
         raise ValueError(f"Evaluation records are chosen by 'both', 'image' or 'question'; got {by!r}.")
     is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
     if not is_number or not (0 < amount < 1 or (amount >= 0 and amount % 1 == 0)):

@@ -60,7 +60,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
         ValueError: for a missing file, an unknown file type or an unknown split.
     """
     text = os.fspath(path)
-    if not os.path.exists(text) and not _is_pattern(text):
+    if not os.path.exists(text) and not is_pattern(text):
         if Path(text).name.lower().endswith(KNOWN) or not _HUB_NAME.fullmatch(text):
             raise ValueError(f"There is no file {text}. Give a file of records.")
         return _of_dataset(_from_hub(text, split), text)
@@ -94,12 +94,13 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
 
 def _files_at(text: str, split: str) -> list[Path]:
     is_file = os.path.exists(text)
-    if split != "train" and (is_file or _is_pattern(text)):
+    if split != "train" and (is_file or is_pattern(text)):
         raise ValueError(f"{text} has no splits, but split={split!r} is given. Give the file of that split.")
     return [Path(text)] if is_file else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
 
 
-def _is_pattern(text: str) -> bool:
+def is_pattern(text: str) -> bool:
+    """Whether a path has wildcards."""
     return any(wildcard in text for wildcard in "*?[")
 
 

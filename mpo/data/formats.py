@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any
 
 from mpo.io import json_kind, parse_json
@@ -24,7 +25,9 @@ MAX_RESPONSES = 64
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES |= {"system": "system", "observation": "tool", "tool": "tool"}
 """The role of each name of ShareGPT."""
-_COMMON = ("image", "images", "video", "videos", "system", "system_prompt", "id", "chosen", "rejected", "metadata")
+IMAGE, VIDEO, SYSTEM = ("image", "images"), ("video", "videos"), ("system", "system_prompt")
+"""Fields of which a line has one: its images, its videos, and a system message (`one_of`)."""
+_COMMON = (*IMAGE, *VIDEO, *SYSTEM, "id", "chosen", "rejected", "metadata")
 CANNOT = "records have no field for it. Remove it or leave the record out"
 TRL_CANNOT = f"records have no field for it. {OWN_DATA_SET.rstrip('.')}"
 
@@ -107,7 +110,7 @@ class _RLAIFV(Format):
 
     NAME = "rlaif_v"
     NEEDS = "question, chosen, rejected, image (bytes or path) or image_path; ds_name, origin_dataset or origin_split"
-    USES: tuple[str, ...] = ("image", "question", "chosen", "rejected", "system", "system_prompt", "idx", "metadata")
+    USES: tuple[str, ...] = ("image", "question", "chosen", "rejected", *SYSTEM, "idx", "metadata")
     ABOUT = ("image_path", "origin_split")
 
     def matches(self, line: Line) -> bool:
@@ -125,7 +128,7 @@ class _RLHFV(_RLAIFV):
 
     NAME = "rlhf_v"
     NEEDS = "text (JSON with question, chosen, rejected), image (bytes or path) or image_path"
-    USES = ("image", "text", "system", "system_prompt", "idx", "origin_split_inner_idx", "metadata")
+    USES = ("image", "text", *SYSTEM, "idx", "origin_split_inner_idx", "metadata")
     ABOUT = ("image_path", "origin_split")
 
     def matches(self, line: Line) -> bool:
@@ -153,10 +156,12 @@ class _RLHFV(_RLAIFV):
         return pair
 
 
-def _of_rlhf_v(line: Line, pair: Line, id: Any, inner: dict[str, Any] | None = None) -> Found:
+def _of_rlhf_v(line: Line, pair: Line, id: Any, inner: Mapping[str, Any] = MappingProxyType({})) -> Found:
     prompt, chosen, rejected = (pair.get(name) for name in ("question", "chosen", "rejected"))
     image = line.get("image") or line.get("image_path")
-    return Found(prompt, chosen, rejected, images=image, system=system_of(line), id=id, metadata=inner or {}, inner=inner or {})
+    return Found(
+        prompt, chosen, rejected, images=image, system=one_of(line, *SYSTEM), id=id, metadata=dict(inner), inner=dict(inner)
+    )
 
 
 # Ratings
@@ -172,7 +177,7 @@ class _VLFeedback(Format):
 
     NAME = "vlfeedback"
     NEEDS = "prompt, completions (each with response and annotations), img_path or image"
-    USES = ("prompt", "completions", "img_path", "image", "system", "system_prompt", "id", "models", "metadata")
+    USES = ("prompt", "completions", "img_path", "image", *SYSTEM, "id", "models", "metadata")
 
     def matches(self, line: Line) -> bool:
         return "completions" in line
@@ -202,7 +207,7 @@ class _VLFeedback(Format):
                 chosen=texts[better],
                 rejected=texts[worse],
                 images=image,
-                system=system_of(line),
+                system=one_of(line, *SYSTEM),
                 id=None if line.get("id") is None else f"{line['id']}/{better}-{worse}",
                 margin=margin,
                 metadata={**own, "chosen_rating": ratings[better], "rejected_rating": ratings[worse]},
@@ -429,25 +434,11 @@ def check_format(name: str | None, formats: Mapping[str, Format] = FORMATS) -> N
         raise ValueError(f"format is one of {', '.join(formats)}, or null to detect it; got {name!r}.")
 
 
-def images(line: Line) -> Any:
-    """Return the images of a line, from ``image`` or ``images``. Raises ValueError for a line with both fields."""
-    return one_of(line, "image", "images")
-
-
-def videos_of(line: Line) -> Any:
-    """Return the videos of a line, from ``video`` or ``videos``. Raises ValueError for a line with both fields."""
-    return one_of(line, "video", "videos")
-
-
 def _pair(line: Line, **own: Any) -> Found:
     """Read the fields that most formats share; ``own`` are the others."""
     own = {"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own}
-    return Found(images=images(line), videos=videos_of(line), system=system_of(line), id=line.get("id"), **own)
-
-
-def system_of(line: Line) -> Any:
-    """Return the system message of a line, from ``system`` or ``system_prompt``. Raises ValueError for a line with both."""
-    return one_of(line, "system", "system_prompt")
+    images, videos, system = (one_of(line, *names) for names in (IMAGE, VIDEO, SYSTEM))
+    return Found(images=images, videos=videos, system=system, id=line.get("id"), **own)
 
 
 def settings_of(line: Line) -> dict[str, Any]:

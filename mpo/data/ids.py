@@ -17,11 +17,7 @@ def id_hash(text: str) -> int:
 
 
 def refuse_repeated(hashes: array[int], placed: Iterable[tuple[str, str]]) -> None:
-    """Refuse an id that is there twice.
-
-    Args:
-        hashes: those of all ids (`id_hash`).
-        placed: the places and ids, read only to name the first one that is there twice.
+    """Refuse an id that is there twice among the hashes of all (`id_hash`); `placed`, places and ids, are read only to name it.
 
     Raises:
         BadRecord: naming both places.

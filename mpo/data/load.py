@@ -26,8 +26,8 @@ from mpo.data.mixture_file import (
     check_settings,
     check_sources,
     checked_names,
+    has_sources,
     is_meta,
-    is_mixture,
     read_mixture,
     source_name,
     weights_of,
@@ -131,7 +131,7 @@ def kind_of_source(path: str | Path, split: str = "train", *, format: str | None
     if len(kinds := [kind for kind in ("pair", "conversation") if format in KINDS[kind].formats]) == 1:
         return kinds[0]
     path = os.path.expanduser(path)
-    if is_meta(path) or is_mixture(path):
+    if has_sources(path):
         first = read_mixture(path)["sources"][0]
         if first.get("from_preferences") is not None:
             return "conversation"
@@ -152,7 +152,7 @@ def _load(
         several = "Name several files by a pattern (data/*.jsonl), a folder, or a mixture file (mpo.data.mixture_file)."
         raise ValueError(f"A data set is one path or name; got {type(path).__name__} {path!r:.80}. {several}")
     path = os.path.expanduser(path)
-    if is_meta(path) or is_mixture(path):
+    if has_sources(path):
         if streaming:
             found = f"{path} says how often each record is used, but a stream's records are not counted"
             raise ValueError(f"{found}. Set streaming=false, or call mpo.data.load.stream_mixture.")
@@ -179,11 +179,6 @@ def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) ->
         raise ValueError(f"max_bad_fraction must be between 0 and 1; got {max_bad_fraction!r}.")
     if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
         raise ValueError(f"max_bad_fraction={max_bad_fraction} needs on_bad_record='skip'. Set that, or leave it out.")
-
-
-def load_mixture(sources: Sequence[Mapping[str, Any]], **settings: Any) -> Dataset:
-    """Load the training pairs of a mixture; arguments and errors as in `mix`."""
-    return mix(sources, **settings).train
 
 
 def mix(

@@ -35,11 +35,7 @@ Message = dict[str, Any]
 
 
 def there(value: Any, name: str, needed: str = NEEDED) -> Any:
-    """Check that a prompt or a completion is neither missing nor empty: text, or a list that may be messages.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """Refuse a prompt or a completion that is missing, empty, or neither text nor a list that may be messages."""
     if value is None:
         raise ValueError(f"{name} is missing. {needed}")
     if value == [] or (isinstance(value, str) and not value.strip()):
@@ -50,11 +46,7 @@ def there(value: Any, name: str, needed: str = NEEDED) -> Any:
 
 
 def completion_messages(value: str | list[Any], name: str) -> list[Message]:
-    """Convert a completion to messages, which have only text and end with one of the assistant.
-
-    Raises:
-        ValueError: for an invalid completion, and for one with an image.
-    """
+    """Convert a completion to messages, which have only text and end with one of the assistant; refuse any other completion."""
     given: list[Message] = [{"role": "assistant", "content": value}]
     messages = given if isinstance(value, str) else [_message(message, name) for message in value]
     first, last = messages[0]["role"], messages[-1]["role"]
@@ -73,7 +65,12 @@ def completion_messages(value: str | list[Any], name: str) -> list[Message]:
 
 
 def prompt_messages(
-    value: str | list[Any], name: str, wanted: Mapping[str, int], elsewhere: Mapping[str, str] | None = None
+    value: str | list[Any],
+    name: str,
+    wanted: Mapping[str, int],
+    elsewhere: Mapping[str, str] | None = None,
+    *,
+    is_whole: bool = False,
 ) -> list[Message]:
     """Convert a prompt to messages, with image parts at the placeholders or, without any placeholders, in front.
 
@@ -82,29 +79,15 @@ def prompt_messages(
         name: name of the prompt, for error messages.
         wanted: number of images and videos of the record, by ``image`` and ``video``.
         elsewhere: other texts of the record, by name, in which images are not allowed.
+        is_whole: whether it is a whole conversation: messages may have ``tool_calls`` (as JSON) and ``train``, and images are
+            only in turns of the user, as in TRL's SFTTrainer.
 
     Raises:
         ValueError: for an invalid prompt, and for placeholders that do not match the images or are not allowed there.
     """
     given = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    return _with_placeholders([_message(message, name) for message in given], name, wanted, elsewhere or {})
-
-
-def conversation_messages(value: list[Any], name: str, wanted: Mapping[str, int], elsewhere: Mapping[str, str]) -> list[Message]:
-    """Convert the turns of a conversation to messages, as `prompt_messages`, with ``tool_calls`` as JSON and ``train``."""
-    messages = [_message(message, name, whole=True) for message in value]
-    return _with_placeholders(messages, name, wanted, elsewhere, TURNS_NEEDED, places=PLACES[:1])  # as TRL's SFTTrainer
-
-
-def _with_placeholders(
-    messages: list[Message],
-    name: str,
-    wanted: Mapping[str, int],
-    elsewhere: Mapping[str, str],
-    needed: str = NEEDED,
-    *,
-    places: Sequence[str] = PLACES,
-) -> list[Message]:
+    messages = [_message(message, name, is_whole) for message in given]
+    needed, places = (TURNS_NEEDED, PLACES[:1]) if is_whole else (NEEDED, PLACES)
     if not any(message["role"] == "user" for message in messages):
         raise ValueError(f"{name} has no message of the user. Add one or leave the record out.")
     written = "".join(one["content"] for one in messages if one["role"] in places and isinstance(one["content"], str))
@@ -114,7 +97,7 @@ def _with_placeholders(
     all_placed = any(placed.values()) and placed == wanted and not any(text in written for text in _PLACEHOLDERS.values())
     if not all_placed:
         for kind in _PLACEHOLDERS:
-            _check_placeholders(messages, kind, placed[kind], wanted[kind], elsewhere, places)
+            _check_placeholders(messages, kind, placed[kind], wanted[kind], elsewhere or {}, places)
         for message in messages:
             if message["role"] in places:
                 message["content"] = [segment for part in message["content"] for segment in _split_text(part)]
@@ -124,11 +107,7 @@ def _with_placeholders(
 
 
 def with_system(messages: list[Message], system: Any) -> list[Message]:
-    """Put a record's ``system`` text in front of its prompt, unless it is None, empty, or already there.
-
-    Raises:
-        ValueError: for two different system messages, and for a ``system`` that is not text.
-    """
+    """Put a record's ``system`` text in front of its prompt, unless it is empty or there; refuse a different one, and no text."""
     if system in (None, ""):
         return messages
     first = {"role": "system", "content": [text_part(checked_text(system, "'system'"))]}
@@ -186,11 +165,7 @@ def _message(message: Any, name: str, whole: bool = False) -> Message:
 
 
 def as_json(value: Any, name: str) -> str | None:
-    """Check a list of objects that name functions; return its JSON, which Arrow cannot change. What is JSON keeps its null.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """Refuse all but a list of objects that name functions; return its JSON, which Arrow cannot change. JSON keeps its null."""
     found = parse_json(value, name) if isinstance(value, str) and value else _unpadded(value)
     if found in (None, "", []):
         return None

@@ -95,11 +95,7 @@ def draw(pairs: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def joined(sources: Sequence[Source], loaded: Sequence[Dataset]) -> Dataset:
-    """Concatenate data sets, still memory-mapped; a missing column is filled with null.
-
-    Raises:
-        ValueError: for a column with different types.
-    """
+    """Concatenate data sets, still memory-mapped; a missing column is filled with null, one with different types is refused."""
     first: dict[str, tuple[str, Any]] = {}
     for source, pairs in zip(sources, loaded, strict=True):
         for column, feature in pairs.features.items():

@@ -22,17 +22,16 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mpo.data.eval_part import check_eval
 from mpo.data.records import checked_tiles
 from mpo.data.video import checked_frames
-from mpo.io import DUPLICATE_KEY, BadRecord, decode_text, did_you_mean, json_kind, parse_json
+from mpo.io import DUPLICATE_KEY, BadRecord, bad_record, decode_text, did_you_mean, json_kind, parse_json
 
 Sampling = Literal["repeat_time", "weight", "sqrt"]
-SAMPLINGS = ("repeat_time", "weight", "sqrt")
 OWN = ("name", "repeat_time", "weight", "cap", "tiles", "augment", "from_preferences")
 """Keys of a source that are not arguments of `load_preferences`, or checked as the source's own."""
 LOAD_KEYS = (
@@ -55,12 +54,26 @@ def _is_positive(value: Any, below: float = float("inf")) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < below
 
 
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+Checks = dict[str, tuple[Callable[[Any], bool], str]]
+_FLAG = (lambda value: isinstance(value, bool), "true or false")
+_CHECKS: Checks = {
     **dict.fromkeys(("cap", "limit"), (_is_whole, "a number of records, 1 or more")),
     **dict.fromkeys(("image_root", "format", "split"), (lambda value: isinstance(value, (str, Path)), "text")),
-    **dict.fromkeys(("augment", "from_preferences"), (lambda value: isinstance(value, bool), "true or false")),
+    **dict.fromkeys(("augment", "from_preferences"), _FLAG),
     **dict.fromkeys(("repeat_time", "weight"), (_is_positive, "a number above 0")),
 }
+_META_CHECKS: Checks = {
+    "data_augment": _FLAG,
+    "repeat_time": (lambda value: _is_positive(value, 1e6), "a number above 0 and below 1e6"),
+    "length": (lambda value: _is_whole(value, 0), "a whole number of 0 or more"),
+    "max_dynamic_patch": (_is_whole, "a whole number of 1 or more"),
+}
+
+
+def _check_values(given: Mapping[str, Any], checks: Checks, where: str) -> None:
+    for key, (is_right, expected) in checks.items():
+        if key in given and not is_right(given[key]):
+            raise ValueError(f"{where}: {key!r} must be {expected}; got {given[key]!r:.100}.")
 
 
 @dataclass(frozen=True)
@@ -77,11 +90,7 @@ class Source:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Source:
-        """Check the dict of a source.
-
-        Raises:
-            ValueError: for unknown keys, a missing path, and settings with an invalid value or type.
-        """
+        """Check the dict of a source: refuse unknown keys, a missing path, and settings with an invalid value or type."""
         known = (*OWN, *LOAD_KEYS)
         if not isinstance(given, Mapping) or not isinstance(given.get("path"), (str, Path)) or not given["path"]:
             raise ValueError(f"A source of a mixture must have a path, which is text; got {given!r}. Optional: {', '.join(known)}.")
@@ -91,13 +100,11 @@ class Source:
         if unknown is not None:
             meant = did_you_mean(unknown, known)
             raise ValueError(f"Source {name!r} has an unknown key {unknown!r}.{meant} Known keys: {', '.join(known)}.")
-        for key, (is_right, expected) in _CHECKS.items():
-            if key in given and not is_right(given[key]):
-                raise ValueError(f"Source {name!r}: {key} must be {expected}; got {given[key]!r}.")
+        _check_values(given, _CHECKS, f"Source {name!r}")
         if "weight" in given and "repeat_time" in given:
             raise ValueError(f"Source {name!r} has a weight and a repeat_time, but only one of them can be used. Remove one.")
         load = {key: value for key, value in given.items() if key not in OWN}
-        if "name" in given or not (is_meta(given["path"]) or is_mixture(given["path"])):  # whose sources have names already
+        if "name" in given or not has_sources(given["path"]):  # whose sources have names already
             load.setdefault("source", name)
         try:
             checked_names(given.get("metadata", ()))
@@ -148,15 +155,11 @@ def check_settings(
     eval_size: Any = None,
     eval_by: Any = "both",
 ) -> Sampling:
-    """Check the settings of a mixture and return its sampling; arguments as in `mix`.
-
-    Raises:
-        ValueError: for settings that are invalid or cannot be combined.
-    """
+    """Refuse settings of a mixture, arguments of `mix`, that are invalid or cannot be combined; return its sampling."""
     weighted = any(source.weight is not None for source in sources)
     chosen: Sampling = ("weight" if weighted else "repeat_time") if sampling is None else sampling
-    if chosen not in SAMPLINGS:
-        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, or null; got {sampling!r}.")
+    if chosen not in get_args(Sampling):
+        raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, or null; got {sampling!r}.")
     if weighted and chosen != "weight":
         raise ValueError(f"sampling={sampling} does not use the sources' weights. Remove them, or set sampling=weight.")
     if not _is_whole(seed, 0):
@@ -178,6 +181,11 @@ def weights_of(sources: Sequence[Source]) -> list[float]:
 
 
 # Mixture files
+
+
+def has_sources(path: str | Path) -> bool:
+    """Whether a file is a mixture file or a ``meta.json``."""
+    return is_meta(path) or is_mixture(path)
 
 
 def is_mixture(path: str | Path) -> bool:
@@ -205,7 +213,7 @@ def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tu
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Give a YAML or JSON file of sources.")
     if is_meta(path):
-        return {"sources": [spec.as_source() for spec in read_meta(path, base=base)], "sampling": "repeat_time"}
+        return {"sources": read_meta(path, base=base), "sampling": "repeat_time"}
     refuse_beside_mixture(path, image_root=base)
     try:
         data = path.read_bytes()
@@ -290,25 +298,6 @@ def _object_in(path: Path) -> dict[str, Any] | None:
 # MMPR's and InternVL's meta.json
 
 
-@dataclass(frozen=True)
-class SourceSpec:
-    """One source of a ``meta.json``."""
-
-    name: str
-    root: Path  # the folder of its images
-    annotation: Path  # the JSONL file of its pairs
-    data_augment: bool = False  # whether its images are augmented in training
-    repeat_time: float = 1.0  # how often its pairs are used; below 1, a random fraction of them
-    length: int | None = None  # number of lines of the file
-    max_tiles: int | None = None  # maximum tiles per image (max_dynamic_patch); None: the processor's setting
-
-    def as_source(self) -> dict[str, Any]:
-        """Convert to a source of `mpo.data.load.mix`."""
-        names = {"name": self.name, "source": self.name, "path": str(self.annotation), "image_root": str(self.root)}
-        tiles = None if self.max_tiles is None else {"max": self.max_tiles}
-        return {**names, "repeat_time": self.repeat_time, "augment": self.data_augment or None, "tiles": tiles}
-
-
 def is_meta(path: str | Path) -> bool:
     """Whether a file is a ``meta.json`` and not a file of pairs: an object of objects with an ``annotation``."""
     found = _object_in(Path(path))
@@ -318,8 +307,8 @@ def is_meta(path: str | Path) -> bool:
     return is_meta or Path(path).name.lower() == "meta.json"
 
 
-def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[SourceSpec]:
-    """Read and check MMPR's or InternVL's ``meta.json``: many sources, each with its annotations, its images and its repeat_time.
+def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[dict[str, Any]]:
+    """Read and check MMPR's or InternVL's ``meta.json``, as sources of `mix`.
 
         {"NAME": {"root": FOLDER, "annotation": FILE.jsonl, "data_augment": false, "repeat_time": 0.5, "length": 6910,
                   "max_dynamic_patch": 6}, ...}
@@ -335,25 +324,25 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[Sourc
     """
     path = Path(path).expanduser()
     try:
-        found = parse_json(path.read_bytes(), "a meta.json")
+        data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"There is no file {path} that can be read ({error}). Give a meta.json.") from error
-    except BadRecord as bad:
-        raise BadRecord(str(path), bad.reason, bad.kind) from None
+    with bad_record(str(path)):
+        found = parse_json(data, "a meta.json")
     if not isinstance(found, dict) or not found:
         kind = "an empty object" if found == {} else json_kind(found)
         raise ValueError(f"{path} holds {kind} instead of an object of sources, each with a root and an annotation.")
     bases = [Path(base).expanduser()] if base else [path.parent, path.parent.resolve().parent, Path.cwd()]
-    specs = [_entry(f"{path}: source {name!r}", name, entry, bases) for name, entry in found.items()]
-    for spec in specs if base else ():
-        root = spec.root.resolve()
+    sources = [_entry(f"{path}: source {name!r}", name, entry, bases) for name, entry in found.items()]
+    for source in sources if base else ():
+        root = Path(source["image_root"]).resolve()
         if not root.is_relative_to(bases[0].resolve()):
-            outside = f"{path}: source {spec.name!r}: its 'root' is {root}, which lies outside data.image_root ({bases[0]})"
+            outside = f"{path}: source {source['name']!r}: its 'root' is {root}, which lies outside data.image_root ({bases[0]})"
             raise ValueError(f"{outside}. Fix 'root' or, if you trust the file, set data.image_root to a folder that contains it.")
-    return specs
+    return sources
 
 
-def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
+def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> dict[str, Any]:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} is {json_kind(entry)} instead of an object with a root and an annotation.")
     for field in ("root", "annotation"):
@@ -369,28 +358,22 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> SourceSpec:
             raise ValueError(f"{where} has {field!r}, which is not a key of a meta.json and would be ignored. {fix}.")
         if meant := did_you_mean(field, META_KEYS):
             raise ValueError(f"{where} has an unknown key {field!r}.{meant}")
-    augment, repeat_time = entry.get("data_augment"), entry.get("repeat_time", 1)
-    if augment is not None and not isinstance(augment, bool):
-        raise ValueError(f"{where}: 'data_augment' is {json_kind(augment)} instead of true or false.")
-    if not _is_positive(repeat_time, 1e6):
-        raise ValueError(f"{where}: 'repeat_time' must be a number above 0 and below 1e6; got {repeat_time!r}.")
-    for field, least in (("length", 0), ("max_dynamic_patch", 1)):
-        value = entry.get(field)
-        if value is not None and not _is_whole(value, least):
-            found = str(value) if isinstance(value, float) else json_kind(value)
-            raise ValueError(f"{where}: {field!r} must be a whole number of {least} or more; got {found}.")
+    checked = {key: value for key, value in entry.items() if value is not None or key == "repeat_time"}
+    _check_values(checked, _META_CHECKS, where)
     base = next((one for one in bases if (one / entry["annotation"]).is_file()), None)
     if base is None:
         tried = ", ".join(str(one / entry["annotation"]) for one in bases)
         raise ValueError(f"{where}: there is no annotation file; tried {tried}. Set data.image_root to the folder of these paths.")
     annotation = base / entry["annotation"]
     root = next((one / entry["root"] for one in (base, *bases) if (one / entry["root"]).is_dir()), base / entry["root"])
-    length = entry.get("length")
+    length, most = entry.get("length"), entry.get("max_dynamic_patch")
     if length is not None and (lines := count_lines(annotation)) not in (None, length):
         what = "lines" if annotation.suffix == ".jsonl" else "records"
         found = f"{annotation} has {lines:,} {what}, and 'length' says {length:,}"
         raise ValueError(f"{where}: {found}. Its download may be cut short: repeat it, or correct 'length' or leave it out.")
-    return SourceSpec(name, root, annotation, bool(augment), float(repeat_time), length, entry.get("max_dynamic_patch"))
+    own = {"repeat_time": entry.get("repeat_time", 1), "augment": entry.get("data_augment") or None}
+    paths = {"path": str(annotation), "image_root": str(root)}
+    return {"name": name, "source": name, **paths, **own, "tiles": None if most is None else {"max": most}}
 
 
 def count_lines(path: str | os.PathLike[str]) -> int | None:

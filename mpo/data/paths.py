@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,28 +67,25 @@ def _real_file(path: str) -> str:
 
 
 class Folders:
-    """Finds files inside a root as `inside` does, with fewer system calls: a folder that contains many of them is listed once.
-
-    Args:
-        root: the folder that paths are relative to.
-    """
+    """Finds files inside a root as `inside` does, with fewer system calls: a folder that contains many of them is listed once."""
 
     def __init__(self, root: str | Path) -> None:
         self._root = os.path.join(os.getcwd(), root)  # whatever the current folder is later
         self._real: dict[str, str] = {}
-        self._asked: dict[str, int] = {}
+        self._asked: Counter[str] = Counter()
         self._names: dict[str, set[str]] = {}
 
     def __call__(self, path: str, kind: str = "image") -> str:
         """Return the real path of a file; arguments and errors as in `inside`."""
         is_plain = isinstance(path, str) and path != "" and path[0] not in "/\\~"
-        is_plain = is_plain and not (".." in path or ":" in path or "\0" in path)
-        folder, _, name = path.rpartition("/") if is_plain else ("", "", "")
-        real = self._real.get(folder) if is_plain else None
+        if not is_plain or ".." in path or ":" in path or "\0" in path:
+            return inside(self._root, path, what=kind)
+        folder, _, name = path.rpartition("/")
+        real = self._real.get(folder)
         if real is not None and self._is_plain_file(real, name):
             return f"{real}/{name}"
         full = inside(self._root, path, what=kind)
-        if is_plain and real is None:
+        if real is None:
             real = os.path.realpath(os.path.join(self._root, folder))
             if full == f"{real}/{name}":  # otherwise it is a link, which may point to another folder
                 self._real[folder] = real
@@ -95,8 +93,8 @@ class Folders:
 
     def _is_plain_file(self, folder: str, name: str) -> bool:
         """Whether it is a regular file and not a link."""
-        asked = self._asked[folder] = self._asked.get(folder, 0) + 1
-        if asked > LIST_AFTER:
+        self._asked[folder] += 1
+        if self._asked[folder] > LIST_AFTER:
             if folder not in self._names:
                 with os.scandir(folder) as entries:
                     self._names[folder] = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
@@ -108,11 +106,7 @@ class Folders:
 
 
 def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
-    """Check that a path is that of a regular file, which can be opened without blocking.
-
-    Raises:
-        ValueError: for a URL, and for anything but a regular file.
-    """
+    """Refuse a URL, and all but a regular file, which alone can be opened without blocking."""
     path = os.fspath(path)
     if _URL.match(path):
         raise ValueError(f"{where}: this is a URL, and nothing is downloaded while data is read. Give the path of the {what}.")
@@ -126,11 +120,7 @@ def regular_file(path: str | os.PathLike[str], where: str, what: str) -> str:
 
 
 def check_unmoved(path: str, where: str) -> None:
-    """Refuse a path that has become a link, or contains one, since `inside` returned it: it may lead out of the record's root.
-
-    Raises:
-        ValueError: for a path that is no longer the real one; the message begins with `where`, the name of the record.
-    """
+    """Refuse a path that has become a link, or contains one, since `inside` returned it: it may lead out of the record's root."""
     real = os.path.realpath(path)
     if real != path:
         raise ValueError(f"{where}: {path} has become a link to {real} since the data was read. Put the file itself there.")

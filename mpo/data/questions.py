@@ -16,12 +16,11 @@ from mpo.data.files import open_files
 from mpo.data.formats import ROLES
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.messages import checked_text
-from mpo.data.records import to_prompt
+from mpo.data.records import PROMPTS, to_prompt
 from mpo.data.unused import check_unused
-from mpo.io import BadRecord, json_kind
+from mpo.io import BadRecord, bad_record, json_kind
 from mpo.schema import Question
 
-PROMPTS = ("question", "prompt", "messages", "conversations")
 ANSWERS = ("ground_truths", "ground_truth", "answers", "answer", "answer_gt")
 CHOICES = ("choices", "options")
 OTHERS = ("id", "system", "image", "images", "video", "videos", "kind", "unit", "tolerance", "source")
@@ -100,15 +99,12 @@ def load_questions(path: str | Path, **settings: Any) -> Questions:
 
 
 def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Question:
-    """Convert a line to a question.
-
-    Args:
-        image_root: folder that image paths are relative to.
+    """Convert a line to a question. Image paths are relative to `image_root`.
 
     Raises:
         BadRecord: for a line that is no question, and for a field that is not read and may be something the model should see.
     """
-    try:
+    with bad_record(where):
         prompt, answer, choices = (_only(line, names) for names in (PROMPTS, ANSWERS, CHOICES))
         if prompt is None:
             raise ValueError(f"expected a question; got the fields {', '.join(line) or 'none'}. Name it {' or '.join(PROMPTS)}.")
@@ -135,9 +131,6 @@ def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Que
             source=_text(line, "source") or "",
             metadata={**(nested if isinstance(nested, Mapping) else {} if nested is None else {"metadata": nested}), **metadata},
         )
-    except ValueError as error:
-        reason = error.reason if isinstance(error, BadRecord) else str(error)
-        raise BadRecord(where, reason) from None
 
 
 def _with_listed(line: Mapping[str, Any], prompt: str, answer: str | None, choices: str | None) -> dict[str, Any]:

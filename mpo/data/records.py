@@ -18,14 +18,13 @@ from typing import Any
 from datasets import Features, Image, List, Value
 
 from mpo.data.conversations import CONVERSATIONS, PAIRS
-from mpo.data.formats import FORMATS, Format, Found, detect, images, is_nothing, refuse, settings_of, system_of, videos_of
+from mpo.data.formats import FORMATS, IMAGE, SYSTEM, VIDEO, Format, Found, detect, is_nothing, one_of, refuse, settings_of
 from mpo.data.messages import (
     NEEDED,
     TURNS_NEEDED,
     as_json,
     checked_text,
     completion_messages,
-    conversation_messages,
     prompt_messages,
     texts_of,
     there,
@@ -34,13 +33,12 @@ from mpo.data.messages import (
 from mpo.data.paths import Folders
 from mpo.data.turns import check_messages, check_turns
 from mpo.data.unused import KIND, MESSAGE, check_unused, parsed, plain_name
-from mpo.data.video import checked_frames
-from mpo.io import BadRecord, bad_record, did_you_mean, json_kind, parse_json
-from mpo.schema import COLUMNS, Column, Preference
+from mpo.data.video import checked_frames, checked_limits
+from mpo.io import BadRecord, bad_record, json_kind, parse_json
+from mpo.schema import COLUMNS, SIDES, Column, unlabelled
 from mpo.schema import CONVERSATIONS as CONVERSATION_COLUMNS
 
-TILES = {"min": Value("int32"), "max": Value("int32"), "thumbnail": Value("bool")}
-FRAMES = {"min": Value("int32"), "max": Value("int32")}
+_LIMITS = {"min": Value("int32"), "max": Value("int32")}
 _MESSAGE = {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
 _TYPES = {
     "text": Value("string"),
@@ -51,18 +49,16 @@ _TYPES = {
     "turns": List({**_MESSAGE, "tool_calls": Value("string"), "train": Value("bool")}),
     "number": Value("float32"),
     "flag": Value("bool"),
-    "tiles": TILES,
-    "frames": FRAMES,
+    "tiles": {**_LIMITS, "thumbnail": Value("bool")},
+    "frames": _LIMITS,
 }
-FEATURES = Features({column.name: _TYPES[column.type] for column in COLUMNS})
-"""The columns of preference records."""
 
 PROMPTS = ("question", "prompt", "messages", "conversations")
 """Names of the prompt in any format."""
 TRUTHS = ("answer", "answer_gt", "ground_truth")
 """Names of the known answer, which is no part of a prompt in any format."""
 PROMPT_USES = (
-    *("image", "images", "video", "videos", "system", "system_prompt", "id", "metadata", *TRUTHS),
+    *(*IMAGE, *VIDEO, *SYSTEM, "id", "metadata", *TRUTHS),
     *("chosen", "rejected", "chosen_meta", "rejected_meta"),
 )
 """Fields of a line that prompts are read from, completions among them, which are ignored."""
@@ -124,13 +120,20 @@ def to_records(
             rows.append(what.row(pair, _merged(own, pair.metadata), where, find, source))
             rows.dropped += pair.dropped
         if kind == "chosen":
-            whole = [one for preference in Preference.grouped(rows) for one in preference.chosen()]
             kept = [column.name for column in what.columns if column.name not in ("messages", "tools")]
-            rows[:] = [_checked({name: one.columns[name] for name in kept}, list(one.messages)) for one in whole]
+            whole = [({name: row[name] for name in kept}, [*unlabelled(row["prompt"]), *row["chosen"]]) for row in _chosen(rows)]
+            rows[:] = [_checked(*one) for one in whole]
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
             row["id"] = f"{where}#{number}" if row["id"] == where else row["id"]
     return rows
+
+
+def _chosen(rows: Sequence[Row]) -> list[Row]:
+    """The first pair of each chosen completion, in the order in which a line's pairs, which have one prompt, first name these."""
+    first = [row for place, row in enumerate(rows) if all(row["chosen"] != before["chosen"] for before in rows[:place])]
+    named = [row[side] for row in rows for side in SIDES]
+    return sorted(first, key=lambda row: named.index(row["chosen"]))
 
 
 def metadata_of(
@@ -144,12 +147,8 @@ def metadata_of(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what a line says that its format does not use, as metadata, and the names of these fields.
 
-    Args:
-        line: the line without the fields that the user calls metadata.
-        called: the fields that the user calls metadata.
-        names: fields that are not refused.
-        find: as in `to_records`.
-        labels: whether turns of the assistant are labelled, each for itself.
+    The user calls the fields `called` metadata, and `line` is without them; fields `names` are not refused. With `labels`, turns of
+    the assistant are labelled, each for itself.
 
     Raises:
         ValueError: for a field that the model should see, and for one that the line's own metadata have with another value.
@@ -187,14 +186,6 @@ def _merged(metadata: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, A
     return {**metadata, **more}
 
 
-def to_record(line: Mapping[str, Any], *, where: str, image_root: Path) -> Row:
-    """Convert a line with one pair to its record; arguments and errors as in `to_records`."""
-    rows = to_records(line, where=where, find=Folders(image_root))
-    if len(rows) != 1:
-        raise BadRecord(where, f"the line gives {len(rows)} pairs; expected one. Load the file with load_preferences.")
-    return rows[0]
-
-
 def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata: Sequence[str] = ()) -> Row:
     """Convert a line to a record without completions: ``id``, ``images``, ``videos`` if there are any, and ``prompt``.
 
@@ -205,10 +196,12 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata
     field = "question" if "question" in line else "prompt"
     with bad_record(where):
         asked = there(line.get(field), repr(field), "Give the prompt a text.")
-        found, first = _images(images(line), Folders(image_root)), system_of(line)
+        given, films, first = (one_of(line, *names) for names in (IMAGE, VIDEO, SYSTEM))
+        find = Folders(image_root)
+        found = _images(given, find)
         unused = {name: value for name, value in line.items() if name not in (field, *PROMPT_USES) and value is not None}
-        check_unused(unused, {"prompt": asked, "system": first}, _listed(images(line), "image"), find=Folders(image_root))
-        videos = [_found(Folders(image_root), _path(path, "the video"), "video") for path in _listed(videos_of(line), "video")]
+        check_unused(unused, {"prompt": asked, "system": first}, _listed(given, "image"), find=find)
+        videos = [_found(find, _path(path, "the video"), "video") for path in _listed(films, "video")]
         prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": len(videos)}), first)
         shown = {"videos": videos} if videos else {}
         return {"id": _name(line.get("id"), "'id'") or where, "images": found, **shown, "prompt": prompt}
@@ -241,7 +234,8 @@ def _conversation(found: Found, metadata: dict[str, Any], where: str, find: Find
     turns = there(found.messages, "the conversation", TURNS_NEEDED)
     shared = _shared(found, metadata, where, find, source)
     elsewhere = {"'system'": found.system if isinstance(found.system, str) else ""}
-    messages = with_system(conversation_messages(turns, "the conversation", _wanted(shared), elsewhere), found.system)
+    placed = prompt_messages(turns, "the conversation", _wanted(shared), elsewhere, is_whole=True)
+    messages = with_system(placed, found.system)
     first = next((place for place, message in enumerate(messages) if message["role"] == "assistant"), None)
     shared["prompt_id"] = shared["prompt_id"] or _prompt_id(messages[:first], found)
     return _checked(shared, messages, as_json(found.tools, "'tools'"))
@@ -264,6 +258,8 @@ def _wanted(row: Row) -> dict[str, int]:
 def _shared(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
     """The columns of pairs and of conversations."""
     videos = [_found(find, _path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
+    if not isinstance(pair.augment, bool | None):
+        raise ValueError(f"'augment' is {json_kind(pair.augment)} instead of true or false.")
     return {
         "id": _name(pair.id, "'id'") or where,
         "source": _name(pair.source, "'source'") or source,
@@ -272,7 +268,7 @@ def _shared(pair: Found, metadata: dict[str, Any], where: str, find: Find, sourc
         "videos": videos or None,
         "tiles": checked_tiles(pair.tiles),
         "frames": checked_frames(pair.frames),
-        "augment": _boolean(pair.augment, "'augment'"),
+        "augment": pair.augment,
         "metadata": json.dumps(metadata, default=str) if metadata else None,
     }
 
@@ -364,31 +360,9 @@ def _number(value: Any, field: str) -> float | None:
     return float(value)
 
 
-def _boolean(value: Any, field: str) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{field} is {json_kind(value)} instead of true or false.")
-    return value
-
-
 def checked_tiles(value: Any) -> Row | None:
     """Check limits of tiles; return all three keys, or None if nothing is set. Raises ValueError for invalid limits."""
-    if value is None:
-        return None
-    expected = f"'tiles' must be an object with {', '.join(TILES)}, each optional"
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{expected}; got {json_kind(value)}.")
-    unknown = next((key for key in value if key not in TILES), None)
-    if unknown is not None:
-        raise ValueError(f"{expected}; got {unknown!r}.{did_you_mean(unknown, TILES)}")
-    for name in ("min", "max"):
-        most = value.get(name)
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or not 1 <= most < 2**31):
-            raise ValueError(f"{name} of 'tiles' must be a whole number of 1 or more; got {most!r:.50}.")
-    _boolean(value.get("thumbnail"), "the thumbnail of 'tiles'")
-    tiles = {name: value.get(name) for name in TILES}
-    if tiles["min"] is not None and tiles["max"] is not None and tiles["min"] > tiles["max"]:
-        raise ValueError(f"'tiles' must have 1 <= min <= max; got min {tiles['min']}, max {tiles['max']}.")
-    return tiles if any(item is not None for item in tiles.values()) else None
+    return checked_limits(value, "'tiles'", ("thumbnail",))
 
 
 @dataclass(frozen=True)
@@ -437,14 +411,7 @@ class Reading:
     kind: str = "pair"
 
     def rows(self, lines: Iterable[tuple[str, Any]]) -> Iterator[Rows | BadRecord]:
-        """Yield the records of each line or, if bad lines are skipped, the reason why it has none.
-
-        Args:
-            lines: the place of each line and the parsed line, or its BadRecord.
-
-        Raises:
-            BadRecord: the reason, unless bad lines are skipped.
-        """
+        """Yield the records of each line, given with its place, or why it has none, which is raised unless `skip` is set."""
         find = Folders(self.image_root)
         for where, line in lines:
             try:

@@ -310,11 +310,7 @@ def _named(given: Any, members: dict[str, bytes]) -> list[str]:
 
 
 def parse_line(text: bytes) -> dict[str, Any]:
-    """Parse a line of a JSONL file.
-
-    Raises:
-        BadRecord: for anything but a JSON object, and for a duplicate key at any depth.
-    """
+    """Parse a line of a JSONL file. Raises BadRecord for anything but a JSON object, and for a duplicate key at any depth."""
     line = parse_json(text, "the line")
     if not isinstance(line, dict):
         raise ValueError(f"a JSON {type(line).__name__} instead of an object with the fields of a pair ({json_kind(line)}).")

@@ -10,21 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value
+from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
 from mpo.data.converted import convert
-from mpo.data.files import files_of, open_files
+from mpo.data.files import files_of, is_pattern, open_files
 from mpo.data.formats import MAX_PAIRS
-from mpo.data.records import FRAMES, KINDS, TILES, Reading
+from mpo.data.records import KINDS, Reading
 from mpo.data.shards import Shard
 from mpo.io import MIN_DENOMINATOR, BadRecord
 
 logger = logging.getLogger(__name__)
 STREAM_SHARDS = 64
 """Minimum number of shards of a streamed JSONL file, for the workers and ranks that share it."""
-SETTINGS = {"tiles": TILES, "frames": FRAMES, "augment": Value("bool")}
-"""Columns that a source may set for records that have none of their own."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class BadList:
 def load_source(
     path: str, split: str, reading: Reading, listed: BadList, own: Mapping[str, Any], limit: int | None, num_proc: int | None
 ) -> Dataset:
-    """Load the pairs of one source, whose settings are checked; ``own`` are its `SETTINGS`. See `mpo.data.load_preferences`."""
+    """Load the pairs of one source, whose settings are checked; ``own`` are its tiles and frames (`mpo.data.load_preferences`)."""
     key, opened = _key(path, split)
     converted = convert(lambda: opened or open_files(path, split), reading, key, name=stem(path), num_proc=num_proc)
     bad, lines = converted.bad, converted.lines
@@ -71,13 +69,10 @@ def load_source(
 
 def folder_of(path: str) -> str:
     """Return the folder of a file or folder; of a pattern, the part without wildcards; of a name on the Hub, the current folder."""
-    if os.path.isdir(path):
-        return path
-    while any(wildcard in path for wildcard in "*?["):
-        path = os.path.dirname(path)
-        if not any(wildcard in path for wildcard in "*?["):
-            return path or "."
-    return os.path.dirname(path) or "."
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    while is_pattern(folder) and not os.path.exists(path):
+        folder = os.path.dirname(folder)
+    return folder or "."
 
 
 def stem(path: str) -> str:
@@ -104,7 +99,8 @@ def spread(pairs: Dataset, limit: int | None) -> Dataset:
 
 
 def with_settings(pairs: Dataset, own: Mapping[str, Any]) -> Dataset:
-    """Add the settings of a source to records that have none of their own."""
+    """Add the settings of a source, ``tiles``, ``frames`` and ``augment``, to records that have none of their own."""
+    features = KINDS["pair"].features
     for name, value in own.items():
         if value is None or (name == "frames" and "videos" not in pairs.column_names):
             continue
@@ -113,7 +109,7 @@ def with_settings(pairs: Dataset, own: Mapping[str, Any]) -> Dataset:
         if name in pairs.column_names:
             column = [value if one is None else one for one in pairs.select_columns([name])[:][name]]
             pairs = pairs.remove_columns([name])
-        pairs = pairs.add_column(name, column, feature=SETTINGS[name], new_fingerprint=fingerprint)
+        pairs = pairs.add_column(name, column, feature=features[name], new_fingerprint=fingerprint)
     return pairs
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from mpo.data.images import check_pixels
 from mpo.data.paths import regular_file
+from mpo.io import did_you_mean, json_kind
 
 MIN_FRAMES = 8
 MAX_FRAMES = 32
@@ -57,27 +58,37 @@ class _Header:
     seconds: float
 
 
-def checked_frames(limits: Mapping[str, Any] | None) -> dict[str, int] | None:
-    """Check the minimum and maximum frames of a video, ``min`` and ``max``; return both, or None if nothing is set.
-
-    Raises:
-        ValueError: for anything but a mapping, unknown keys, and invalid limits.
-    """
-    if limits is None:
+def checked_limits(value: Any, name: str, flags: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Check an object with ``min``, ``max`` and `flags`; return all keys, or None if nothing is set. Raises ValueError."""
+    if value is None:
         return None
-    if not isinstance(limits, Mapping):
-        raise ValueError(f"frames must have min and max, such as {{'min': 8, 'max': 32}}; got {limits!r}.")
-    given = {name: value for name, value in limits.items() if value is not None}
-    if unknown := given.keys() - {"min", "max"}:
-        raise ValueError(f"frames must have min and max, each optional; got {sorted(map(str, unknown))}.")
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"frames.{name} must be a whole number of frames; got {value!r}.")
-    most = given.get("max", max(MAX_FRAMES, given.get("min", 1)))
-    least = given.get("min", min(MIN_FRAMES, most))
-    if not 1 <= least <= most:
-        raise ValueError(f"frames must have 1 <= min <= max; got min {least} and max {most}.")
-    return {"min": least, "max": most} if given else None
+    known = ("min", "max", *flags)
+    expected = f"{name} must be an object with {', '.join(known)}, each optional"
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{expected}; got {json_kind(value)}: {value!r:.50}.")
+    for key, given in value.items():
+        if key not in known:
+            raise ValueError(f"{expected}; got {key!r}.{did_you_mean(key, known)}")
+        if key in flags:
+            is_right = isinstance(given, bool)
+        else:
+            is_right = isinstance(given, int) and not isinstance(given, bool) and 1 <= given < 2**31
+        if given is not None and not is_right:
+            what = "true or false" if key in flags else "a whole number of 1 or more"
+            raise ValueError(f"{key} of {name} must be {what}; got {given!r:.50}.")
+    least, most = value.get("min"), value.get("max")
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"{name} must have 1 <= min <= max; got min {least}, max {most}.")
+    return {key: value.get(key) for key in known} if any(given is not None for given in value.values()) else None
+
+
+def checked_frames(value: Any) -> dict[str, int] | None:
+    """Check the minimum and maximum frames of a video; return both, or None if nothing is set. Raises ValueError for others."""
+    found = checked_limits(value, "frames")
+    if found is None:
+        return None
+    most = found["max"] or max(MAX_FRAMES, found["min"])
+    return {"min": found["min"] or min(MIN_FRAMES, most), "max": most}
 
 
 def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -156,11 +167,7 @@ def frame_size(frame: Frame, *, where: str = "") -> tuple[int, int]:
 
 
 def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[Image.Image]:
-    """Decode several frames of one video.
-
-    Args:
-        frames: frames from `frames_of`.
-        where: name of the video, for error messages.
+    """Decode several frames of one video, as `frames_of` chooses them; `where` names the video in error messages.
 
     Returns:
         upright RGB images, in the order of `frames`, with sides of at most `MAX_SIDE`.

@@ -46,7 +46,7 @@ QUESTIONS = [
     ],
 )
 def test_what_training_has_seen(train, expected):
-    found = find_contamination([train], QUESTIONS, progress=False)
+    found = find_contamination([train], QUESTIONS)
     assert {one["id"]: {*one} - {"id"} for one in found["found"]} == expected
     counts = {"questions": "question", "images": "image", "both": "both"}
     assert {name: found[name] for name in counts} == {

@@ -40,10 +40,10 @@ def pairs(tmp_path):
 def test_words(pairs):
     """Overlap: "it is a cat" and "a cat it is" have the same four words; "so be it then" and "no": none of five."""
     stats = compute_stats(pairs)
-    assert stats.words["chosen"].tolist() == [4, 4, 4] and stats.words["rejected"].tolist() == [4, 1, 2]
+    assert stats.measures["chosen, words"].tolist() == [4, 4, 4] and stats.measures["rejected, words"].tolist() == [4, 1, 2]
     assert stats.gap.tolist() == [0, 3, 2] and stats.unit == "words"
-    assert stats.overlap.tolist() == [1, 0, 0]
-    assert stats.prompts == 2 and stats.images.tolist() == [1, 1, 0]
+    assert stats.measures["overlap of words"].tolist() == [1, 0, 0]
+    assert stats.prompts == 2 and stats.measures["images"].tolist() == [1, 1, 0]
     assert [(name, places.tolist()) for name, places in stats.by_source()] == [("pairs", [0, 1]), ("s", [2])]
     text = stats_text(stats)
     assert text.startswith("3 pairs of 2 prompts (1.5 pairs per prompt), 2 with images (2 images)")
@@ -53,10 +53,10 @@ def test_words(pairs):
 
 def test_tokens_and_tiles(pairs, processor):
     stats = compute_stats(pairs, processor)
-    assert stats.tiles.tolist() == [3, 3, 0] and stats.unit == "tokens"
+    assert stats.measures["tiles"].tolist() == [3, 3, 0] and stats.unit == "tokens"
     # <|im_end|> counts as a token of the completion.
-    assert stats.tokens["chosen"][0] == len(processor.tokenizer("It is a cat.")["input_ids"]) + 1
-    assert stats.gap.tolist() == (stats.tokens["chosen"].astype(int) - stats.tokens["rejected"]).tolist()
+    assert stats.measures["chosen, tokens"][0] == len(processor.tokenizer("It is a cat.")["input_ids"]) + 1
+    assert stats.gap.tolist() == (stats.measures["chosen, tokens"].astype(int) - stats.measures["rejected, tokens"]).tolist()
     assert "tiles" in stats_text(stats)
 
 
@@ -113,4 +113,4 @@ def test_the_page_of_records_is_safe_to_open(pairs, processor):
 
 def test_one_pair_is_enough(pairs):
     stats = compute_stats(pairs.select([2]))
-    assert np.isfinite(stats.overlap).all() and stats_page(stats, "one")
+    assert np.isfinite(stats.measures["overlap of words"]).all() and stats_page(stats, "one")

@@ -37,7 +37,7 @@ def check(tmp_path, monkeypatch):
         write(tmp_path / "pairs.jsonl", *lines)
         report = validate(tmp_path / "pairs.jsonl", output=tmp_path / "bad.jsonl", **settings)
         found = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-        assert Counter(one["finding"] for one in found) == report.tally.counts
+        assert Counter(one["finding"] for one in found) == report.counts
         assert all(one["problem"] == (one["finding"] in PROBLEMS) for one in found)
         return report, [(one["finding"], int(one["where"].rsplit(":", 1)[1])) for one in found]
 
@@ -125,14 +125,14 @@ def test_completions_to_inspect(check):
         {**TEXT, "chosen": "As an AI, I think of the"},
     )
     assert found == [("refusal", 1), ("unfinished", 2), ("refusal", 3), ("unfinished", 3)]
-    assert report.may_start and all(kind in NOTES for kind in report.tally.counts)
+    assert report.may_start and all(kind in NOTES for kind in report.counts)
 
 
 def test_duplicates(check):
     """Line 3 repeats line 1. Line 2 has another image; line 4 has the completions swapped."""
     report, found = check(GOOD, {**GOOD, "image": "b.png"}, GOOD, {**GOOD, "chosen": "A dog.", "rejected": "A cat."})
     assert found == [("duplicate", 3)] and report.may_start
-    assert report.tally.examples["duplicate"].reason.endswith("pairs.jsonl:1")
+    assert report.examples["duplicate"].reason.endswith("pairs.jsonl:1")
 
 
 def test_the_same_image_in_another_file_is_a_duplicate(check, tmp_path):
@@ -250,7 +250,7 @@ def test_lengths(check, processor):
     assert check(GOOD, long, processor=processor, context=150)[1] == [("too long", 2)]
     assert check(GOOD, long, processor=processor, max_length=150, context=150)[1] == [("truncated by max_length", 2)]
     report, found = check(GOOD, {**TEXT, "question": f"Is it {words}?"}, processor=processor, max_length=150)
-    assert found == [("too long", 2)] and "the prompt alone takes" in report.tally.examples["too long"].reason
+    assert found == [("too long", 2)] and "the prompt alone takes" in report.examples["too long"].reason
     with pytest.raises(ValueError, match="--max-length needs --model"):
         check(GOOD, max_length=10)
 
@@ -299,8 +299,8 @@ def test_images_tokens_in_texts(check, processor):
         context=8192,
     )
     assert found == [("not encoded", 3), ("not encoded", 4), ("control token", 5), ("control token", 6)] and not report.may_start
-    assert "the text of 'chosen' holds '<IMG_CONTEXT>'" in report.tally.examples["not encoded"].reason
-    assert "the text of 'rejected' holds '<|im_end|>'" in report.tally.examples["control token"].reason
+    assert "the text of 'chosen' holds '<IMG_CONTEXT>'" in report.examples["not encoded"].reason
+    assert "the text of 'rejected' holds '<|im_end|>'" in report.examples["control token"].reason
     report, found = check({**TEXT, "rejected": "So <|im_end|> no."}, processor=processor)
     assert found == [("control token", 1)] and report.may_start
     assert check({**GOOD, "chosen": "It is <IMG_CONTEXT> 1."})[1] == []  # without a model, it is plain text
@@ -342,7 +342,7 @@ def test_videos_are_decoded_to_their_last_frame(check, films, processor, with_mo
     limits = {"processor": processor, "context": 8192} if with_model else {}
     report, found = check(film("one.mp4"), film("short.mkv"), film("garbage.mp4"), **limits)
     assert found == [("video not decoded", 2), ("video not decoded", 3)] and not report.may_start
-    assert "short.mkv" in report.tally.examples["video not decoded"].reason
+    assert "short.mkv" in report.examples["video not decoded"].reason
 
 
 def test_frames_of_a_video_count(check, films, processor):
@@ -368,7 +368,7 @@ def test_many_processes_find_what_one_finds(check, tmp_path):
     one, found = check(*lines)
     many, same = check(*lines, workers=2)
     assert found == same and (one.pairs, one.lines) == (many.pairs, many.lines) == (257, 300)
-    assert one.tally.counts["empty text"] == 43 and one.tally.counts["duplicate"] == 2
+    assert one.counts["empty text"] == 43 and one.counts["duplicate"] == 2
 
 
 def test_a_source_without_pairs(check, tmp_path):
@@ -382,4 +382,4 @@ def test_a_damaged_file_is_a_problem(check, tmp_path):
     path = tmp_path / "pairs.json"
     path.write_text('[{"question": "Why?", "chosen": "So.", "rejected": "No."}, {"question": ')
     report = validate(path, output=tmp_path / "bad.jsonl")
-    assert report.tally.counts == {"file damaged": 1} and report.pairs == 1 and not report.may_start
+    assert report.counts == {"file damaged": 1} and report.pairs == 1 and not report.may_start

@@ -11,7 +11,7 @@ from support import make_image
 from mpo.curation.write import first_difference, not_kept, write_pairs
 from mpo.data import load_preferences
 from mpo.data.formats import FORMATS
-from mpo.data.records import FEATURES
+from mpo.data.records import KINDS
 
 LINES = [
     {"id": "one", "image": "in/a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "answer_gt": "cat"},
@@ -178,7 +178,8 @@ def test_everything_a_record_may_have_survives(folder):
         "augment": True,
         "metadata": '{"by": "hand"}',
     }
-    pairs = Dataset.from_list([row], features=FEATURES.__class__({name: FEATURES[name] for name in row}))
+    features = KINDS["pair"].features
+    pairs = Dataset.from_list([row], features=features.__class__({name: features[name] for name in row}))
     for target in ("a.jsonl", "b.parquet", "c"):
         assert first_difference(pairs, again(write_pairs(pairs, folder / target))) is None
     with pytest.raises(ValueError, match="Record 'all': .*'prompt'"):

@@ -238,7 +238,7 @@ def particular(format):
         for value in (0, -1, 1.5, True, "6", 2**31):
             reason = f"max of 'tiles' must be a whole number of 1 or more; got {value!r}"
             yield f"at most {value!r} tiles", {**good, "tiles": {"max": value}}, reason
-        yield "a thumbnail", {**good, "tiles": {"thumbnail": 1}}, "a number instead of true or false"
+        yield "a thumbnail", {**good, "tiles": {"thumbnail": 1}}, "thumbnail of 'tiles' must be true or false; got 1"
         yield "augment", {**good, "augment": "yes"}, "'augment' is text instead of true or false"
         yield "a source", {**good, "source": ["a"]}, "'source' is a list"
         yield "a prompt's id", {**good, "prompt_id": 0.5}, "'prompt_id' is a number"

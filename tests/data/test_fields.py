@@ -366,7 +366,7 @@ def test_validate_lists_the_fields_that_are_not_used(tmp_path):
     lines = [{**PLAIN, "idx": place, **({"note": "Look at this."} if place == 2 else {"kind": "x"})} for place in range(3)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = validate(tmp_path / "pairs.jsonl", output=tmp_path / "bad.jsonl")
-    assert report.unused == {"idx": 2, "kind": 2} and report.tally.counts["unused field"] == 1
+    assert report.unused == {"idx": 2, "kind": 2} and report.counts["unused field"] == 1
     assert report.refused == {"note": 1}
     assert "idx (2), kind (2)" in report.text() and "refused: note (1)" in report.text()
     report = validate(tmp_path / "pairs.jsonl", output=tmp_path / "bad.jsonl", metadata=["note"])

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mpo.data import load_preferences
 from mpo.data.eval_part import components, split_eval
-from mpo.data.load import load_mixture, mix, stream_mixture
+from mpo.data.load import mix, stream_mixture
 from mpo.data.mixing import amounts, draw, shares
 from mpo.data.mixture_file import LOAD_KEYS, OWN, check_sources, read_mixture
 
@@ -77,11 +77,11 @@ def test_a_source_of_which_nothing_is_taken_is_named(sources, caplog):
 
 def test_the_same_seed_draws_the_same_and_another_does_not(sources):
     sources[0]["repeat_time"] = 0.3
-    first = load_mixture(sources, seed=1)["id"][:]
-    assert load_mixture(sources, seed=1)["id"][:] == first
-    assert load_mixture(sources, seed=2)["id"][:] != first
+    first = mix(sources, seed=1).train["id"][:]
+    assert mix(sources, seed=1).train["id"][:] == first
+    assert mix(sources, seed=2).train["id"][:] != first
     # The choice in source a does not depend on the other sources.
-    assert load_mixture([sources[2], sources[0]], seed=1)["id"][7:] == first[:30]
+    assert mix([sources[2], sources[0]], seed=1).train["id"][7:] == first[:30]
 
 
 def test_nothing_is_copied(sources):
@@ -127,7 +127,7 @@ def test_drawing_takes_every_pair_before_any_twice():
 
 def test_tiles_and_augment_of_a_source(sources, tmp_path):
     sources[0] |= {"tiles": {"max": 12}, "augment": True, "name": "charts"}
-    train = load_mixture(sources)
+    train = mix(sources).train
     assert train[0]["tiles"] == {"min": None, "max": 12, "thumbnail": None} and train[0]["augment"] is True
     assert train[100]["tiles"] is None and train[100]["augment"] is None
     assert by_source(train) == {"charts": 100, "b": 10, "c": 7}
@@ -149,15 +149,15 @@ def test_describe(sources):
     ("change", "message"),
     [
         ({"repeat_tiem": 2}, "'repeat_tiem'.*repeat_time"),
-        ({"repeat_time": 0}, "'a': repeat_time .*got 0"),
-        ({"weight": -1}, "'a': weight .*got -1"),
-        ({"cap": True}, "'a': cap .*got True"),
-        ({"cap": 2.9}, "'a': cap .*got 2.9"),
-        ({"limit": "5"}, "'a': limit .*got '5'"),
-        ({"limit": 1.5}, "'a': limit .*got 1.5"),
-        ({"augment": "yes"}, "'a': augment .*got 'yes'"),
-        ({"format": ["trl"]}, r"'a': format .*got \['trl'\]"),
-        ({"frames": 5}, "'a': frames .*got 5"),
+        ({"repeat_time": 0}, "'a': 'repeat_time' .*got 0"),
+        ({"weight": -1}, "'a': 'weight' .*got -1"),
+        ({"cap": True}, "'a': 'cap' .*got True"),
+        ({"cap": 2.9}, "'a': 'cap' .*got 2.9"),
+        ({"limit": "5"}, "'a': 'limit' .*got '5'"),
+        ({"limit": 1.5}, "'a': 'limit' .*got 1.5"),
+        ({"augment": "yes"}, "'a': 'augment' .*got 'yes'"),
+        ({"format": ["trl"]}, r"'a': 'format' .*got \['trl'\]"),
+        ({"frames": 5}, "'a': frames .*got a number: 5"),
         ({"streaming": True}, "'a' .*'streaming'"),
         ({"weight": 2, "repeat_time": 2}, "'a' .*weight and a repeat_time"),
         ({"weight": 2}, "'b' has no weight"),
@@ -382,14 +382,14 @@ def test_a_mixture_resumed_in_mid_epoch_delivers_what_an_uninterrupted_run_does(
     def run(folder, **more):
         trainer = small_run(folder, **settings, **more)
         seen = []
-        trainer.train_dataset = load_mixture(given, seed=7)
+        trainer.train_dataset = mix(given, seed=7).train
         collate = trainer.data_collator
         trainer.data_collator = lambda records: seen.append([record["id"] for record in records]) or collate(records)
         return trainer, seen
 
     whole, expected = run(tmp_path / "whole")
     whole.train()
-    assert len(expected) == 22 and sorted(sum(expected[:11], [])) == sorted(load_mixture(given, seed=7)["id"])
+    assert len(expected) == 22 and sorted(sum(expected[:11], [])) == sorted(mix(given, seed=7).train["id"])
     assert expected[:11] != expected[11:]
 
     stopped, before = run(tmp_path / "stopped", max_steps=5)
@@ -422,7 +422,7 @@ def test_a_mixture_of_different_columns(tmp_path):
 
 
 def test_workers_read_a_mixture(sources):
-    loader = DataLoader(load_mixture(sources), batch_size=None, num_workers=2)
+    loader = DataLoader(mix(sources).train, batch_size=None, num_workers=2)
     assert len([row["id"] for row in loader]) == 117
 
 

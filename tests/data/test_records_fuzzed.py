@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mpo.data.formats import FORMATS
 from mpo.data.mixture_file import read_meta
 from mpo.data.paths import Folders
-from mpo.data.records import FEATURES, to_prompt, to_records
+from mpo.data.records import KINDS, to_prompt, to_records
 from mpo.io import BadRecord
 
 pytestmark = pytest.mark.slow
@@ -101,7 +101,7 @@ def check(line, folder, format=None):
     except BadRecord as bad:
         assert str(bad).startswith("fuzzed:1: ") and bad.reason
         return
-    table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+    table = pa.Table.from_pylist(rows, schema=KINDS["pair"].features.arrow_schema)
     assert table.num_rows == len(rows)
     for row in rows:
         assert row["chosen"] != row["rejected"]

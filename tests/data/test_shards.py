@@ -66,7 +66,7 @@ def test_arrays_with_damage(tmp_path, text, place, reason):
         with pytest.raises(BadRecord, match=reason):
             list(load_preferences(path, on_bad_record="skip", max_bad_fraction=1, streaming=streaming))
     found = validate(path, output=tmp_path / "bad.jsonl")
-    assert sum(found.tally.counts.values()) == 1 and not found.may_start
+    assert sum(found.counts.values()) == 1 and not found.may_start
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,12 @@ def test_a_link_to_the_images_that_leads_elsewhere_later(tmp_path, given):
         current.symlink_to(tmp_path / name)
         pairs = load_preferences(path, **({"image_root": current} if given else {}))
         assert pairs[0]["images"][0].tobytes() == make_image(number).tobytes()
+
+
+def test_a_folder_whose_name_is_like_a_pattern(tmp_path):
+    """Images are beside the file, though its folder has brackets in its name."""
+    folder = tmp_path / "images[1]"
+    folder.mkdir()
+    make_image(1).save(folder / "a.png")
+    write(folder / "pairs.jsonl", [line(0, image="a.png")])
+    assert load_preferences(folder / "pairs.jsonl")[0]["images"][0].tobytes() == make_image(1).tobytes()

@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     refuse_targets({"TARGET": args.target})
-    pairs = load(args, conversations=True)
+    pairs = load(args)
     written = write(pairs, args.target, args)
     if not args.check:
         return Report(written_text(written), {**written_data(written), "checked": False})

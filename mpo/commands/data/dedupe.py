@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> Report:
     refuse_targets({"TARGET": args.target, "--removed": removed})
     from mpo.curation.dedupe import find_duplicates, without
 
-    pairs = load(args, conversations=True)
+    pairs = load(args)
     found = find_duplicates(
         pairs, near=not args.exact, threshold=args.threshold, image_bits=args.image_bits, num_proc=processes(args)
     )
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> Report:
     lines = [{"id": names[one.index], "same_as": names[one.same_as], "reason": one.reason} for one in found]
     write_json_lines(removed, lines)
     exact = sum(one.reason.startswith("the same") for one in found)
-    unit = "conversations" if "messages" in pairs.column_names else "pairs"
+    unit = written.unit
     counts = f"{exact:,} exact duplicates, {len(found) - exact:,} near ones ({removed})"
     text = [written_text(written), f"Removed {len(found):,} of {len(pairs):,} {unit}: {counts}"]
     text += [f"  {line['id']} duplicates {line['same_as']}: {line['reason']}" for line in lines[:MOST_LINES]]

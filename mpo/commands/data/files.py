@@ -24,19 +24,17 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add(parser, "--images", "--output-image-root")
 
 
-def load(args: argparse.Namespace, *, conversations: bool = False) -> Any:
-    """Load the pairs of PATH, or with `conversations` what it holds."""
+def load(args: argparse.Namespace) -> Any:
+    """Load the pairs or conversations of PATH."""
     from mpo.data import load_conversations, load_preferences
-    from mpo.data.load import kind_of_source, load_mixture
-    from mpo.data.mixture_file import is_mixture, read_mixture, refuse_beside_mixture
+    from mpo.data.load import kind_of_source
+    from mpo.data.mixture_file import is_mixture, refuse_beside_mixture
 
     if is_mixture(args.path):
         refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root, metadata=args.metadata)
-        kind = kind_of_source(args.path) if conversations else "pair"
-        return load_mixture(**read_mixture(args.path), kind=kind)
     given = {name: getattr(args, name, None) for name in ("format", "image_root", "metadata", "split")}
     given = {name: value for name, value in given.items() if value is not None}
-    is_pair = not conversations or kind_of_source(args.path, given.get("split", "train"), format=args.format) == "pair"
+    is_pair = kind_of_source(args.path, given.get("split", "train"), format=args.format) == "pair"
     return (load_preferences if is_pair else load_conversations)(args.path, num_proc=processes(args), **given)
 
 
@@ -75,11 +73,8 @@ def write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
 
 def written_text(written: Any) -> str:
     """What was written, as text."""
-    root = written.image_root
-    if root and (written.form not in ("trl", "mmpr") or root != written.path.parent.resolve()):
-        root = f"; read it with data.image_root={root}"
-    else:
-        root = ""
+    beside = written.form in ("trl", "mmpr") and written.image_root == written.path.parent.resolve()
+    root = "" if beside or not written.image_root else f"; read it with data.image_root={written.image_root}"
     lines = [f"{written.path}: {written.pairs:,} {written.unit}{root}"]
     why = "because MMPR's form has no field for it; --output-format trl keeps it"
     lines += [f"  {column!r} of {count:,} records was dropped, {why}" for column, count in written.lost.items()]

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> Report:
 
     from mpo.curation.show import show_data, show_page, show_text
 
-    pairs = load(args, conversations=True)
+    pairs = load(args)
     if args.id:
         names = ids(pairs)
         if missing := [name for name in args.id if name not in names]:

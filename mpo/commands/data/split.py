@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> Report:
     refuse_targets({"TARGET": args.target, "EVAL": args.eval_target})
     from mpo.data.eval_part import split_eval
 
-    parts = split_eval(load(args, conversations=True), args.eval_size, seed=args.seed, by=args.eval_by, num_proc=processes(args))
+    parts = split_eval(load(args), args.eval_size, seed=args.seed, by=args.eval_by, num_proc=processes(args))
     written = [write(part, target, args) for part, target in zip(parts, (args.target, args.eval_target), strict=True)]
     train, evaluation = map(written_data, written)
     return Report("\n".join(map(written_text, written)), {"train": train, "eval": evaluation})

@@ -30,15 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     refuse_replacing("--html", args.html, "<!doctype html>")
-    from mpo.curation.stats import compute_stats, conversation_stats, conversation_text, stats_data, stats_page, stats_text
+    from mpo.curation.stats import compute_stats, stats_data, stats_page, stats_text
 
-    records = load(args, conversations=True)
-    if "messages" in records.column_names:
-        if args.html:
-            raise ValueError(f"--html has plots of pairs, and {args.path} holds conversations. Leave it out, or use --json.")
-        counted = conversation_stats(records, load_processor(args), num_proc=processes(args))
-        return Report(conversation_text(counted), {"path": args.path, **counted})
+    records = load(args)
+    is_pair = "messages" not in records.column_names
+    if args.html and not is_pair:
+        raise ValueError(f"--html has plots of pairs, and {args.path} holds conversations. Leave it out, or use --json.")
     found = compute_stats(records, load_processor(args), num_proc=processes(args))
     if args.html:
         write_text(args.html, stats_page(found, str(args.path)))
-    return Report(stats_text(found), {"path": args.path, **stats_data(found), "html": args.html})
+    return Report(stats_text(found), {"path": args.path, **stats_data(found), **({"html": args.html} if is_pair else {})})

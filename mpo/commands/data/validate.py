@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Report:
         output=args.output,
         workers=processes(args),
     )
-    counts = report.tally.counts
+    counts = report.counts
     data = {
         "path": report.path,
         "lines": report.lines,

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import add
+from mpo.commands.flags import add, refuse
 from mpo.commands.outcome import Report
 from mpo.io import did_you_mean
 
@@ -62,7 +62,7 @@ OF_HARNESS = ("what", "output", "limit", "device", "workers", "harness", "tasks"
 def run(args: argparse.Namespace) -> Report:
     if args.harness:
         return _harness(args)
-    _refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
+    refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
     from mpo.evaluation.page import table_of
     from mpo.evaluation.run import evaluate
     from mpo.generation.open import is_adapter
@@ -128,11 +128,11 @@ def _check(args: argparse.Namespace, named: list[str]) -> None:
     from mpo.models.loading import opening
 
     if (args.n or 1) == 1:
-        _refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
+        refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
     if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):
-        _refuse(args, ["reference"], "is for --scorer=reward")
+        refuse(args, ["reference"], "is for --scorer=reward")
     if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
-        _refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
+        refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
     for model in filter(None, [*named, args.reference]):
         if re.match("https?://", model, re.IGNORECASE):
             continue
@@ -153,7 +153,7 @@ def _harness(args: argparse.Namespace) -> Report:
     from mpo.evaluation.page import table_of
     from mpo.generation.open import is_adapter
 
-    _refuse(args, set(vars(args)) - {*OF_HARNESS, "json", "run"}, "is not for --harness: its tasks say how they ask")
+    refuse(args, set(vars(args)) - {*OF_HARNESS, "json", "run", "default_of"}, "is not for --harness: its tasks say how they ask")
     tasks = [task.strip() for task in (args.tasks or "").split(",") if task.strip()]
     if not tasks:
         raise ValueError("--harness needs --tasks, names of its tasks such as pope,chartqa.")
@@ -170,15 +170,6 @@ def _harness(args: argparse.Namespace) -> Report:
         return Report("\n".join(lines), {"commands": lines})
     said = [f"lmms-eval: {one['model']}, {one['task']}, {one['metric']}: {one['value']}" for one in results["harness"]]
     return Report("\n".join([table_of(results), *said, f"{args.output}/report.html"]), results)
-
-
-def _refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """Refuse what is given and would do nothing."""
-    parser = argparse.ArgumentParser()
-    configure(parser)
-    for name in sorted(names):
-        if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')}={getattr(args, name)} {why}. Leave it out.")
 
 
 def _contamination(paths: list[str], benchmarks: dict[str, Any]) -> dict[str, Any]:

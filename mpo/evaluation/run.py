@@ -186,11 +186,12 @@ def evaluate(
 
 
 def _say_power(data: Mapping[str, Sequence[Record]]) -> None:
-    """Say which difference so many questions can show, before any is asked."""
+    """Say how far models must differ to be told apart by so many questions, before any is asked."""
     for name, records in data.items():
         images = len({cluster_of(record) for record in records})
-        said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
-        print(f"{said} {100 * smallest_difference(images):.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
+        said = f"{name}: {len(records):,} questions, {images:,} of them independent: two models must differ by"
+        least = f"{100 * smallest_difference(images):.1f} points"
+        print(f"{said} {least} to be told apart in 4 of 5 evaluations (if a fifth of the verdicts change).", file=sys.stderr)
 
 
 def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequence[str], k: Any) -> None:

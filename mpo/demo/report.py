@@ -42,11 +42,7 @@ def verdict(numbers: Mapping[str, Any]) -> str:
 
 
 def summarize(progress: dict[str, Any]) -> str:
-    """Summarize the accuracy of start, control and MPO, with intervals and p-values.
-
-    Args:
-        progress: the result of `mpo.demo.run.run_demo`.
-    """
+    """Summarize the accuracy of start, control and MPO in the result of `run_demo`, with intervals and p-values."""
     numbers = {name: stage["numbers"] for name, stage in progress.items()}
     shown = {"warmed-up model": numbers["before"], "SFT (control)": numbers["control"], "MPO": numbers["after"]}
     seconds, paired = sum(stage["seconds"] for stage in progress.values()), numbers["after"]["paired"]
@@ -63,11 +59,7 @@ def summarize(progress: dict[str, Any]) -> str:
 
 
 def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Write `report.html` from the results of the other stages.
-
-    Returns:
-        The size of the page in bytes.
-    """
+    """Write `report.html` from the results of the other stages."""
     stages = folder.read_progress()
     numbers = {name: stage["numbers"] for name, stage in stages.items() if stage["done"]}
     log = [entry for entry in folder.log()["log_history"] if "loss" in entry]

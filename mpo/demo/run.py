@@ -38,18 +38,10 @@ STAGES = (
 
 
 def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False) -> dict[str, Any]:
-    """Run the stages that are not finished yet.
-
-    Args:
-        output_dir: the output folder. An interrupted demo with the same settings is resumed.
-        settings: the sizes of the demo.
-        restart: delete an earlier demo in the folder.
-
-    Returns:
-        By the name of each stage: its `seconds` and its results (`numbers`).
+    """Run the stages that are not finished yet. Returns the `seconds` and results (`numbers`) of each stage by its name.
 
     Raises:
-        ValueError: when the folder contains a demo with other settings, or other files.
+        ValueError: when the folder contains other files, or, without `restart`, a demo with other settings.
     """
     folder = DemoFolder(output_dir)
     _prepare(folder, settings, restart)

@@ -242,11 +242,7 @@ def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, st
 
 @contextmanager
 def logs_to(path: Path) -> Iterator[None]:
-    """Append everything printed to stdout to a file. Progress bars and warnings go to stderr and stay visible.
-
-    Args:
-        path: the file; its folder is created.
-    """
+    """Append everything printed to stdout to a file. Progress bars and warnings go to stderr and stay visible."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
         yield

@@ -109,12 +109,7 @@ PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mpo.preflight.
 
 
 def examine(titles: Sequence[str], runs: Path, seconds: float = SECONDS) -> Iterator[Section]:
-    """Run checks one after another and yield each section when its check ends.
-
-    Args:
-        titles: keys of `CHECKS`.
-        seconds: timeout of each check.
-    """
+    """Run checks, keys of `CHECKS`, one after another, each with a timeout, and yield each section when its check ends."""
     left = list(titles)
     while left:
         with tempfile.TemporaryFile("w+", errors="replace") as noise:
@@ -135,11 +130,7 @@ def examine(titles: Sequence[str], runs: Path, seconds: float = SECONDS) -> Iter
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Run checks and write each section to stdout as a line of JSON; all other output goes to stderr.
-
-    Args:
-        arguments: folder of runs, timeout of each check in seconds, titles.
-    """
+    """Run checks and write each section to stdout as a line of JSON; all other output goes to stderr."""
     runs, seconds, *titles = arguments
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -85,13 +85,7 @@ def disk(runs: Path) -> Iterator[Finding]:
 
 
 def folder(name: str, path: Path, roomy: int, least: int, fix: str) -> Finding:
-    """Check a folder that a run writes to.
-
-    Args:
-        path: the folder; it may not exist yet.
-        roomy: free bytes below which the finding is a note.
-        least: free bytes below which the finding is a problem.
-    """
+    """Check a folder, which may not exist yet: fewer free bytes than `roomy` are a note, than `least` a problem."""
     path = Path(os.path.abspath(path))
     existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
     free, value = _free(existing)
@@ -223,12 +217,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def peers(count: int, reaches: Callable[[int, int], bool], topology: str) -> Finding:
-    """Check whether all GPUs have peer access to each other, and whether NVLink connects them.
-
-    Args:
-        reaches: whether the first GPU can access the memory of the second one.
-        topology: output of ``nvidia-smi topo -m``.
-    """
+    """Check whether all GPUs have access to each other's memory, and whether NVLink connects them (``nvidia-smi topo -m``)."""
     lacking = [f"{a}-{b}" for a, b in combinations(range(count), 2) if not (reaches(a, b) and reaches(b, a))]
     links = re.search(r"^GPU\d.*\bNV\d", re.sub(r"\x1b\[\d*m", "", topology), re.MULTILINE)
     link = "NVLink" if links else "no NVLink"

@@ -120,20 +120,11 @@ def export(records: Records, log: Log, target: Path) -> dict[str, Any]:
     """Write the corrected records in the format of their file.
 
     A record that nobody changed keeps its bytes, and its place; a changed one has its provenance in ``metadata``; rejected ones are
-    in ``TARGET.rejected.jsonl`` with the reasons. ``TARGET.review.json`` tells all: counts, reviewers, their agreement and position
-    bias, every decision, and the disagreements, whose records stay as they are.
-
-    Args:
-        records: the file.
-        log: its decisions, at the places that its records have.
-        target: a new file of the same type.
-
-    Returns:
-        the report.
+    in ``TARGET.rejected.jsonl`` with the reasons. ``TARGET.review.json`` has what is returned: counts, reviewers, their agreement
+    and position bias, every decision, and the disagreements, whose records stay as they are.
 
     Raises:
-        ValueError: for an existing target, and one of another type.
-        Stale: for a decision that does not fit its record.
+        ValueError: for an existing target, and one of another type; Stale for a decision that does not fit its record.
     """
     suffix = "".join(target.suffixes[-2:] if target.suffix == ".gz" else target.suffixes[-1:]).lower()
     if suffix != records.suffix:

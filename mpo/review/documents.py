@@ -314,16 +314,10 @@ def put(value: Any, path: Sequence[str | int], new: Any) -> Any:
 
 
 def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The line that edits, and then a swap, make of a line.
+    """The line that edits (``paths``, the ``old`` value there, the new ``value``) make of a line, and then ``swap``.
 
-    Args:
-        line: the line.
-        action: ``accept`` or ``swap``; a swap exchanges all that is said of the chosen and of the rejected completion, and drops
-            ``margin``, by how much the one was said to be better.
-        edits: ``paths``, the ``old`` value there, and the new ``value``.
-
-    Raises:
-        Stale: for another value than the old one.
+    A swap exchanges all that is said of the chosen and of the rejected completion, and drops ``margin``, by how much the one was
+    said to be better. Raises Stale for another value than the old one.
     """
     from mpo.pipelines.mmpr.verify import BY_PERSON  # its imports take a second
 

@@ -105,14 +105,8 @@ class Facets:
     def queue(self, asked: Mapping[str, str], log: Log, by: str, seed: str) -> array[int]:
         """The places of the records that are asked for, in order.
 
-        Args:
-            asked: ``source``, ``verdict``, ``type``, ``state`` (of `STATES`), ``search`` and ``order`` (of `ORDERS`).
-            log: the decisions.
-            by: whose decisions ``state`` means; ``disagreeing`` are those of any two that nothing has settled.
-            seed: of the random order.
-
-        Raises:
-            ValueError: for another order or state.
+        `asked` has ``source``, ``verdict``, ``type``, ``state`` (of `STATES`), ``search`` and ``order`` (of `ORDERS`). ``state``
+        means the decisions of one reviewer, but for ``disagreeing``: those of any two that nothing has settled.
         """
         order, state = asked.get("order") or "file", asked.get("state") or "all"
         if order not in ORDERS or state not in STATES:

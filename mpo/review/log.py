@@ -94,11 +94,7 @@ def _check(event: Event) -> None:
 
 
 class Log:
-    """The decisions of a file's reviewers.
-
-    Args:
-        path: the log; None: in memory alone, for decisions of other logs.
-        owner: hold the log, and write to it.
+    """The decisions of a file's reviewers. The `owner` holds the log and writes to it.
 
     Raises:
         InUse: if another process holds it.
@@ -229,16 +225,10 @@ class Log:
         return not self.events or (len({event["content"] for event in files}) == 1 and files[-1].get("state") == [*state])
 
     def open_file(self, content: str, name: str, keys: Callable[[], Mapping[str, list[int]]], state: Sequence[int] = ()) -> int:
-        """Begin with a file: note its content, and let decisions about another content follow their records.
+        """Begin with a file: note the hash of its content, and let decisions about another content follow their records.
 
-        Args:
-            content: the hash of its bytes.
-            name: its name.
-            keys: gives the places of each key of its records, in order.
-            state: numbers that change when the file is written to, by which it is known again before it is read.
-
-        Returns:
-            the number of decisions whose record it does not have any more; they stay in the log.
+        `keys` gives the places of each key of its records; `state` has numbers that change when the file is written to, by which it
+        is known again before it is read. Returns the number of decisions whose record it has no more; they stay in the log.
         """
         with self.mutex:
             last = next((event for event in reversed(self.events) if event["action"] == "file"), None)
@@ -320,8 +310,7 @@ class Log:
     def labels(self, *, blind: bool = False) -> dict[int, dict[str, Event]]:
         """The decisions that hold, but for skipped records, by place and reviewer.
 
-        Args:
-            blind: the last ones instead, undone or not, that were made before others' decisions were told.
+        With `blind` the last ones instead, undone or not, that were made before others' decisions were told.
         """
         own: Mapping[tuple[str, int], list[Event]] = self._own
         if blind:
@@ -348,15 +337,9 @@ class Log:
         return found[-1] if found and all(same(found[0], one) for one in found) else None
 
     def take(self, other: Log, places: Mapping[str, list[int]], of: str) -> int:
-        """Add the decisions that hold in another log, of this file or of a copy.
+        """Add the decisions that hold in another log, named `of`, of this file (with the places of its keys) or of a copy.
 
-        Args:
-            other: the log.
-            places: the places of each key of this file's records.
-            of: its name, which these decisions keep.
-
-        Returns:
-            the number of decisions whose record this file does not have.
+        Returns the number of decisions whose record this file does not have.
         """
         lost = 0
         events = sorted((event for stack in other.stacks.values() for event in stack), key=lambda event: str(event.get("at")))

@@ -38,17 +38,7 @@ class Refused(Exception):
 
 
 class Review:
-    """A file under review.
-
-    Args:
-        path: the file.
-        image_root: as in `Records`.
-        reviewers: their names; each has a token of their own.
-        others: logs whose decisions are added.
-
-    Raises:
-        ValueError: as `Records` and `Log`.
-    """
+    """A file under review, each of its reviewers with a token; `others` are logs whose decisions are added."""
 
     def __init__(
         self, path: str | Path, *, image_root: str | Path | None = None, reviewers: Sequence[str], others: Sequence[Path] = ()

@@ -299,16 +299,7 @@ class Connection(H11Protocol):
 
 
 class Server:
-    """A review on a port.
-
-    Args:
-        review: the review.
-        host: the address to listen at.
-        port: the port; 0 for a free one.
-
-    Raises:
-        ValueError: for an address that cannot be listened at.
-    """
+    """A review on a port, 0 for a free one. Raises ValueError for an address that cannot be listened at."""
 
     def __init__(self, review: Review, host: str = "127.0.0.1", port: int = 0) -> None:
         try:

@@ -147,13 +147,8 @@ class Review:
         except BadRecord as error:
             document, key, bad = Document("unknown"), "", error.reason
         mine, settled = self.log.decision(by, place), self.log.settled(place)
-        others: list[dict[str, Any]] = []
-        if mine is not None and mine["action"] != "skip":
-            labels = self.log.labels_of(place)
-            disagreeing = self.log.final(place, labels) is None
-            others = [_told(event) for name, event in labels.items() if name != by and disagreeing]
-        else:
-            disagreeing = False
+        labels = self.log.labels_of(place) if mine is not None and mine["action"] != "skip" else {}
+        disagreeing = bool(labels) and self.log.final(place, labels) is None
         shown = {
             "place": place,
             "where": self.records.where(place).rpartition("/")[2],
@@ -168,7 +163,7 @@ class Review:
             "left": self.left(place, by),
             "decision": mine and _told(mine),
             "base": self._base(by, place),
-            "others": others,
+            "others": [_told(event) for name, event in labels.items() if name != by and disagreeing],
             "disagreeing": disagreeing,
             "settled": _told(settled) if settled is not None and mine is not None else None,
             "bad": bad,

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal
 
 TRACEBACK = "MPO_TRACEBACK=1 mpo doctor"
@@ -91,10 +91,9 @@ CHECKS: dict[str, tuple[str, ...]] = {
 def check(title: str, runs: Path) -> Section:
     """Run a check: a key of `CHECKS`. `runs` is the folder of runs."""
 
-    def run(qualified: str) -> Iterable[Finding]:
-        module, _, name = qualified.partition(":")
-        function: Callable[..., Iterable[Finding]] = getattr(import_module(f"mpo.preflight.{module}"), name)
-        return function(runs) if name == "disk" else function()
+    def run(name: str) -> Iterable[Finding]:
+        function: Callable[..., Iterable[Finding]] = resolve_name(f"mpo.preflight.{name}")
+        return function(runs) if name == "machine:disk" else function()
 
     found = chain.from_iterable(attempted("this check", partial(run, name)) for name in CHECKS[title])
     return Section(title, tuple(replace(one, value=masked(one.value), fix=masked(one.fix)) for one in found))

@@ -119,7 +119,6 @@ class Review:
 
     def state(self, by: str) -> dict[str, Any]:
         """The file, the reviewer, and how far both are."""
-        done = self.facets.ready
         stack = self.log.stacks.get(by) or [{}]
         decided = len({event["place"] for event in self.log.stacks.get(by, ()) if event["place"] >= 0})
         return {
@@ -127,12 +126,10 @@ class Review:
             "reviewer": by,
             "records": self.records.wait(0),
             "counted": self.records.ready,
-            "facets": self.facets.counts if done else None,
-            "read": self.facets.read,
+            "facets": self.facets.counts if self.facets.ready else None,
             "undo": stack[-1].get("uid"),
             "decided": decided,
             "unmatched": self.lost,
-            "recovered": self.log.recovered,
         }
 
     def view(self, place: int, by: str) -> dict[str, Any]:

@@ -103,12 +103,10 @@ def changed(record: Mapping[str, Any], event: Event) -> dict[str, Any]:
     about: Event = {name: event[name] for name in ("by", "at", "action", "uid") if name in event}
     about["was"] = [{"path": list(edit["paths"][0]), "value": edit["old"]} for edit in event["edits"]]
     given = new.get("metadata")
-    inner: Any = given
-    if isinstance(given, str) and given.lstrip()[:1] == "{":
-        with suppress(ValueError):
-            inner = json.loads(given)
-    if given in (None, ""):
-        inner = {}
+    inner: Any = {} if given in (None, "") else given
+    if isinstance(inner, str):
+        with suppress(ValueError, RecursionError):
+            inner = json.loads(inner)
     if not isinstance(inner, Mapping):
         inner = {"metadata": given}
     inner = {**inner, FIELD: about}

@@ -128,7 +128,10 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--max-tiles": count("maximum number of tiles of all images of a prompt (model.max_tiles)"),
     "--max-zeros": flag("maximum number of zeros in a row; off: any", "N", type=limit(int)),
     "--min-side": count("shortest side of an image that is large enough, in pixels"),
-    "--mode": flag("ask for the answer alone, for a chain of thought, or for both", choices=("direct", "cot", "both")),
+    "--mode": flag(
+        "ask for the answer alone, for a chain of thought, for both, or with the question as it is",
+        choices=("direct", "cot", "both", "plain"),
+    ),
     "--metadata": flag("field that is only metadata; may be repeated (data.metadata)", "FIELD", action="append"),
     "--min-frames": count("minimum number of frames of a video (data.frames.min)"),
     "--min-quality": flag("lowest score for quality that is kept", "SCORE", type=number(float, 0, 10)),
@@ -243,4 +246,6 @@ def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
     for name in sorted(names):
         if (given := getattr(args, name)) != args.default_of(name):
             flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag if flag in FLAGS else name.upper()}={given} {why}. Leave it out.")
+            value = " ".join(map(str, given)) if isinstance(given, list) else given
+            said = f"{flag if flag in FLAGS else name.upper()}" + f"={value}" * (given is not True)
+            raise ValueError(f"{said} {why}. Leave it out.")

@@ -44,9 +44,9 @@ CHAIN = {
     "yes_no": r"Answer: \boxed{yes} or Answer: \boxed{no}.",
     "": r"Answer: \boxed{ANSWER}, with the final answer alone.",
 }
-MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.items()}}
+MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.items()}, "plain": {"": ""}}
 """How questions are asked: for the answer alone, or for a chain of thought that ends with it (the structure of InternVL 2.5's
-evaluation, arXiv 2412.05271, section 4; in other words)."""
+evaluation, arXiv 2412.05271, section 4; in other words), or as they are, for a model that was trained on them in one form."""
 NOT_ASKED = {*OF_ANSWER} - {"kind"}
 """What no prompt says of the answer."""
 JOBS = "jobs"
@@ -57,7 +57,7 @@ class Respond(Sample):
 
     Args:
         generator: the model.
-        mode: ``direct`` or ``cot``.
+        mode: ``direct``, ``cot`` or ``plain``.
         field: name of the field: a list of texts.
         sampling: as in `mpo.pipelines.sample.Sample`.
     """
@@ -76,7 +76,7 @@ class Respond(Sample):
         said = "".join(content_text(turn["content"]) for turn in (record.get("messages") or ())[-1:])
         labelled = (rf"\b{chr(65 + place)}[).:：、．]+ *{re.escape(one)}(?!\w)" for place, one in enumerate(choices))
         listed = f"\n{CHOICES}" if choices and not all(re.search(label, said) for label in labelled) else ""
-        return [self.request(record, f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}")]
+        return [self.request(record, f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}".rstrip("\n"))]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
         """The question with the texts of its responses."""

@@ -106,7 +106,7 @@ def _add_commands(parser: Parser, package: str, kind: str, arguments: Sequence[s
         elif hasattr(module, "configure"):
             module.configure(command)
             add(command, "--json")
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, default_of=command.get_default)
 
 
 def _commands(package: str, found: Sequence[ModuleInfo]) -> list[tuple[ModuleInfo, Any]]:

@@ -33,9 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
+    refuse_unwritable("TARGET", args.target)
     from mpo.models.official.convert import convert
 
-    refuse_unwritable("TARGET", args.target)
     done = convert(args.source, args.target, like=args.like, shard_gb=args.shard_gb, compare=args.check, tower=args.tower)
     format_name = "the official" if done.form == "official" else "transformers'"
     lines = [f"{done.folder}: {done.tensors} tensors in {format_name} format"]

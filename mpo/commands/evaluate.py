@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import add
+from mpo.commands.flags import add, refuse
 from mpo.commands.outcome import Report
 from mpo.io import did_you_mean
 
@@ -44,16 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(parser, "--mode", default="direct")
     add(parser, "--n", "--scorer")
     add(parser, "--reference", otherwise="the first model")
-    add(parser, "--temperature", default=1.0)
-    add(parser, "--top-p", default=1.0)
+    add(parser, "--temperature", "--top-p", default=1.0)
     add(parser, "--max-new-tokens", default=1024)
     add(parser, "--seed", default=0)
-    add(parser, "--tile-limit")
-    add(parser, "--limit", "--train")
-    add(parser, "--image-root", "--base", "--device", "--workers", "--retry-dropped")
+    add(parser, "--tile-limit", "--limit", "--train", "--image-root", "--base", "--device", "--workers", "--retry-dropped")
     add(parser, "--dtype", otherwise="auto")
-    add(parser, "--vision-feature-cache")
-    add(parser, "--harness", "--tasks", "--include-path", "--dry-run")
+    add(parser, "--vision-feature-cache", "--harness", "--tasks", "--include-path", "--dry-run")
 
 
 OF_HARNESS = ("what", "output", "limit", "device", "workers", "harness", "tasks", "include_path", "dry_run")
@@ -62,7 +58,11 @@ OF_HARNESS = ("what", "output", "limit", "device", "workers", "harness", "tasks"
 def run(args: argparse.Namespace) -> Report:
     if args.harness:
         return _harness(args)
-    _refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
+    refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
+    if (args.n or 1) == 1:
+        refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
+    if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):
+        refuse(args, ["reference"], "is for --scorer=reward")
     from mpo.evaluation.page import table_of
     from mpo.evaluation.run import evaluate
     from mpo.generation.open import is_adapter
@@ -120,19 +120,15 @@ def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _check(args: argparse.Namespace, named: list[str]) -> None:
-    """Refuse flags that would do nothing, and models that are not there."""
+    """Refuse flags that would do nothing for these models, and models that are not there."""
     from transformers.utils.hub import cached_file
 
     from mpo.evaluation.published import FORMS
     from mpo.generation.open import is_adapter
     from mpo.models.loading import opening
 
-    if (args.n or 1) == 1:
-        _refuse(args, ("temperature", "top_p", "seed"), "is for samples (--n), and without these the response is greedy")
-    if not any(name.partition("=")[0] == "reward" for name in args.scorer or ()):
-        _refuse(args, ["reference"], "is for --scorer=reward")
     if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
-        _refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
+        refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
     for model in filter(None, [*named, args.reference]):
         if re.match("https?://", model, re.IGNORECASE):
             continue
@@ -149,14 +145,14 @@ def _check(args: argparse.Namespace, named: list[str]) -> None:
 
 
 def _harness(args: argparse.Namespace) -> Report:
+    refuse(args, set(vars(args)) - {*OF_HARNESS, "json", "run", "default_of"}, "is not for --harness: its tasks say how they ask")
+    tasks = [task.strip() for task in (args.tasks or "").split(",") if task.strip()]
+    if not tasks:
+        raise ValueError("--harness needs --tasks, names of its tasks such as pope,chartqa.")
     from mpo.evaluation.harness import run_harness
     from mpo.evaluation.page import table_of
     from mpo.generation.open import is_adapter
 
-    _refuse(args, set(vars(args)) - {*OF_HARNESS, "json", "run"}, "is not for --harness: its tasks say how they ask")
-    tasks = [task.strip() for task in (args.tasks or "").split(",") if task.strip()]
-    if not tasks:
-        raise ValueError("--harness needs --tasks, names of its tasks such as pope,chartqa.")
     models: dict[str, str] = {}
     for label, model in map(_labelled, args.what):
         if FILES.search(model) or is_adapter(model):
@@ -170,15 +166,6 @@ def _harness(args: argparse.Namespace) -> Report:
         return Report("\n".join(lines), {"commands": lines})
     said = [f"lmms-eval: {one['model']}, {one['task']}, {one['metric']}: {one['value']}" for one in results["harness"]]
     return Report("\n".join([table_of(results), *said, f"{args.output}/report.html"]), results)
-
-
-def _refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """Refuse what is given and would do nothing."""
-    parser = argparse.ArgumentParser()
-    configure(parser)
-    for name in sorted(names):
-        if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')}={getattr(args, name)} {why}. Leave it out.")
 
 
 def _contamination(paths: list[str], benchmarks: dict[str, Any]) -> dict[str, Any]:

@@ -43,10 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
+    refuse_unwritable("TARGET", args.target)
     from mpo.models.export.run import export
     from mpo.models.export.trained import is_qlora
 
-    refuse_unwritable("TARGET", args.target)
     how = {"like": args.like, "check": args.check, "shard_gb": args.shard_gb, "dtype": args.dtype, "form": args.output_format}
     done = export(args.source, args.target, base=args.base, **how)
     qlora = is_qlora(args.source)

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import add
+from mpo.commands.flags import add, refuse
 from mpo.commands.generate_job import configure_job, refuse_job_flags, run_job
 from mpo.commands.outcome import Report
 from mpo.visible import visible
@@ -75,8 +75,7 @@ def run(args: argparse.Namespace) -> Report:
 def _server(args: argparse.Namespace) -> Any:
     from mpo.generation.server import ServerGenerator
 
-    if given := [f"--{name.replace('_', '-')}" for name in LOCAL if getattr(args, name) is not None]:
-        raise ValueError(f"{given[0]} has no effect on a server, which has loaded its model. Leave it out.")
+    refuse(args, LOCAL, "has no effect on a server, which has loaded its model")
     return ServerGenerator(args.model, args.model_name, max_tiles=args.max_tiles)
 
 
@@ -86,8 +85,7 @@ def _local(args: argparse.Namespace, question: Any) -> Any:
     from mpo.models.export.trained import is_qlora
     from mpo.training.features.use import with_cached_features
 
-    if args.model_name is not None:
-        raise ValueError(f"--model-name={args.model_name} needs the address of a server, and MODEL is {args.model}. Leave it out.")
+    refuse(args, ["model_name"], f"needs the address of a server, and MODEL is {args.model}")
     opened = open_local(args.model, base=args.base, dtype=args.dtype or "auto", device=args.device, max_tiles=args.max_tiles)
     if question is not None and (question.images or question.videos) and not is_processor(opened.processor):
         given = "--image" if question.images else "--video"

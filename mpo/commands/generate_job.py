@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from mpo.commands.flags import add
+from mpo.commands.flags import add, refuse
 from mpo.commands.outcome import Report
 
 SINGLE = ("question", "image", "video", "prefix")
@@ -23,9 +23,7 @@ def refuse_job_flags(args: argparse.Namespace) -> None:
     """Refuse a job's flags beside one question."""
     if args.question is None:
         raise ValueError("Expected a QUESTION, or a file of questions (--questions FILE --output DIR).")
-    for name in JOB:
-        if getattr(args, name) not in (None, False):
-            raise ValueError(f"--{name.replace('_', '-')} needs a file of questions (--questions). Leave it out.")
+    refuse(args, JOB, "needs a file of questions (--questions)")
 
 
 def run_job(args: argparse.Namespace, generator: Callable[[], Any], *, local: bool, settings: dict[str, Any]) -> Report:
@@ -34,11 +32,7 @@ def run_job(args: argparse.Namespace, generator: Callable[[], Any], *, local: bo
     from mpo.pipelines.report import summarize
     from mpo.pipelines.sample import QUESTION, Sample
 
-    for name in SINGLE:
-        if getattr(args, name) is not None:
-            raise ValueError(
-                f"{'QUESTION' if name == 'question' else f'--{name}'} and --questions are both given. Keep one of them."
-            )
+    refuse(args, SINGLE, "is for one question, and --questions asks those of a file")
     if args.output is None:
         raise ValueError("--questions needs the folder of the job. Give --output DIR.")
     workers = args.workers or 1

@@ -28,10 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
+    refuse_targets({"--output": args.output})
     from mpo.models.joining import save_joined
     from mpo.preflight.structure import count_parameters
 
-    refuse_targets({"--output": args.output})
     settings = {"dtype": args.dtype, "max_tiles": args.max_tiles, "seed": args.seed}
     model = save_joined(args.vision, args.language, args.output, **settings).model
     counts = {part: count for part, (count, _) in count_parameters(model).items() if count}

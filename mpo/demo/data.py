@@ -16,13 +16,9 @@ SPLITS = ("worked", "questions", "eval")
 
 
 def make_dataset(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Draw the images of all splits and write their questions.
+    """Draw the images of all splits and write their questions. Returns the numbers of images and sources per split.
 
-    Every line has the ground truth. Lines of `worked` also have a worked example; lines of `eval` have the digits, to measure
-    reading.
-
-    Returns:
-        The numbers of images and sources per split.
+    Every line has the ground truth; those of `worked` also have a worked example, and those of `eval` the digits.
     """
     handwriting = load_handwriting()
     rng = np.random.default_rng(settings.seed)
@@ -75,15 +71,10 @@ def split_sources(
 
     Args:
         labels: shape `(sources,)`, 0 to 9.
-        worked: sources for the worked examples; a multiple of ten.
-        questions: sources for the questions; a multiple of ten. The rest is for evaluation.
-        rng: random generator of the shuffling.
+        worked: sources for the worked examples, and `questions` for the questions: multiples of ten. The rest is for evaluation.
 
     Returns:
         Source indices by split name, sorted.
-
-    Raises:
-        ValueError: for numbers that are not multiples of ten, or that leave no source for evaluation.
     """
     if worked % 10 or questions % 10:
         raise ValueError(f"Expected multiples of ten, as there are ten digits; got worked={worked}, questions={questions}.")
@@ -111,16 +102,7 @@ def assert_disjoint(sources: dict[str, Any]) -> None:
 
 
 def draw(handwriting: Handwriting, sources: Sequence[int], *, digit_size: int) -> Image.Image:
-    """Draw digits side by side, black ink on white paper.
-
-    Args:
-        handwriting: the scanned digits.
-        sources: indices of the digits, from left to right.
-        digit_size: width and height of each digit in pixels.
-
-    Returns:
-        An RGB image of `digit_size * len(sources)` by `digit_size` pixels.
-    """
+    """Draw digits, given by their indices, from left to right in an RGB image, `digit_size` pixels wide and high each."""
     ink = np.concatenate([handwriting.images[source] for source in sources], axis=1)
     paper = Image.fromarray((255 - ink * (255 / 16)).round().astype(np.uint8))
     return paper.resize((digit_size * len(sources), digit_size), Image.Resampling.BICUBIC).convert("RGB")

@@ -6,13 +6,13 @@ import random
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
-from itertools import starmap
 from typing import Any
 
-from mpo.demo.figures import accuracy_figure, margin_figure, png_url, rewards_figure, terms_figure
+from mpo.demo.figures import AFTER, GREY, INK, THIRD, accuracy_figure, curves_figure, png_url
 from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.evaluation.statistics import wilson_interval
 from mpo.io import read_json_lines, write_text
+from mpo.pipelines.report import table
 
 SAMPLES = 12
 
@@ -42,11 +42,7 @@ def verdict(numbers: Mapping[str, Any]) -> str:
 
 
 def summarize(progress: dict[str, Any]) -> str:
-    """Summarize the accuracy of start, control and MPO, with intervals and p-values.
-
-    Args:
-        progress: the result of `mpo.demo.run.run_demo`.
-    """
+    """Summarize the accuracy of start, control and MPO in the result of `run_demo`, with intervals and p-values."""
     numbers = {name: stage["numbers"] for name, stage in progress.items()}
     shown = {"warmed-up model": numbers["before"], "SFT (control)": numbers["control"], "MPO": numbers["after"]}
     seconds, paired = sum(stage["seconds"] for stage in progress.values()), numbers["after"]["paired"]
@@ -63,11 +59,7 @@ def summarize(progress: dict[str, Any]) -> str:
 
 
 def write_report(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Write `report.html` from the results of the other stages.
-
-    Returns:
-        The size of the page in bytes.
-    """
+    """Write `report.html` from the results of the other stages."""
     stages = folder.read_progress()
     numbers = {name: stage["numbers"] for name, stage in stages.items() if stage["done"]}
     log = [entry for entry in folder.log()["log_history"] if "loss" in entry]
@@ -105,23 +97,41 @@ these questions was known; it separates correct from incorrect responses. MPO tr
 the three sets.</p>"""
 
 
+CURVES = {
+    "Terms of the loss": (
+        "Terms are unweighted; means over the pairs of a logging window.",
+        {
+            "loss": ("loss = 0.2 preference + 0.05 quality + generation", INK),
+            "loss/sigmoid": ("preference (DPO)", AFTER),
+            "loss/bco_pair": ("quality (BCO)", THIRD),
+            "loss/sft": ("generation (SFT)", GREY),
+        },
+        "nats",
+    ),
+    "Rewards and delta": (
+        "A reward is 0.1 times the log-ratio of policy and reference. Delta, which the quality loss subtracts, is the running mean "
+        "of all rewards.",
+        {
+            "rewards/chosen": ("reward of chosen", AFTER),
+            "rewards/rejected": ("reward of rejected", THIRD),
+            "reward_shift": ("reward shift delta (running mean)", INK),
+        },
+        "reward",
+    ),
+    "Margin": (
+        "Reward of the chosen minus reward of the rejected completion, and the fraction of pairs in which it is positive.",
+        {"rewards/margins": ("margin (left)", AFTER), "rewards/accuracies": ("chosen above rejected (right)", GREY)},
+        "margin",
+    ),
+}
+"""Title of each plot of training, its caption, its curves and the unit of its axis."""
+
+
 def _figures(numbers: dict[str, Any], log: Sequence[dict[str, float]]) -> str:
-    figures = {
-        "Accuracy on evaluation images": (
-            accuracy_figure(numbers["before"], numbers["control"], numbers["after"]),
-            "Greedy responses; error bars are 95 % intervals. 'Digits read' counts responses whose first line names the digits.",
-        ),
-        "Terms of the loss": (terms_figure(log), "Terms are unweighted; means over the pairs of a logging window."),
-        "Rewards and delta": (
-            rewards_figure(log),
-            "A reward is 0.1 times the log-ratio of policy and reference. Delta, which the quality loss subtracts, is the running "
-            "mean of all rewards.",
-        ),
-        "Margin": (
-            margin_figure(log),
-            "Reward of the chosen minus reward of the rejected completion, and the fraction of pairs in which it is positive.",
-        ),
-    }
+    models = {label: numbers[stage] for label, stage in (("start", "before"), ("SFT (control)", "control"), ("MPO", "after"))}
+    caption = "Greedy responses; error bars are 95 % intervals. 'Digits read' counts responses whose first line names the digits."
+    figures = {"Accuracy on evaluation images": (accuracy_figure(models), caption)}
+    figures |= {title: (curves_figure(log, curves, unit), said) for title, (said, curves, unit) in CURVES.items()}
     shown = (
         f"<figure><h2>{title}</h2><img src='{url}' alt='{title}'><figcaption>{escape(caption)}</figcaption></figure>"
         for title, (url, caption) in figures.items()
@@ -170,13 +180,9 @@ def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSetti
             **{f"pairs, {name.replace('_', ' ')}": count for name, count in pair["pairs"].items()},
         },
         "Evaluation questions": {
-            "correct before": percent(before["correct"], before["total"]),
-            "correct after MPO": percent(after["correct"], after["total"]),
-            "correct after SFT": percent(control["correct"], control["total"]),
-            "digits read before": percent(before["read"], before["total"]),
-            "digits read after MPO": percent(after["read"], after["total"]),
-            "digits read after SFT": percent(control["read"], control["total"]),
-            "without a final answer, before / SFT / MPO": " / ".join(str(one["unparsable"]) for one in (before, control, after)),
+            f"{what} {when}": percent(one[key], one["total"])
+            for what, key in (("correct", "correct"), ("digits read", "read"), ("without a final answer", "unparsable"))
+            for when, one in (("before", before), ("after MPO", after), ("after SFT", control))
         },
         "Time": {
             **{name.replace("_", " "): f"{stage['seconds']:.0f} s" for name, stage in stages.items() if stage["done"]},
@@ -189,10 +195,7 @@ def _tables(numbers: dict[str, Any], stages: dict[str, Any], settings: DemoSetti
         },
     }
 
-    def row(name: str, value: int | str) -> str:
-        return f"<tr><th>{escape(name)}</th><td>{escape(value if isinstance(value, str) else f'{value:,}')}</td></tr>"
-
-    shown = (f"<div><h2>{title}</h2><table>{''.join(starmap(row, rows.items()))}</table></div>" for title, rows in tables.items())
+    shown = (f"<div><h2>{title}</h2>{table(rows)}</div>" for title, rows in tables.items())
     return f"<section class='tables'>{''.join(shown)}</section>"
 
 

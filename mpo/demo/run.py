@@ -11,7 +11,7 @@ from transformers import set_seed
 from mpo.demo.data import make_dataset
 from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.demo.report import write_report
-from mpo.demo.stages import measure_after, measure_before, measure_sft, pair, sample, train_mpo, train_sft, warm_up
+from mpo.demo.stages import measure, pair, sample, train_mpo, train_sft, warm_up
 
 
 class Stage(NamedTuple):
@@ -23,33 +23,31 @@ class Stage(NamedTuple):
     made: str  # its main output, relative to the output folder
 
 
+def _measuring(model: str, when: str, *compared: str) -> Callable[[DemoFolder, DemoSettings], dict[str, Any]]:
+    return lambda folder, _: measure(folder, getattr(folder, model), when, *compared)
+
+
 STAGES = (
     Stage("data", "draw images of handwriting, with questions", make_dataset, "data/"),
     Stage("warm_up", "warm up a new model on the worked examples", warm_up, "warm/"),
-    Stage("before", "evaluate it on evaluation images", measure_before, "responses_before.jsonl"),
+    Stage("before", "evaluate it on evaluation images", _measuring("warm", "before"), "responses_before.jsonl"),
     Stage("sample", "sample responses to the questions", sample, "samples.jsonl"),
     Stage("pair", "pair correct with incorrect responses", pair, "pairs.jsonl"),
     Stage("mpo", "train on the pairs with MPO", train_mpo, "mpo/"),
-    Stage("after", "evaluate on the same evaluation images", measure_after, "responses_after.jsonl"),
+    Stage(
+        "after", "evaluate on the same evaluation images", _measuring("mpo", "after", "before", "after"), "responses_after.jsonl"
+    ),
     Stage("sft", "train on the chosen completions alone (SFT): the control", train_sft, "sft/"),
-    Stage("control", "evaluate the control on the same images", measure_sft, "responses_sft.jsonl"),
+    Stage("control", "evaluate the control on the same images", _measuring("sft", "sft", "sft", "after"), "responses_sft.jsonl"),
     Stage("report", "write the report", write_report, "report.html"),
 )
 
 
 def run_demo(output_dir: Path, settings: DemoSettings, *, restart: bool = False) -> dict[str, Any]:
-    """Run the stages that are not finished yet.
-
-    Args:
-        output_dir: the output folder. An interrupted demo with the same settings is resumed.
-        settings: the sizes of the demo.
-        restart: delete an earlier demo in the folder.
-
-    Returns:
-        By the name of each stage: its `seconds` and its results (`numbers`).
+    """Run the stages that are not finished yet. Returns the `seconds` and results (`numbers`) of each stage by its name.
 
     Raises:
-        ValueError: when the folder contains a demo with other settings, or other files.
+        ValueError: when the folder contains other files, or, without `restart`, a demo with other settings.
     """
     folder = DemoFolder(output_dir)
     _prepare(folder, settings, restart)

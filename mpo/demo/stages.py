@@ -73,11 +73,6 @@ def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     }
 
 
-def measure_before(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Evaluate the warmed-up model on the evaluation questions."""
-    return _measure(folder, folder.warm, "before")
-
-
 def sample(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Sample several responses to each question from the warmed-up model, at temperature 1."""
     step = Sample(
@@ -131,41 +126,26 @@ def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Train the warmed-up model on the pairs with `mpo train experiment=demo`. Resumes from the newest checkpoint."""
-    return {"steps": train_on_pairs(folder, settings, folder.mpo)}
+    return _train_on_pairs(folder, settings, folder.mpo)
 
 
 def train_sft(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Train the warmed-up model on the same pairs, in the same way, with SFT on the chosen completions as the only loss."""
-    return {"steps": train_on_pairs(folder, settings, folder.sft, "loss=sft")}
+    return _train_on_pairs(folder, settings, folder.sft, "loss=sft")
 
 
-def train_on_pairs(folder: DemoFolder, settings: DemoSettings, run_dir: Path, *overrides: str) -> int:
-    """Train the warmed-up model on the pairs with the demo's recipe and changes to it; returns the number of steps."""
+def _train_on_pairs(folder: DemoFolder, settings: DemoSettings, run_dir: Path, *overrides: str) -> dict[str, Any]:
     with initialize_config_module("mpo.recipes", version_base="1.3"):
         config = compose("train", overrides=["experiment=demo", *settings.mpo_overrides, *overrides])
     config.run_dir, config.seed = str(run_dir), settings.seed
     config.model.name_or_path, config.data.path = map(str, (folder.warm, folder.pairs))
     with logs_to(run_dir / "train.log"):
         trainer = run_train_job(TrainJob.from_config(OmegaConf.to_container(config, resolve=True)))
-    return int(trainer.state.global_step)
+    return {"steps": int(trainer.state.global_step)}
 
 
-def measure_after(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Evaluate the trained model on the evaluation questions and compare it with the warmed-up model."""
-    return {**_measure(folder, folder.mpo, "after"), "paired": _compared(folder, "before", "after")}
-
-
-def measure_sft(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Evaluate the control on the evaluation questions; `paired` compares MPO with it."""
-    return {**_measure(folder, folder.sft, "sft"), "paired": _compared(folder, "sft", "after")}
-
-
-def _compared(folder: DemoFolder, *whens: str) -> dict[str, Any]:
-    first, second = ([line["correct"] for line in read_json_lines(folder.responses(when))] for when in whens)
-    return asdict(compare_paired(first, second))
-
-
-def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
+def measure(folder: DemoFolder, model: Path, when: str, *compared: str) -> dict[str, Any]:
+    """Evaluate a model on the evaluation questions, and compare two evaluations with each other, if they are given."""
     lines = read_json_lines(folder.lines("eval"))
     accuracy = measure_accuracy(
         _generator(model, f"measuring {when}"),
@@ -180,6 +160,7 @@ def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
     )
     asked = [*zip((line["question"] for line in lines), accuracy.correct, strict=True)]
     of_kind = {name: [right for text, right in asked if text == kind.text] for name, kind in KINDS.items()}
+    pair = ([line["correct"] for line in read_json_lines(folder.responses(one))] for one in compared)
     return {
         "correct": sum(accuracy.correct),
         "total": len(lines),
@@ -187,6 +168,7 @@ def _measure(folder: DemoFolder, model: Path, when: str) -> dict[str, Any]:
         "unparsable": accuracy.unparsable,
         "read": sum(read),
         "kinds": {name: [sum(results), len(results)] for name, results in of_kind.items()},
+        **({"paired": asdict(compare_paired(*pair))} if compared else {}),
     }
 
 
@@ -242,11 +224,7 @@ def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, st
 
 @contextmanager
 def logs_to(path: Path) -> Iterator[None]:
-    """Append everything printed to stdout to a file. Progress bars and warnings go to stderr and stay visible.
-
-    Args:
-        path: the file; its folder is created.
-    """
+    """Append everything printed to stdout to a file. Progress bars and warnings go to stderr and stay visible."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
         yield

@@ -44,9 +44,9 @@ CHAIN = {
     "yes_no": r"Answer: \boxed{yes} or Answer: \boxed{no}.",
     "": r"Answer: \boxed{ANSWER}, with the final answer alone.",
 }
-MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.items()}}
+MODES = {"direct": DIRECT, "cot": {kind: REASON + end for kind, end in CHAIN.items()}, "plain": {"": ""}}
 """How questions are asked: for the answer alone, or for a chain of thought that ends with it (the structure of InternVL 2.5's
-evaluation, arXiv 2412.05271, section 4; in other words)."""
+evaluation, arXiv 2412.05271, section 4; in other words), or as they are, for a model that was trained on them in one form."""
 NOT_ASKED = {*OF_ANSWER} - {"kind"}
 """What no prompt says of the answer."""
 JOBS = "jobs"
@@ -69,7 +69,7 @@ class Respond(Sample):
         said = "".join(content_text(turn["content"]) for turn in (record.get("messages") or ())[-1:])
         labelled = (rf"\b{chr(65 + place)}[).:：、．]+ *{re.escape(one)}(?!\w)" for place, one in enumerate(choices))
         listed = f"\n{CHOICES}" if choices and not all(re.search(label, said) for label in labelled) else ""
-        return [self.request(record, f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}")]
+        return [self.request(record, f"{QUESTION}{listed}\n{ends.get(kind, ends[''])}".rstrip("\n"))]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:
         """The question with the texts of its responses."""
@@ -179,11 +179,12 @@ def evaluate(
 
 
 def _say_power(data: Mapping[str, Sequence[Record]]) -> None:
-    """Say which difference so many questions can show, before any is asked."""
+    """Say how far models must differ to be told apart by so many questions, before any is asked."""
     for name, records in data.items():
         images = len({cluster_of(record) for record in records})
-        said = f"{name}: {len(records):,} questions, {images:,} of them independent: they are likely to show a difference of"
-        print(f"{said} {100 * smallest_difference(images):.1f} points, if a fifth of the verdicts change.", file=sys.stderr)
+        said = f"{name}: {len(records):,} questions, {images:,} of them independent: two models must differ by"
+        least = f"{100 * smallest_difference(images):.1f} points"
+        print(f"{said} {least} to be told apart in 4 of 5 evaluations (if a fifth of the verdicts change).", file=sys.stderr)
 
 
 def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequence[str], k: Any) -> None:

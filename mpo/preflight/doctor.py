@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal
 
 TRACEBACK = "MPO_TRACEBACK=1 mpo doctor"
@@ -91,10 +91,9 @@ CHECKS: dict[str, tuple[str, ...]] = {
 def check(title: str, runs: Path) -> Section:
     """Run a check: a key of `CHECKS`. `runs` is the folder of runs."""
 
-    def run(qualified: str) -> Iterable[Finding]:
-        module, _, name = qualified.partition(":")
-        function: Callable[..., Iterable[Finding]] = getattr(import_module(f"mpo.preflight.{module}"), name)
-        return function(runs) if name == "disk" else function()
+    def run(name: str) -> Iterable[Finding]:
+        function: Callable[..., Iterable[Finding]] = resolve_name(f"mpo.preflight.{name}")
+        return function(runs) if name == "machine:disk" else function()
 
     found = chain.from_iterable(attempted("this check", partial(run, name)) for name in CHECKS[title])
     return Section(title, tuple(replace(one, value=masked(one.value), fix=masked(one.fix)) for one in found))
@@ -109,12 +108,7 @@ PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mpo.preflight.
 
 
 def examine(titles: Sequence[str], runs: Path, seconds: float = SECONDS) -> Iterator[Section]:
-    """Run checks one after another and yield each section when its check ends.
-
-    Args:
-        titles: keys of `CHECKS`.
-        seconds: timeout of each check.
-    """
+    """Run checks, keys of `CHECKS`, one after another, each with a timeout, and yield each section when its check ends."""
     left = list(titles)
     while left:
         with tempfile.TemporaryFile("w+", errors="replace") as noise:
@@ -135,11 +129,7 @@ def examine(titles: Sequence[str], runs: Path, seconds: float = SECONDS) -> Iter
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Run checks and write each section to stdout as a line of JSON; all other output goes to stderr.
-
-    Args:
-        arguments: folder of runs, timeout of each check in seconds, titles.
-    """
+    """Run checks and write each section to stdout as a line of JSON; all other output goes to stderr."""
     runs, seconds, *titles = arguments
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -41,14 +41,7 @@ LORA = {"kind": "lora", "r": 16, "lora_alpha": 32}
 
 
 def dry_run(job: TrainJob) -> str:
-    """Check a job, its model and its data, and describe the run.
-
-    Args:
-        job: a checked job. ``dry_run_records`` limits the number of measured records; ``dry_run_gpu_gb`` is the GPU memory to
-            compare the estimate with, by default that of this machine's GPU, if any.
-
-    Returns:
-        the report as text.
+    """Check a job, its model and its data, and describe the run as text.
 
     Raises:
         ValueError: for problems that would stop the run: a processor that does not match the model, records that do not fit.

@@ -9,9 +9,9 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import combinations
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from mpo.preflight.doctor import Finding, attempted, one_line
@@ -61,37 +61,18 @@ def machine() -> Iterator[Finding]:
 
 def disk(runs: Path) -> Iterator[Finding]:
     """Check the folders of runs, of the Hugging Face cache and of cached reference log-probs."""
-
-    def hugging_face() -> Path:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        return Path(HF_HUB_CACHE)
-
-    def references() -> Path:
-        from mpo.training.reference.filling import default_folder
-
-        return default_folder()
-
-    def look(name: str, find: Callable[[], Path], roomy: int, least: int, fix: str) -> Iterator[Finding]:
-        yield folder(name, find(), roomy, least, fix)
-
+    hub, references = "huggingface_hub.constants:HF_HUB_CACHE", "mpo.training.reference.filling:default_folder"
     folders: tuple[tuple[Any, ...], ...] = (
         ("runs", lambda: runs, 50 * GIB, 1 * GIB, "mpo train ... run_dir=/larger/disk/runs"),
-        ("Hugging Face", hugging_face, 50 * GIB, 1 * GIB, "export HF_HOME=/larger/disk/huggingface"),
-        ("references", references, 1 * GIB, GIB // 10, "export MPO_CACHE=/larger/disk/mpo"),
+        ("Hugging Face", lambda: resolve_name(hub), 50 * GIB, 1 * GIB, "export HF_HOME=/larger/disk/huggingface"),
+        ("references", lambda: resolve_name(references)(), 1 * GIB, GIB // 10, "export MPO_CACHE=/larger/disk/mpo"),
     )
-    for name, *how in folders:
-        yield from attempted(name, partial(look, name, *how))
+    for name, find, *how in folders:
+        yield from attempted(name, lambda name=name, find=find, how=how: [folder(name, find(), *how)])
 
 
-def folder(name: str, path: Path, roomy: int, least: int, fix: str) -> Finding:
-    """Check a folder that a run writes to.
-
-    Args:
-        path: the folder; it may not exist yet.
-        roomy: free bytes below which the finding is a note.
-        least: free bytes below which the finding is a problem.
-    """
+def folder(name: str, path: str | Path, roomy: int, least: int, fix: str) -> Finding:
+    """Check a folder, which may not exist yet: fewer free bytes than `roomy` are a note, than `least` a problem."""
     path = Path(os.path.abspath(path))
     existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
     free, value = _free(existing)
@@ -223,12 +204,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def peers(count: int, reaches: Callable[[int, int], bool], topology: str) -> Finding:
-    """Check whether all GPUs have peer access to each other, and whether NVLink connects them.
-
-    Args:
-        reaches: whether the first GPU can access the memory of the second one.
-        topology: output of ``nvidia-smi topo -m``.
-    """
+    """Check whether all GPUs have access to each other's memory, and whether NVLink connects them (``nvidia-smi topo -m``)."""
     lacking = [f"{a}-{b}" for a, b in combinations(range(count), 2) if not (reaches(a, b) and reaches(b, a))]
     links = re.search(r"^GPU\d.*\bNV\d", re.sub(r"\x1b\[\d*m", "", topology), re.MULTILINE)
     link = "NVLink" if links else "no NVLink"

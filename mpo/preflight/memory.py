@@ -232,12 +232,7 @@ def _numbers(model: nn.Module) -> int:
 
 
 def weight_bytes(model: nn.Module, *, four_bits: bool) -> int:
-    """Bytes of the weights as they are loaded; shared parameters count once.
-
-    Args:
-        model: the policy; parameters may be on the meta device, in the dtype of the run.
-        four_bits: whether the linear layers of the language model are in NF4.
-    """
+    """Bytes of the weights as loaded; shared ones count once. `four_bits`: the language model's linear layers are in NF4."""
     part_of, modules = titles(model), model.named_modules() if four_bits else ()
     linears = ((name, module) for name, module in modules if isinstance(module, nn.Linear))
     quantised = {id(module.weight) for name, module in linears if part_of(name) == "language model"}

@@ -6,8 +6,8 @@ import platform
 import traceback
 from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, packages_distributions, requires, version
+from pkgutil import resolve_name
 from shlex import quote
 from typing import NamedTuple
 
@@ -156,18 +156,10 @@ def private_names() -> Iterator[Finding]:
 
 def _is_missing(name: str) -> bool:
     try:
-        _find(name)
+        resolve_name(name)
     except (ImportError, AttributeError):
         return True
     return False
-
-
-def _find(name: str) -> object:
-    module, _, path = name.partition(":")
-    found: object = import_module(module)
-    for attribute in filter(None, path.split(".")):
-        found = getattr(found, attribute)
-    return found
 
 
 def _python() -> Iterator[Finding]:
@@ -226,7 +218,7 @@ def judge(name: str, current: str, versions: SpecifierSet) -> Finding:
 def import_failure(package: str) -> BaseException | None:
     """Import the object of `NAMES` from a package, or its module; return the original error if that fails."""
     try:
-        _find(NAMES.get(package, package.replace("-", "_")))
+        resolve_name(NAMES.get(package, package.replace("-", "_")))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         return first_cause(error)

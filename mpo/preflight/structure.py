@@ -46,13 +46,7 @@ def build_structure(job: TrainJob) -> Structure:
 
 
 def meta_model(config: Any, dtype: str | torch.dtype = "auto", *, trust_remote_code: bool = False) -> Any:
-    """Build a model on the meta device, where tensors have a shape and a dtype but no memory.
-
-    Args:
-        config: transformers' config of the checkpoint.
-        dtype: as for `load_internvl`; ``"auto"``: the config's dtype.
-        trust_remote_code: run code that comes with the checkpoint.
-    """
+    """Build a model on the meta device, where tensors have a shape and a dtype but no memory."""
     asked = as_dtype(dtype)
     chosen = (config.dtype or torch.float32) if asked == "auto" else asked
     loader = AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
@@ -87,11 +81,7 @@ def titles(model: nn.Module) -> Callable[[str], str]:
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Count parameters by part: all, and trained ones. Weights shared by head and input embeddings count for the language model.
-
-    Args:
-        model: a model; may be on the meta device.
-    """
+    """Count parameters by part: all, and trained ones. Weights shared by head and embeddings count for the language model."""
     counts = dict.fromkeys((*TITLES.values(), REST, "adapters"), (0, 0))
     part_of = titles(model)
     for name, parameter in model.named_parameters():

@@ -46,11 +46,7 @@ def training_step() -> Iterator[Finding]:
 
 
 def take_step() -> tuple[dict[str, Any], str, str]:
-    """Train a tiny InternVL for one step of two pairs.
-
-    Returns:
-        The logged values of the step, the device, and the dtype of the computation.
-    """
+    """Train a tiny InternVL for a step of two pairs. Returns what it logs, its device, and the dtype of the computation."""
     from datasets import Dataset
     from PIL import Image
 

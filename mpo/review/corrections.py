@@ -103,12 +103,10 @@ def changed(record: Mapping[str, Any], event: Event) -> dict[str, Any]:
     about: Event = {name: event[name] for name in ("by", "at", "action", "uid") if name in event}
     about["was"] = [{"path": list(edit["paths"][0]), "value": edit["old"]} for edit in event["edits"]]
     given = new.get("metadata")
-    inner: Any = given
-    if isinstance(given, str) and given.lstrip()[:1] == "{":
-        with suppress(ValueError):
-            inner = json.loads(given)
-    if given in (None, ""):
-        inner = {}
+    inner: Any = {} if given in (None, "") else given
+    if isinstance(inner, str):
+        with suppress(ValueError, RecursionError):
+            inner = json.loads(inner)
     if not isinstance(inner, Mapping):
         inner = {"metadata": given}
     inner = {**inner, FIELD: about}
@@ -120,20 +118,11 @@ def export(records: Records, log: Log, target: Path) -> dict[str, Any]:
     """Write the corrected records in the format of their file.
 
     A record that nobody changed keeps its bytes, and its place; a changed one has its provenance in ``metadata``; rejected ones are
-    in ``TARGET.rejected.jsonl`` with the reasons. ``TARGET.review.json`` tells all: counts, reviewers, their agreement and position
-    bias, every decision, and the disagreements, whose records stay as they are.
-
-    Args:
-        records: the file.
-        log: its decisions, at the places that its records have.
-        target: a new file of the same type.
-
-    Returns:
-        the report.
+    in ``TARGET.rejected.jsonl`` with the reasons. ``TARGET.review.json`` has what is returned: counts, reviewers, their agreement
+    and position bias, every decision, and the disagreements, whose records stay as they are.
 
     Raises:
-        ValueError: for an existing target, and one of another type.
-        Stale: for a decision that does not fit its record.
+        ValueError: for an existing target, and one of another type; Stale for a decision that does not fit its record.
     """
     suffix = "".join(target.suffixes[-2:] if target.suffix == ".gz" else target.suffixes[-1:]).lower()
     if suffix != records.suffix:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from mpo.data.conversations import CONVERSATIONS, PAIRS
@@ -169,15 +170,12 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
         used.add("text")
     elif name == "swift":
         start = _last_user(line)
-        found.turns += _turns(line["messages"][:start], ("messages",), "user")
+        shared = _turns(line["messages"][:start], ("messages",), "user")
+        found.turns += shared
         sides["chosen"] = _turns(line["messages"][start:], ("messages",), "assistant", start)
         other = line.get("rejected_messages")
         if isinstance(other, list) and not line.get("rejected_response"):
-            before = [part for turn in _turns(other[:start], ("rejected_messages",), "user") for part in turn["parts"]]
-            mine = [part for turn in found.turns[-start:] for part in turn["parts"]]
-            for part, same in zip(mine, before, strict=False):
-                if part.get("paths") and part.get("text") == same.get("text"):
-                    part["paths"] += same["paths"]
+            _stand_twice(shared, _turns(other[:start], ("rejected_messages",), "user"))
             sides["rejected"] = _turns(other[start:], ("rejected_messages",), "assistant", start)
         else:
             sides["rejected"] = _turns(line.get("rejected_response"), ("rejected_response",), "assistant")
@@ -185,19 +183,13 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
     else:
         prompt = _prompt(line)
         sides = {side: _turns(line.get(side), (side,), "assistant") for side in ("chosen", "rejected")}
-        begins = sum(1 for one, other in _shared(line.get("chosen"), line.get("rejected")) if one == other)
-        if isinstance(line.get("chosen"), list) and begins and begins < min(len(sides["chosen"]), len(sides["rejected"])) + 1:
-            begins = min(begins, len(sides["chosen"]) - 1, len(sides["rejected"]) - 1)
-            shared = sides["chosen"][:begins]
-            for turn, same in zip(shared, sides["rejected"][:begins], strict=True):
-                for part, other_part in zip(turn["parts"], same["parts"], strict=True):
-                    if part.get("paths"):
-                        part["paths"] += other_part["paths"]
+        begins = _shared(line.get("chosen"), line.get("rejected"))
+        shared, other = (sides[side][:begins] for side in ("chosen", "rejected"))
+        if shared:
+            _stand_twice(shared, other)
             sides = {side: turns[begins:] for side, turns in sides.items()}
-            if prompt == "prompt" and isinstance(line["prompt"], str) and shared:  # a prompt that the completions begin with
-                for part in shared[-1]["parts"][:1]:
-                    if part.get("text") == line["prompt"]:
-                        part["paths"].append(("prompt",))
+            if prompt == "prompt" and isinstance(line["prompt"], str):  # a prompt that the completions begin with
+                _stand_twice(shared[-1:], _turns(line["prompt"], ("prompt",), "user"))
             found.turns += shared
         elif prompt is not None:
             found.turns += _turns(line[prompt], (prompt,), "user")
@@ -207,12 +199,20 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
     return name
 
 
-def _shared(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
-    """The messages that two completions begin with alike."""
-    for left, right in zip(one, other, strict=False) if isinstance(one, list) and isinstance(other, list) else ():
-        if left != right:
-            return
-        yield left, right
+def _shared(one: Any, other: Any) -> int:
+    """The number of messages that two completions begin with alike, less than all of one."""
+    if not (isinstance(one, list) and isinstance(other, list)):
+        return 0
+    alike = [*takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False))]
+    return max(0, min(len(alike), len(one) - 1, len(other) - 1))
+
+
+def _stand_twice(turns: Sequence[Any], same: Sequence[Any]) -> None:
+    """Let an edit of the texts of turns change those of the same turns in another place."""
+    for turn, other in zip(turns, same, strict=False):
+        for part, twin in zip(turn["parts"], other["parts"], strict=False):
+            if part.get("paths") and part.get("text") == twin.get("text"):
+                part["paths"] += twin["paths"]
 
 
 def _last_user(line: Mapping[str, Any]) -> int:
@@ -231,10 +231,9 @@ def _response(one: Any, path: Path, place: int, mode: str = "") -> dict[str, Any
 
 
 def _detail(name: str, value: Any, path: Path) -> dict[str, Any] | None:
-    if isinstance(value, list) and all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in value):
-        return {"name": name, "paths": [path], "value": [str(one) for one in value]}
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return {"name": name, "paths": [path], "value": str(value)}
+    is_list = isinstance(value, list)
+    if all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in (value if is_list else [value])):
+        return {"name": name, "paths": [path], "value": [*map(str, value)] if is_list else str(value)}
     return None
 
 
@@ -315,16 +314,10 @@ def put(value: Any, path: Sequence[str | int], new: Any) -> Any:
 
 
 def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The line that edits, and then a swap, make of a line.
+    """The line that edits (``paths``, the ``old`` value there, the new ``value``) make of a line, and then ``swap``.
 
-    Args:
-        line: the line.
-        action: ``accept`` or ``swap``; a swap exchanges all that is said of the chosen and of the rejected completion, and drops
-            ``margin``, by how much the one was said to be better.
-        edits: ``paths``, the ``old`` value there, and the new ``value``.
-
-    Raises:
-        Stale: for another value than the old one.
+    A swap exchanges all that is said of the chosen and of the rejected completion, and drops ``margin``, by how much the one was
+    said to be better. Raises Stale for another value than the old one.
     """
     from mpo.pipelines.mmpr.verify import BY_PERSON  # its imports take a second
 

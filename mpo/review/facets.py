@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 import threading
 from array import array
 from collections import Counter
@@ -32,23 +33,19 @@ class Facets:
 
     def __init__(self, records: Records) -> None:
         self.records = records
-        self.values: dict[str, list[str]] = {name: [] for name in NAMES}
         self.counts: dict[str, list[tuple[str, int]]] = {}
-        self._codes = {name: array("L") for name in NAMES}
-        self._hard, self._long = array("d"), array("Q")
+        self._rows: list[tuple[str, str, str, float, int]] = []  # of `NAMES`, how hard, and the length
         self._done, self.begin = threading.Event(), threading.Event()
         self._stopped = False
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        known: dict[str, dict[str, int]] = {name: {} for name in NAMES}
         self.begin.wait(FIRST_SECONDS)
         try:
             for place in range(len(self.records)):
                 if self._stopped:
                     return
-                hard, length = 0.0, 0
-                found = ("", BAD, "")
+                source, verdict, kind, hard, length = "", BAD, "", 0.0, 0
                 try:
                     if self.records.plain:  # duplicate keys are refused where a record is read
                         raw = self.records.raw(place)
@@ -57,17 +54,11 @@ class Facets:
                         line = self.records.line(place)
                         length = sum(len(str(part.get("text", part.get("value")))) for part in read_line(line).texts())
                     if isinstance(line, Mapping):
-                        *given, hard = facets(line)
-                        found = (given[0], given[1], given[2])
+                        source, verdict, kind, hard = facets(line)
                 except (ValueError, RecursionError):
                     pass
-                for name, value in zip(NAMES, found, strict=True):
-                    own = known[name]
-                    self._codes[name].append(own.setdefault(value, len(own)))
-                self._hard.append(hard)
-                self._long.append(length)
+                self._rows.append((sys.intern(source), sys.intern(verdict), sys.intern(kind), hard, length))
         finally:
-            self.values = {name: list(own) for name, own in known.items()}
             self.counts = self._counted()
             self._done.set()
         from mpo.data import records  # noqa: F401  its imports take a second, which the first edit need not wait for
@@ -80,7 +71,7 @@ class Facets:
     @property
     def read(self) -> int:
         """How many records are read."""
-        return len(self._long)
+        return len(self._rows)
 
     def stop(self) -> None:
         """End the thread."""
@@ -96,36 +87,27 @@ class Facets:
     def _counted(self) -> dict[str, list[tuple[str, int]]]:
         """The values of each facet with their numbers of records, the most frequent first; one that tells nothing is left out."""
         found = {}
-        for name in NAMES:
-            counted = Counter(self._codes[name])
-            if len(counted) > 1 or (counted and self.values[name][0]):
-                found[name] = [(self.values[name][code], number) for code, number in counted.most_common(MOST)]
+        for at, name in enumerate(NAMES):
+            counted = Counter(row[at] for row in self._rows)
+            if len(counted) > 1 or any(counted):
+                found[name] = counted.most_common(MOST)
         return found
 
     def queue(self, asked: Mapping[str, str], log: Log, by: str, seed: str) -> array[int]:
         """The places of the records that are asked for, in order.
 
-        Args:
-            asked: ``source``, ``verdict``, ``type``, ``state`` (of `STATES`), ``search`` and ``order`` (of `ORDERS`).
-            log: the decisions.
-            by: whose decisions ``state`` means; ``disagreeing`` are those of any two that nothing has settled.
-            seed: of the random order.
-
-        Raises:
-            ValueError: for another order or state.
+        `asked` has ``source``, ``verdict``, ``type``, ``state`` (of `STATES`), ``search`` and ``order`` (of `ORDERS`). ``state``
+        means the decisions of one reviewer, but for ``disagreeing``: those of any two that nothing has settled.
         """
         order, state = asked.get("order") or "file", asked.get("state") or "all"
         if order not in ORDERS or state not in STATES:
             raise ValueError(f"Expected an order of {', '.join(ORDERS)} and a state of {', '.join(STATES)}; got {order}, {state}.")
         chosen: Any = range(len(self.records))
-        wanted = {name: asked[name] for name in NAMES if asked.get(name) is not None}
+        wanted = {at: asked[name] for at, name in enumerate(NAMES) if asked.get(name) is not None}
         if wanted or order in ("hardest", "longest"):
             self.wait()
-        for name, value in wanted.items():
-            if value not in self.values[name]:
-                return array("L")
-            code, codes = self.values[name].index(value), self._codes[name]
-            chosen = [place for place in chosen if codes[place] == code]
+        for at, value in wanted.items():
+            chosen = [place for place in chosen if self._rows[place][at] == value]
         if state == "disagreeing":
             there = {place for place, own in log.labels().items() if log.final(place, own) is None}
             chosen = [place for place in chosen if place in there]
@@ -137,8 +119,8 @@ class Facets:
             chosen = list(chosen)
             random.Random(seed).shuffle(chosen)
         elif order != "file":
-            values = self._hard if order == "hardest" else self._long
-            chosen = sorted(chosen, key=lambda place: -values[place])
+            at = 3 if order == "hardest" else 4
+            chosen = sorted(chosen, key=lambda place: -self._rows[place][at])
         return array("L", chosen)
 
     def _search(self, places: Any, text: str) -> list[int]:

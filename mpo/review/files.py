@@ -238,13 +238,7 @@ class Records:
                 yield error
 
     def find(self, given: Any, kind: str, *, of_job: bool) -> str:
-        """The path of an image or a video inside the root. Raises ValueError for one that is not there.
-
-        Args:
-            given: the path in the record.
-            kind: ``image`` or ``video``.
-            of_job: the record is of a job, whose paths are relative to its file.
-        """
+        """The path of an image or a video inside the root; of a job's record, it is relative to its file. ValueError: not there."""
         from mpo.data.paths import inside
 
         path = os.path.join(self.path.parent, given) if of_job and isinstance(given, str) else given

@@ -94,11 +94,7 @@ def _check(event: Event) -> None:
 
 
 class Log:
-    """The decisions of a file's reviewers.
-
-    Args:
-        path: the log; None: in memory alone, for decisions of other logs.
-        owner: hold the log, and write to it.
+    """The decisions of a file's reviewers. The `owner` holds the log and writes to it.
 
     Raises:
         InUse: if another process holds it.
@@ -106,23 +102,14 @@ class Log:
         NotSaved: where the log cannot be written.
     """
 
-    def __init__(self, path: Path | None, *, owner: bool = False) -> None:
-        self.path, self._size = path, 0
-        self.events: list[Event] = []
-        self.mutex = threading.RLock()
-        self.stacks: dict[str, list[Event]] = {}
-        self._own: dict[tuple[str, int], list[Event]] = {}
-        self._settled: dict[int, list[Event]] = {}
-        self._by_uid: dict[str, Event] = {}
-        self._told: set[tuple[str, int]] = set()
-        self.recovered = 0
-        self._file = -1
-        if path is not None and owner:
-            self._open(path)
-        elif path is not None and path.exists():
-            self._replay(read_events(path)[0])
+    def __init__(self, path: Path, *, owner: bool = False) -> None:
+        self.path, self.mutex = path, threading.RLock()
+        self.recovered, self._size, self._file = 0, 0, -1
+        self.events: list[Event] = self._open(path) if owner else read_events(path)[0] if path.exists() else []
+        self._by_uid = {event["uid"]: event for event in self.events}
+        self._settle()
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path) -> list[Event]:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -143,7 +130,7 @@ class Log:
             os.ftruncate(self._file, self._size)
             os.fsync(self._file)
         flush(path.parent)
-        self._replay(events)
+        return events
 
     def close(self) -> None:
         """Let the log go."""
@@ -151,15 +138,12 @@ class Log:
             os.close(self._file)
             self._file = -1
 
-    def _replay(self, events: Iterable[Event]) -> None:
-        for event in events:
-            self.events.append(event)
-            self._by_uid[event["uid"]] = event
-        self._settle()
-
     def _settle(self) -> None:
         """Compute what holds from all events."""
-        self.stacks, self._own, self._settled, self._told = {}, {}, {}, set()
+        self.stacks: dict[str, list[Event]] = {}
+        self._own: dict[tuple[str, int], list[Event]] = {}
+        self._settled: dict[int, list[Event]] = {}
+        self._told: set[tuple[str, int]] = set()
         for event in self.events:
             self._count(event)
 
@@ -170,17 +154,18 @@ class Log:
             if undone is None or not stack or stack[-1] is not undone:
                 return
             stack.pop()
-            own = self._settled[undone["place"]] if undone.get("settle") else self._own[undone["by"], undone["place"]]
-            own.remove(undone)
+            self._like(undone).remove(undone)
         elif event["action"] in ACTIONS:
             self.stacks.setdefault(event["by"], []).append(event)
-            if event.get("settle"):
-                self._settled.setdefault(event["place"], []).append(event)
-            else:
-                self._own.setdefault((event["by"], event["place"]), []).append(event)
+            self._like(event).append(event)
             labels = self.labels_of(event["place"]) if event["place"] != GONE else {}
             if event.get("settle") or len(labels) > 1 and not all(same(event, one) for one in labels.values()):
                 self._told |= {(by, event["place"]) for by in labels}
+
+    def _like(self, event: Event) -> list[Event]:
+        """The decisions on a record that settle it, or that its reviewer has made, as this one."""
+        place = event["place"]
+        return self._settled.setdefault(place, []) if event.get("settle") else self._own.setdefault((event["by"], place), [])
 
     def append(self, **event: Any) -> Event:
         """Add an event, which is on disk when this returns.
@@ -205,7 +190,7 @@ class Log:
             return event
 
     def _write(self, data: bytes) -> None:
-        if self.path is not None and (not self.path.exists() or os.stat(self.path).st_ino != os.fstat(self._file).st_ino):
+        if not self.path.exists() or os.stat(self.path).st_ino != os.fstat(self._file).st_ino:
             raise NotSaved(errno.ENOENT, f"{self.path} was removed or replaced while it was open. Restart mpo review")
         try:
             left = data
@@ -229,16 +214,10 @@ class Log:
         return not self.events or (len({event["content"] for event in files}) == 1 and files[-1].get("state") == [*state])
 
     def open_file(self, content: str, name: str, keys: Callable[[], Mapping[str, list[int]]], state: Sequence[int] = ()) -> int:
-        """Begin with a file: note its content, and let decisions about another content follow their records.
+        """Begin with a file: note the hash of its content, and let decisions about another content follow their records.
 
-        Args:
-            content: the hash of its bytes.
-            name: its name.
-            keys: gives the places of each key of its records, in order.
-            state: numbers that change when the file is written to, by which it is known again before it is read.
-
-        Returns:
-            the number of decisions whose record it does not have any more; they stay in the log.
+        `keys` gives the places of each key of its records; `state` has numbers that change when the file is written to, by which it
+        is known again before it is read. Returns the number of decisions whose record it has no more; they stay in the log.
         """
         with self.mutex:
             last = next((event for event in reversed(self.events) if event["action"] == "file"), None)
@@ -293,15 +272,9 @@ class Log:
         """What decides on which side the chosen completion of a record stands."""
         return next((str(event["seed"]) for event in self.events if event["action"] == "file"), "")
 
-    @property
-    def reviewers(self) -> list[str]:
-        """Everyone who has decided something."""
-        return sorted(self.stacks)
-
     def decision(self, by: str, place: int) -> Event | None:
         """The decision of a reviewer on a record that holds; None without one."""
-        found = self._own.get((by, place))
-        return found[-1] if found else None
+        return next(reversed(self._own.get((by, place), ())), None)
 
     def known(self, uid: str) -> Event | None:
         """The event with a number; None without one."""
@@ -309,19 +282,17 @@ class Log:
 
     def labels_of(self, place: int) -> dict[str, Event]:
         """The decisions that hold on a record, but for skipping it, by reviewer."""
-        found = {by: event for by in self.reviewers if (event := self.decision(by, place))}
+        found = {by: event for by in sorted(self.stacks) if (event := self.decision(by, place))}
         return {by: event for by, event in found.items() if event["action"] != "skip"}
 
     def settled(self, place: int) -> Event | None:
         """The decision that settled a disagreement; None without one."""
-        found = self._settled.get(place)
-        return found[-1] if found else None
+        return next(reversed(self._settled.get(place, ())), None)
 
     def labels(self, *, blind: bool = False) -> dict[int, dict[str, Event]]:
         """The decisions that hold, but for skipped records, by place and reviewer.
 
-        Args:
-            blind: the last ones instead, undone or not, that were made before others' decisions were told.
+        With `blind` the last ones instead, undone or not, that were made before others' decisions were told.
         """
         own: Mapping[tuple[str, int], list[Event]] = self._own
         if blind:
@@ -341,22 +312,15 @@ class Log:
 
     def final(self, place: int, labels: Mapping[str, Event]) -> Event | None:
         """What becomes of a record: the decision that settled it, or the one that all reviewers made; None for a disagreement."""
-        settled = self.settled(place)
-        if settled is not None:
+        if (settled := self.settled(place)) is not None:
             return settled
         found = list(labels.values())
         return found[-1] if found and all(same(found[0], one) for one in found) else None
 
     def take(self, other: Log, places: Mapping[str, list[int]], of: str) -> int:
-        """Add the decisions that hold in another log, of this file or of a copy.
+        """Add the decisions that hold in another log, named `of`, of this file (with the places of its keys) or of a copy.
 
-        Args:
-            other: the log.
-            places: the places of each key of this file's records.
-            of: its name, which these decisions keep.
-
-        Returns:
-            the number of decisions whose record this file does not have.
+        Returns the number of decisions whose record this file does not have.
         """
         lost = 0
         events = sorted((event for stack in other.stacks.values() for event in stack), key=lambda event: str(event.get("at")))

@@ -38,17 +38,7 @@ class Refused(Exception):
 
 
 class Review:
-    """A file under review.
-
-    Args:
-        path: the file.
-        image_root: as in `Records`.
-        reviewers: their names; each has a token of their own.
-        others: logs whose decisions are added.
-
-    Raises:
-        ValueError: as `Records` and `Log`.
-    """
+    """A file under review, each of its reviewers with a token; `others` are logs whose decisions are added."""
 
     def __init__(
         self, path: str | Path, *, image_root: str | Path | None = None, reviewers: Sequence[str], others: Sequence[Path] = ()
@@ -129,7 +119,6 @@ class Review:
 
     def state(self, by: str) -> dict[str, Any]:
         """The file, the reviewer, and how far both are."""
-        done = self.facets.ready
         stack = self.log.stacks.get(by) or [{}]
         decided = len({event["place"] for event in self.log.stacks.get(by, ()) if event["place"] >= 0})
         return {
@@ -137,12 +126,10 @@ class Review:
             "reviewer": by,
             "records": self.records.wait(0),
             "counted": self.records.ready,
-            "facets": self.facets.counts if done else None,
-            "read": self.facets.read,
+            "facets": self.facets.counts if self.facets.ready else None,
             "undo": stack[-1].get("uid"),
             "decided": decided,
             "unmatched": self.lost,
-            "recovered": self.log.recovered,
         }
 
     def view(self, place: int, by: str) -> dict[str, Any]:
@@ -157,13 +144,8 @@ class Review:
         except BadRecord as error:
             document, key, bad = Document("unknown"), "", error.reason
         mine, settled = self.log.decision(by, place), self.log.settled(place)
-        others: list[dict[str, Any]] = []
-        if mine is not None and mine["action"] != "skip":
-            labels = self.log.labels_of(place)
-            disagreeing = self.log.final(place, labels) is None
-            others = [_told(event) for name, event in labels.items() if name != by and disagreeing]
-        else:
-            disagreeing = False
+        labels = self.log.labels_of(place) if mine is not None and mine["action"] != "skip" else {}
+        disagreeing = bool(labels) and self.log.final(place, labels) is None
         shown = {
             "place": place,
             "where": self.records.where(place).rpartition("/")[2],
@@ -178,7 +160,7 @@ class Review:
             "left": self.left(place, by),
             "decision": mine and _told(mine),
             "base": self._base(by, place),
-            "others": others,
+            "others": [_told(event) for name, event in labels.items() if name != by and disagreeing],
             "disagreeing": disagreeing,
             "settled": _told(settled) if settled is not None and mine is not None else None,
             "bad": bad,

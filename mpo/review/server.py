@@ -19,8 +19,9 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -95,13 +96,10 @@ async def _answer(review: Review, work: Work, request: Request) -> Response:
 
 def _reviewer(review: Review, request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    name = ""
-    for known, by in review.tokens.items():
-        if scheme == "Bearer" and hmac.compare_digest(token.encode(), known.encode()):
-            name = by
-    if not name:
+    found = [by for known, by in review.tokens.items() if hmac.compare_digest(token.encode(), known.encode())]
+    if scheme != "Bearer" or not found:
         raise Refused(401, "This page needs the link that mpo review has printed, with its token.")
-    return name
+    return found[0]
 
 
 async def _body(request: Request) -> Mapping[str, Any]:
@@ -217,14 +215,10 @@ class Guard:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(rest(), UNREAD_SECONDS)
                 scope[UNREAD] = False
-                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *own]}
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-        hosts = [value for name, value in headers if name == "host"]
-        origins = [value for name, value in headers if name == "origin"]
-        sites = [value for name, value in headers if name == "sec-fetch-site"]
+        hosts, origins, sites = map(Headers(scope=scope).getlist, ("host", "origin", "sec-fetch-site"))
         wrong = (
             len(hosts) != 1
             or not self._is_here(hosts[0])
@@ -232,11 +226,8 @@ class Guard:
             or (scope["method"] == "POST" and not origins)
             or any(one not in ("same-origin", "none") for one in sites if scope["path"] != "/")
         )
-        if wrong:
-            await with_headers({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await with_headers({"type": "http.response.body", "body": b"This request does not come from the page of mpo review."})
-            return
-        await self.app(scope, reading, with_headers)
+        refusal = PlainTextResponse("This request does not come from the page of mpo review.", 403)
+        await (refusal if wrong else self.app)(scope, reading, with_headers)
 
     def _is_here(self, given: str) -> bool:
         name, colon, port = given.rpartition(":") if not given.endswith("]") else (given, "", "")
@@ -299,16 +290,7 @@ class Connection(H11Protocol):
 
 
 class Server:
-    """A review on a port.
-
-    Args:
-        review: the review.
-        host: the address to listen at.
-        port: the port; 0 for a free one.
-
-    Raises:
-        ValueError: for an address that cannot be listened at.
-    """
+    """A review on a port, 0 for a free one. Raises ValueError for an address that cannot be listened at."""
 
     def __init__(self, review: Review, host: str = "127.0.0.1", port: int = 0) -> None:
         try:

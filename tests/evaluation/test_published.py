@@ -252,5 +252,5 @@ def test_the_rules_of_a_benchmark_reach_its_figures(tmp_path, capsys):
     assert {rows[model, "mmbench"]["total"] for model in ("first", "knows")} == {1}
     assert (rows["first", "pope"]["score"], rows["first", "pope"]["yes"]) == (0.6, 0.6)
     assert rows["first", "pope"]["f1"] == pytest.approx(2 / 3)
-    least = f"a difference of {100 * smallest_difference(5):.1f} points"
-    assert f"pope: 5 questions, 5 of them independent: they are likely to show {least}" in before[0]
+    least = f"differ by {100 * smallest_difference(5):.1f} points"
+    assert f"pope: 5 questions, 5 of them independent: two models must {least}" in before[0]

@@ -167,6 +167,13 @@ def test_what_cannot_be_measured_is_refused(questions, tmp_path, capsys, change,
         assert status == 2 and named in error and not stub.bodies
 
 
+def test_plain_adds_nothing_to_the_question(questions, tmp_path, capsys):
+    with StubServer() as stub:
+        assert evaluate(capsys, stub.url, questions, "--output", tmp_path / "out", "--mode", "plain")[0] == 0
+        asked = {body["messages"][-1]["content"][-1]["text"] for body in stub.bodies}
+    assert asked == {f"How many? ({place})" for place in range(12)}
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -32,15 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
+    if args.point and args.points:
+        raise ValueError(f"--point and --points={args.points} both say where to look from. Leave one of the two out.")
+    refuse_targets({"--output": args.output})
     from mpo.data.images import open_image
     from mpo.encoding.templates import is_processor
     from mpo.generation.open import open_local
     from mpo.io import atomic_folder, write_text
     from mpo.models.looking import draw, look, tile_of
 
-    if args.point and args.points:
-        raise ValueError(f"--point and --points={args.points} both say where to look from. Leave one of the two out.")
-    refuse_targets({"--output": args.output})
     image = open_image(args.image)
     opened = open_local(args.model, base=args.base, dtype=args.dtype or "auto", device=args.device, max_tiles=args.max_tiles)
     if not is_processor(opened.processor):

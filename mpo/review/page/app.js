@@ -6,7 +6,6 @@ const STATES = ["all", "unreviewed", "reviewed", "accept", "swap", "edit", "reje
 const ORDERS = ["file", "random", "hardest", "longest"];
 const REASONS = ["wrong image", "both completions wrong", "no difference", "ground truth wrong", "ambiguous question", "unsafe or private"];
 const AHEAD = 3; // records that are fetched before they are asked for
-const KEPT_IMAGES = 40;
 const MAX_DRAFT_ROWS = 24;
 
 const token = (() => { // it is in the part of the link that is sent to nobody, and stays in this tab
@@ -44,29 +43,24 @@ async function ask(path, body) {
 
 const json = async (path, body) => (await ask(path, body)).json();
 
-function record(place) {
-  if (!records.has(place)) {
-    const found = json(`/api/records/${place}`);
-    records.set(place, found);
-    found.catch(() => records.delete(place));
-    if (records.size > 200) records.delete(records.keys().next().value);
-  }
-  return records.get(place);
-}
-
-function image(id) {
-  if (!images.has(id)) {
-    const found = ask(`/api/images/${id}`).then((answer) => answer.blob()).then((blob) => URL.createObjectURL(blob));
-    images.set(id, found);
-    found.catch(() => images.delete(id));
-    if (images.size > KEPT_IMAGES) {
-      const [oldest, address] = images.entries().next().value;
-      images.delete(oldest);
-      address.then((one) => setTimeout(() => URL.revokeObjectURL(one), 60_000), () => {});
+function kept(own, most, key, fetched, forget = () => {}) {
+  if (!own.has(key)) {
+    const found = fetched();
+    own.set(key, found);
+    found.catch(() => own.delete(key));
+    if (own.size > most) {
+      const [oldest, value] = own.entries().next().value;
+      own.delete(oldest);
+      value.then(forget, () => {});
     }
   }
-  return images.get(id);
+  return own.get(key);
 }
+
+const record = (place) => kept(records, 200, place, () => json(`/api/records/${place}`));
+const address = async (id) => URL.createObjectURL(await (await ask(`/api/images/${id}`)).blob());
+const forget = (one) => setTimeout(() => URL.revokeObjectURL(one), 60_000);
+const image = (id) => kept(images, 40, id, () => address(id), forget);
 
 // Messages
 
@@ -451,7 +445,7 @@ const ACTIONS = [
 
 function actions() {
   const view = state.view;
-  const shown = ACTIONS.filter(([, , , when = {}]) => (!when.pair || isPair(view)) && (!when.two || view.completions.length === 2) && (!when.image || view.images.some((one) => one.id)));
+  const shown = ACTIONS.filter(([, , , when = {}]) => (!when.pair || isPair(view)) && (!when.two || view.completions.length === 2) && (!when.image || zoomable().length));
   $("actions").replaceChildren(...shown.map(([key, name, work, when = {}]) => {
     const label = name === "Accept" && state.editing ? "Save and accept" : name;
     const button = el("button", { type: "button", "aria-keyshortcuts": key, on: { click: work } }, label, el("kbd", { "aria-hidden": "true" }, key));
@@ -493,18 +487,17 @@ async function report() {
 }
 
 const zoomState = { at: 0, scale: 1 };
+const zoomable = () => state.view?.images.filter((one) => one.id) ?? [];
 
 function zoom(at) {
-  const shown = state.view?.images.filter((one) => one.id) ?? [];
-  if (!shown.length) return;
-  const wanted = shown.indexOf(state.view.images[at]);
-  zoomState.at = wanted < 0 ? 0 : wanted;
+  if (!zoomable().length) return;
+  zoomState.at = Math.max(0, zoomable().indexOf(state.view.images[at]));
   if (!$("zoomed").open) $("zoomed").showModal();
   return drawZoom();
 }
 
 async function drawZoom() {
-  const shown = state.view.images.filter((one) => one.id);
+  const shown = zoomable();
   zoomState.at = (zoomState.at + shown.length) % shown.length;
   const one = shown[zoomState.at];
   const node = el("img", { alt: one.name, draggable: false });

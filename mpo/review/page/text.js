@@ -332,37 +332,30 @@ export function difference(one, other) {
   while (head < left.length && head < right.length && left[head] === right[head]) head++;
   let tail = 0;
   while (tail < left.length - head && tail < right.length - head && left.at(-1 - tail) === right.at(-1 - tail)) tail++;
-  const before = left.slice(0, head).join("");
-  const after = tail ? left.slice(-tail).join("") : "";
-  left = left.slice(head, left.length - tail);
-  right = right.slice(head, right.length - tail);
-  const mine = [[before, false]];
-  const yours = [[before, false]];
+  const [before, after] = [left.slice(0, head).join(""), left.slice(left.length - tail).join("")];
+  [left, right] = [left, right].map((words) => words.slice(head, words.length - tail));
+  const [mine, yours] = [[[before, false]], [[before, false]]];
   const push = (parts, text, alone) => {
     if (parts.at(-1)[1] === alone) parts.at(-1)[0] += text;
     else parts.push([text, alone]);
   };
-  if (left.length * right.length > CELLS_AT_MOST) {
-    push(mine, left.join(""), true);
-    push(yours, right.join(""), true);
-  } else {
-    const width = right.length + 1;
-    const longest = new Uint16Array((left.length + 1) * width);
-    for (let i = left.length - 1; i >= 0; i--)
-      for (let j = right.length - 1; j >= 0; j--)
-        longest[i * width + j] = left[i] === right[j]
-          ? longest[(i + 1) * width + j + 1] + 1
-          : Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
-    let i = 0;
-    let j = 0;
-    while (i < left.length || j < right.length) {
-      if (i < left.length && j < right.length && left[i] === right[j]) {
-        push(mine, left[i++], false);
-        push(yours, right[j++], false);
-      } else if (j >= right.length || (i < left.length && longest[(i + 1) * width + j] >= longest[i * width + j + 1])) {
-        push(mine, left[i++], true);
-      } else push(yours, right[j++], true);
-    }
+  const width = right.length + 1;
+  const isShort = left.length * right.length <= CELLS_AT_MOST; // of longer ones nothing between head and tail is matched
+  const longest = new Uint16Array(isShort ? (left.length + 1) * width : 0);
+  for (let i = left.length - 1; i >= 0 && isShort; i--)
+    for (let j = right.length - 1; j >= 0; j--)
+      longest[i * width + j] = left[i] === right[j]
+        ? longest[(i + 1) * width + j + 1] + 1
+        : Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
+  let [i, j] = [0, 0];
+  while (i < left.length || j < right.length) {
+    const both = isShort && i < left.length && j < right.length;
+    if (both && left[i] === right[j]) {
+      push(mine, left[i++], false);
+      push(yours, right[j++], false);
+    } else if (j < right.length && (i >= left.length || (both && longest[(i + 1) * width + j] < longest[i * width + j + 1]))) {
+      push(yours, right[j++], true);
+    } else push(mine, left[i++], true);
   }
   push(mine, after, false);
   push(yours, after, false);

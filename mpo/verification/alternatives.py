@@ -31,6 +31,14 @@ _REJECTED = re.compile(
     re.IGNORECASE,
 )
 _JOINED = r"(?:\s?(?:[,;，；、]|\bor\b|\band\b|或|和)\s?)*"
+_NOT_BUT = re.compile(
+    r"(?i)(?P<before>^|[.!?\n]\s*|\b(?:is|was|says|reads)\s|['’]s\s)not (?!only\b|just\b|merely\b|all\b|every)"
+    r"[^,.;!?\n]{1,60}?,? but (?:rather )?(?=[^,.;\n]{1,60}[\s.*]*$)"
+)
+_NOT_THAT = re.compile(
+    r"(?i)(?:,\s(?:(?:and|but) )?not(?! only)|\s(?:rather than|instead of)) [^,;.!?\n]{1,60}(?=[\s.*]*$)"
+    r"|\s\(not [^()\n]{1,100}\)(?=[\s.*]*$)"
+)
 
 
 def without_struck(text: str) -> str:
@@ -57,16 +65,6 @@ def without_contrast(text: str) -> str:
         lambda found: "" if re.search(r"[A-J](?![A-Za-z])\W*$", text[max(0, found.start() - 12) : found.start()]) else found[0],
         text,
     )
-
-
-_NOT_BUT = re.compile(
-    r"(?i)(?P<before>^|[.!?\n]\s*|\b(?:is|was|says|reads)\s|['’]s\s)not (?!only\b|just\b|merely\b|all\b|every)"
-    r"[^,.;!?\n]{1,60}?,? but (?:rather )?(?=[^,.;\n]{1,60}[\s.*]*$)"
-)
-_NOT_THAT = re.compile(
-    r"(?i)(?:,\s(?:(?:and|but) )?not(?! only)|\s(?:rather than|instead of)) [^,;.!?\n]{1,60}(?=[\s.*]*$)"
-    r"|\s\(not [^()\n]{1,100}\)(?=[\s.*]*$)"
-)
 
 
 def without_denied(text: str) -> str:

@@ -12,20 +12,18 @@ _BLANK = re.compile(
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _ORDINALS = "first second third fourth fifth sixth".split()
 _PLACE = re.compile(
-    r"(?:\b(?P<word>first|second|third|fourth|fifth|sixth) blank|\bblank\s?[(#]?(?P<number>\d)[)]?"
+    r"(?i)(?:\b(?P<word>first|second|third|fourth|fifth|sixth) blank|\bblank\s?[(#]?(?P<number>\d)[)]?"
     r"|第(?P<han>[一二三四五六\d])[个]?空格?)\s?(?:is|should be|:|：|填|为|是|应填|=)\s?[:：]?\s?"
     r"(?P<value>[^\n;；。]{1,80}?)(?=\s?(?:[;；。\n]|\.(?:\s|$)|$"
-    r"|[,，]?\s?(?:and |和)?(?:the )?(?:\w+ blank|blank\s?[(#]?\d|第[一二三四五六\d])))",
-    re.IGNORECASE,
+    r"|[,，]?\s?(?:and |和)?(?:the )?(?:\w+ blank|blank\s?[(#]?\d|第[一二三四五六\d])))"
 )
+_ASKS = re.compile(r"(?i)[?？]|^(?:what|how|which|find|calculate|compute|determine|name|give|state|求|计算|写出)")
+_FIRST = re.compile(r"(?i)(?:^|(?<=[\s,.;:：，。；?？]))(?:part |question )?(?:[(（]?(?:1|a|i)[)）.:：]|①)")
 
 
 def count_blanks(asked: str) -> int:
     """Return how many blanks a question has."""
     return len(_BLANK.findall(asked[-4000:]))
-
-
-_ASKS = re.compile(r"(?i)[?？]|^(?:what|how|which|find|calculate|compute|determine|name|give|state|求|计算|写出)")
 
 
 def count_parts(asked: str) -> int:
@@ -39,9 +37,6 @@ def count_parts(asked: str) -> int:
     start = _FIRST.search(asked[-4000:])
     parts = labelled(asked[-4000:][start.start() :]) if start else None
     return len(parts) if parts and all(_ASKS.search(part) for part in parts) else 0
-
-
-_FIRST = re.compile(r"(?i)(?:^|(?<=[\s,.;:：，。；?？]))(?:part |question )?(?:[(（]?(?:1|a|i)[)）.:：]|①)")
 
 
 def in_parts(text: str, many: int) -> list[str]:

@@ -47,7 +47,7 @@ _ENDS_IN_LETTER = re.compile(
     r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|supports|suggests|indicates"
     r"|(?:go(?:ing)?|continues?|left|agree) with|leaves|leaving)"
     r"|['’]s|[:：，,]|是|选)[ \t]{0,2}"
-    r"[*\"']{0,3}([(（]?[A-JＡ-Ｊ][)）]?)[*\"']{0,3}[.!。．]?$"
+    r"[*\"']{0,3}([(（]?[A-J][)）]?)[*\"']{0,3}[.!。．]?$"
 )
 _ONLY_LETTER = re.compile(  # Only B satisfies both.
     r"(?i:(?:^|[,;:.]\s?|\b(?:so|thus|hence|therefore|that)\s)only\s(?:option\s|choice\s)?)[(]?([A-J])[)]?\s(?!(?:is|was|looks|seems)\s(?:not|wrong|false|incorrect)"
@@ -68,6 +68,34 @@ _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECAS
 
 _CUT = re.compile(r"(?:\b(?:is|are|was|were|equals?|the|of|to|and|or|by|so|with|for|from|that|which|because)|[=+×])$")
 """The end of a sentence that goes no further: `so the area equals`."""
+_WORDED = frozenset({"text", "document", "chart", "list", "expression"})
+_OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
+_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,:]?\s+[A-Za-z]{2,}|[\u4e00-\u9fff]")
+_SEQUENCE = re.compile(
+    r"(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
+    r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
+)
+_BOUNDS = re.compile(
+    r"(?:from|between) [-+]?\d[\d.,]* (?:to|and) [-+]?\d[\d.]*"
+    r"|(?<![\w<>])[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}\s(?:or|∪)\s[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}"
+)
+_SAYS = re.compile(
+    r"(?:\b(?:is|are|was|were|reads|says|shows|(?:I|I['’]d) (?:would )?(?:say|think|guess|believe)(?! that| .*\b(?:is|are)\b)"
+    r"(?: it['’]s)?)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|(?:(?<!不)是|为)(?:一[只个条张辆件位座台棵朵头匹])?)"
+    r"((?:[^\s是为]++\s?){1,8}+)$"
+)
+_WORD = re.compile(r"[A-Za-z]{3}|[\u4e00-\u9fff]")
+_NOT_YET = re.compile(
+    r"(?i)^\W*(?:if|unless|suppose|initially|originally|at first|at the start)\b|\bfirst\b.*\bbut\b|\bforgot\b"
+    r"|\b(?:you|one|people|some)(?:['’]d| (?:would|might|may|could)) (?:expect|think|assume|guess|say)\b"
+)
+"""A first sentence whose number later ones replace."""
+_LETTER = re.compile(
+    r"(?<![\w'’])(?:([B-HJ])|(A)(?=\s(?:is|was|has)\b|[)\"'.,;:]|\W*$))(?![\w'’+#])|(?<=[a-z]\s)(?<!\b[Ii]s\s)(A)(?=\s[a-z])"
+)
+_LABELLED = re.compile(r"\W{0,4}([A-J])[).:、]\W{0,3}(.+)")
+_UNREAL = re.compile(r"(?i)\W*if (?:it|this|that|the answer|(?:option )?[a-j])\b.*\bwould\b")
+"""If it were night, A would fit."""
 
 
 def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
@@ -156,12 +184,6 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
     return no_answer("no statement of an answer")
 
 
-_WORDED = frozenset({"text", "document", "chart", "list", "expression"})
-
-
-_OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
-
-
 def _value_side(equation: str) -> str:
     """The end of a chain of equations with the name it began with; a single equation as it is."""
     sides = [side.strip() for side in re.split(r"(?<![<>!\\=])=(?!=)", equation)]
@@ -169,34 +191,10 @@ def _value_side(equation: str) -> str:
     return f"{sides[0]} = {sides[-1]}" if chain else equation
 
 
-_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,:]?\s+[A-Za-z]{2,}|[\u4e00-\u9fff]")
-_SEQUENCE = re.compile(
-    r"(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
-    r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
-)
-_BOUNDS = re.compile(
-    r"(?:from|between) [-+]?\d[\d.,]* (?:to|and) [-+]?\d[\d.]*"
-    r"|(?<![\w<>])[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}\s(?:or|∪)\s[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}"
-)
-_SAYS = re.compile(
-    r"(?:\b(?:is|are|was|were|reads|says|shows|(?:I|I['’]d) (?:would )?(?:say|think|guess|believe)(?! that| .*\b(?:is|are)\b)"
-    r"(?: it['’]s)?)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|(?:(?<!不)是|为)(?:一[只个条张辆件位座台棵朵头匹])?)"
-    r"((?:[^\s是为]++\s?){1,8}+)$"
-)
-
-
 def _without_cue(sentence: str) -> str:
     """A sentence without its `Therefore,`."""
     found = _LEADING_CUE.match(sentence)
     return sentence[found.end() :] if found else sentence
-
-
-_WORD = re.compile(r"[A-Za-z]{3}|[\u4e00-\u9fff]")
-_NOT_YET = re.compile(
-    r"(?i)^\W*(?:if|unless|suppose|initially|originally|at first|at the start)\b|\bfirst\b.*\bbut\b|\bforgot\b"
-    r"|\b(?:you|one|people|some)(?:['’]d| (?:would|might|may|could)) (?:expect|think|assume|guess|say)\b"
-)
-"""A first sentence whose number later ones replace."""
 
 
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
@@ -268,11 +266,6 @@ def _result(sentence: str) -> Fraction | None:
     return number.value if number else None
 
 
-_LETTER = re.compile(
-    r"(?<![\w'’])(?:([B-HJ])|(A)(?=\s(?:is|was|has)\b|[)\"'.,;:]|\W*$))(?![\w'’+#])|(?<=[a-z]\s)(?<!\b[Ii]s\s)(A)(?=\s[a-z])"
-)
-
-
 def _only_letter(sentences: Sequence[str]) -> Extraction | None:
     """The letter of a conclusion or the first sentence that has one alone: `Box B fits more closely.`"""
     cues = [sentence for sentence in reversed(sentences) if CUE.search(sentence)]
@@ -283,9 +276,6 @@ def _only_letter(sentences: Sequence[str]) -> Extraction | None:
     return None
 
 
-_LABELLED = re.compile(r"\W{0,4}([A-J])[).:、]\W{0,3}(.+)")
-
-
 def _is_choice(letter: str, text: str, choices: Sequence[str]) -> bool:
     """Whether a text is that of the choice of a letter."""
     return ord(letter) - 65 < len(choices) and same_choice(text, choices[ord(letter) - 65])
@@ -294,10 +284,6 @@ def _is_choice(letter: str, text: str, choices: Sequence[str]) -> bool:
 def _lists_choices(text: str) -> bool:
     """Whether a text repeats the choices with their letters."""
     return len(set(re.findall(r"(?m)(?:^\W{0,4}|\s\()([A-J])[).:、]", text))) > 1
-
-
-_UNREAL = re.compile(r"(?i)\W*if (?:it|this|that|the answer|(?:option )?[a-j])\b.*\bwould\b")
-"""If it were night, A would fit."""
 
 
 def _unstated_choice(whole: str, choices: Sequence[str] | None, asked: str) -> Extraction:

@@ -32,6 +32,20 @@ _WEEKDAY = re.compile(
 )
 _AROUND = re.compile(rf"^(?:on )?(?:{_WEEKDAY.pattern},?\s)?(?:the )?|[,，]?\s?[(（]?(?:{_WEEKDAY.pattern})[)）]?$", re.IGNORECASE)
 Date = tuple[int | None, int, int | None]  # year, month and day; None where they are not said
+_HALF_DAY = r"(?P<half>[ap])\.?\s?m\b\.?|(?:in the |at )(?P<part>morning|afternoon|evening|night)"
+_CLOCK = re.compile(
+    rf"(?i)(?P<hour>\d{{1,2}})(?:\s?[:h时点]\s?(?P<minute>\d{{2}})(?:\s?:\s?(?P<second>\d{{2}}))?分?|(?P<dot>\.\d\d)?)\s?(?:o'clock\s?)?(?:{_HALF_DAY})?"
+)
+_HAN_CLOCK = re.compile(
+    r"(?P<part>凌晨|早上|上午|中午|下午|傍晚|晚上)?(?P<hour>\d{1,2})[点时](?:(?P<minute>\d{1,2})分?|(?P<half_hour>半)|整)?"
+)
+_SPOKEN = re.compile(
+    r"(?:a )?(?P<much>half|quarter|[a-z-]+?|\d{1,2})(?: minutes?)? (?P<side>past|after|to) (?P<hour>[a-z]+|\d{1,2})\s?"
+    rf"(?:{_HALF_DAY})?"
+)
+_LATE = frozenset("p afternoon evening night 中午 下午 傍晚 晚上".split())
+Time = tuple[int, int, int, int | None]
+"""Hour of the day, minute, second, and the hour as written beside am or pm, None without those."""
 
 
 def read_date(text: str) -> Date | None:
@@ -91,23 +105,6 @@ def _date(found: re.Match[str], parts: str) -> Date | None:
     except ValueError:
         return None
     return year, month, day
-
-
-_HALF_DAY = r"(?P<half>[ap])\.?\s?m\b\.?|(?:in the |at )(?P<part>morning|afternoon|evening|night)"
-_CLOCK = re.compile(
-    rf"(?P<hour>\d{{1,2}})(?:\s?[:h时点]\s?(?P<minute>\d{{2}})(?:\s?:\s?(?P<second>\d{{2}}))?分?|(?P<dot>\.\d\d)?)\s?(?:o'clock\s?)?(?:{_HALF_DAY})?",
-    re.IGNORECASE,
-)
-_HAN_CLOCK = re.compile(
-    r"(?P<part>凌晨|早上|上午|中午|下午|傍晚|晚上)?(?P<hour>\d{1,2})[点时](?:(?P<minute>\d{1,2})分?|(?P<half_hour>半)|整)?"
-)
-_SPOKEN = re.compile(
-    r"(?:a )?(?P<much>half|quarter|[a-z-]+?|\d{1,2})(?: minutes?)? (?P<side>past|after|to) (?P<hour>[a-z]+|\d{1,2})\s?"
-    rf"(?:{_HALF_DAY})?"
-)
-_LATE = frozenset("p afternoon evening night 中午 下午 傍晚 晚上".split())
-Time = tuple[int, int, int, int | None]
-"""Hour of the day, minute, second, and the hour as written beside am or pm, None without those."""
 
 
 def read_time(text: str) -> Time | None:

@@ -18,6 +18,12 @@ _MINUS = str.maketrans(
 )
 _FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{\s?([^{}]{1,60})\s?\}|(\d))\s?(?:\{\s?([^{}]{1,60})\s?\}|(\d))")
 _SPACES = re.compile(r"\\[,;:! ]|\\q?quad|(?<!\\)~(?!\s?\d)")
+_MARKED = re.compile(r"(?<![\\$])\$(?=[^\s$])([^$\n]{1,200})(?<=\S)\$(?![\d$])")
+_ONE_NAME = re.compile(
+    r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\s?(?:\{\s?(\\?[A-Za-z]{1,2}|0)\s?\}|([A-Za-z])(?![A-Za-z]))"
+)
+_COLUMN = re.compile(r"\\begin\{([pbv]?)matrix\}((?:(?!\\(?:begin|end))[^&]){1,400}?)\\end\{\1matrix\}")
+_ANGLED = re.compile(r"(?:\\langle|⟨)([^<>⟨⟩]{1,200}?)(?:\\rangle|⟩)")
 
 
 def boxed(text: str) -> list[tuple[int, int, str]]:
@@ -69,9 +75,6 @@ def undress(text: str) -> str:
     return text
 
 
-_MARKED = re.compile(r"(?<![\\$])\$(?=[^\s$])([^$\n]{1,200})(?<=\S)\$(?![\d$])")
-
-
 def without_math_marks(text: str) -> str:
     r"""Take the dollar signs off mathematics in a text, not off prices.
 
@@ -109,13 +112,6 @@ def plain_math(text: str) -> str:
             break
     text = re.sub(r"\$(?!\s?\d)|(?<=\d)\$|\\[()\[\]]|\*\*", "", text)
     return re.sub(r"[ \t]+", " ", text).strip()
-
-
-_ONE_NAME = re.compile(
-    r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\s?(?:\{\s?(\\?[A-Za-z]{1,2}|0)\s?\}|([A-Za-z])(?![A-Za-z]))"
-)
-_COLUMN = re.compile(r"\\begin\{([pbv]?)matrix\}((?:(?!\\(?:begin|end))[^&]){1,400}?)\\end\{\1matrix\}")
-_ANGLED = re.compile(r"(?:\\langle|⟨)([^<>⟨⟩]{1,200}?)(?:\\rangle|⟩)")
 
 
 def plain_vectors(text: str) -> str:

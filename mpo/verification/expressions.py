@@ -29,6 +29,21 @@ PATIENCE = 60.0
 _PROCESSES = max(1, min(4, os.cpu_count() or 1))
 _REQUESTS = 500  # a process is replaced after so many, which bounds its memory
 _LONGEST = 1000
+_FUNCTION = re.compile(r"^\s*(?:[A-Za-z]{2,},? )*[A-Za-z]'?\s?\([a-z]\)\s?=\s?(?=[^=]+$)")
+"""The name of a function on the left, `f(x) =`."""
+DIFFERENT = "another number"
+_NAME = re.compile(
+    r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
+    r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
+)
+_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")  # without one it is arithmetic: 2^3 = 8
+_SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
+_EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)(?![^{}]*\})")  # not the k = 1 of a sum
+_LATEX = {
+    sign: f"\\{name} "
+    for sign, name in zip("π∞×·≤≥θαβλμ", "pi infty times cdot le ge theta alpha beta lambda mu".split(), strict=True)
+}
+_LATEX |= {"÷": "/", "\u2212": "-", "\u2013": "-", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"}
 
 
 class Worker:
@@ -119,10 +134,6 @@ if hasattr(os, "register_at_fork"):  # a forked process leaves its parent's work
     os.register_at_fork(after_in_child=_workers.reset)
 
 
-_FUNCTION = re.compile(r"^\s*(?:[A-Za-z]{2,},? )*[A-Za-z]'?\s?\([a-z]\)\s?=\s?(?=[^=]+$)")
-"""The name of a function on the left, `f(x) =`."""
-
-
 def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float | None, str]:
     r"""Whether two expressions are mathematically equal, their values where they are numbers, and why.
 
@@ -168,20 +179,8 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
     return (result[0], None, None, result[3]) if scaled else result
 
 
-DIFFERENT = "another number"
-
-
 def _squeezed(text: str) -> str:
     return re.sub(r"\s+", "", text)
-
-
-_NAME = re.compile(
-    r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
-    r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
-)
-_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")  # without one it is arithmetic: 2^3 = 8
-_SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
-_EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)(?![^{}]*\})")  # not the k = 1 of a sum
 
 
 def equation(text: str) -> list[str]:
@@ -237,13 +236,6 @@ def latex(text: str) -> str:
     if len(found := re.findall(r"\\(?:sum|prod)\s?_\{\s?([ij])\s?=", text)) == 1 and not re.search(r"(?<![A-Za-z\\])k", text):
         text = re.sub(rf"(?<![A-Za-z\\]){found[0]}(?![A-Za-z])", "k", text)  # i would be the imaginary unit
     return re.sub(r"[ \t\n]+", " ", text).strip(" $")
-
-
-_LATEX = {
-    sign: f"\\{name} "
-    for sign, name in zip("π∞×·≤≥θαβλμ", "pi infty times cdot le ge theta alpha beta lambda mu".split(), strict=True)
-}
-_LATEX |= {"÷": "/", "\u2212": "-", "\u2013": "-", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"}
 
 
 def _root(found: re.Match[str]) -> str:

@@ -28,6 +28,13 @@ from mpo.verification.sequences import (
 )
 from mpo.verification.texts import document_distance, document_words, fixed_words, read_yes_no, same_text, same_transcription
 
+LONGEST = 10_000
+"""Longest answer and ground truth that are read, in characters."""
+_LEADING = re.compile(
+    r"(?i)^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
+    r"| equals)?\s?[:：]?\s?"
+)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -59,8 +66,6 @@ class Rules:
     tolerance: float | None = None
 
 
-LONGEST = 10_000
-"""Longest answer and ground truth that are read, in characters."""
 Matcher = Callable[[str, str, Rules], "tuple[bool, str] | bool"]
 """Takes the answer, the ground truth and the rules; returns whether they match, and why."""
 
@@ -220,12 +225,6 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
         if (given := read_number(_LEADING.sub("", plain))) is None:
             return False, "the answer is not a number"
     return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
-
-
-_LEADING = re.compile(
-    r"(?i)^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
-    r"| equals)?\s?[:：]?\s?"
-)
 
 
 def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:

@@ -24,6 +24,19 @@ _PLACE = re.compile(
 _PRO_VERB = re.compile(r"(?i)^(.{1,40}?)\s(?:does|did|is|has|can|will)(?=$|[.,;])")
 _DENIES = re.compile(r"(?i)\b(?:not|never|no)\b|n['’]t\b|不是|没有")
 MOST_WORDS = 15
+_OPPOSITES = "onward off|inward out"
+_OPPOSITES += (
+    "|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
+)
+_OPPOSITES += (
+    "|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap|strong weak|wide narrow|early late"
+)
+_ASKS_WHICH = re.compile(r"(?i)\b(?:which|who|what)\b.*?\b(\w+er|more \w+|more|less)\b[^,?]*[,:]\s(.+?)\sor\s(.+?)\?")
+_IS_THAN = re.compile(
+    r"(?i)^(?:so |thus |therefore,? )?(.+?)\s(?:is|are|was|were|has|looks?|seems?)\b"
+    r".*?\b(\w+er|more \w+|more|less)\b.*?\sthan\s([^,.]+)"
+)
+_EACH = re.compile(r"(?i)(.+?) and (.+?) (?:are|is|have|were) (.+?) and (.+?),? respectively")
 
 
 def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) -> tuple[str, str] | None:
@@ -96,15 +109,6 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     return _kept(tail, asked, several=several)
 
 
-_OPPOSITES = "onward off|inward out"
-_OPPOSITES += (
-    "|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
-)
-_OPPOSITES += (
-    "|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap|strong weak|wide narrow|early late"
-)
-
-
 def opposites(word: str) -> set[str]:
     """The words that say the contrary of an adjective or comparative.
 
@@ -117,13 +121,6 @@ def opposites(word: str) -> set[str]:
     return {pair[1 - at] for pair in pairs for at in (0, 1) if pair[at] == word}
 
 
-_ASKS_WHICH = re.compile(r"(?i)\b(?:which|who|what)\b.*?\b(\w+er|more \w+|more|less)\b[^,?]*[,:]\s(.+?)\sor\s(.+?)\?")
-_IS_THAN = re.compile(
-    r"(?i)^(?:so |thus |therefore,? )?(.+?)\s(?:is|are|was|were|has|looks?|seems?)\b"
-    r".*?\b(\w+er|more \w+|more|less)\b.*?\sthan\s([^,.]+)"
-)
-
-
 def _compared(sentence: str, asked: str) -> str | None:
     """What `A is longer than B` answers to which of the two is longer, or shorter."""
     if " than " not in sentence or len(sentence) > 200:  # both patterns take cubic time
@@ -133,9 +130,6 @@ def _compared(sentence: str, asked: str) -> str | None:
         return None
     one, other = question[1].lower(), said[2].lower()
     return said[1] if one == other else said[3] if other in opposites(one) else None
-
-
-_EACH = re.compile(r"(?i)(.+?) and (.+?) (?:are|is|have|were) (.+?) and (.+?),? respectively")
 
 
 def _respectively(sentence: str, asked: str) -> str | None:

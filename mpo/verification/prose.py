@@ -10,7 +10,7 @@ from mpo.verification.dress import plain_sentence
 from mpo.verification.number import find_numbers, read_number
 
 REFUSAL = re.compile(
-    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
+    r"(?i)\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
     r"|compute|count|view|identify|provide|have enough|say|access|be determined)|cannot (?:\w+ly )?(?:help|see|process|determine"
     r"|tell|answer|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
     r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
@@ -19,8 +19,7 @@ REFUSAL = re.compile(
     r"[^.\n]{0,60}?\b(?:information|context|details?|data|whether|if)|cannot (?:provide|give|be (?:provided|made|given|found))"
     r"|(?:is|are|was|were) not (?:provided|given|specified|available|visible)|as an? (?:text-based )?ai"
     r"|not enough information|insufficient (?:information|data|context|details?)|no way to (?:know|tell)"
-    r"|need more information|(?:hard|difficult) to (?:say|tell)(?=\W{0,3}$|[.;]))\b|无法|不能确定|不知道|抱歉|不确定",
-    re.IGNORECASE,
+    r"|need more information|(?:hard|difficult) to (?:say|tell)(?=\W{0,3}$|[.;]))\b|无法|不能确定|不知道|抱歉|不确定"
 )
 CUE = re.compile(
     r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
@@ -56,9 +55,8 @@ _ABOUT = (
     r"|the number|the year|year|with|大约|约)\W{1,3}){0,3}$"
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means|in total)"
-    r"|=|≈|:|：|是|为|有|等于|得|需要?|共)\W{0,4}" + _ABOUT,
-    re.IGNORECASE,
+    r"(?i)(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means"
+    r"|in total)|=|≈|:|：|是|为|有|等于|得|需要?|共)\W{0,4}" + _ABOUT
 )
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
@@ -79,9 +77,8 @@ _REASON = re.compile(
     r"|:\s(?=.*\d[^\d.,]+\d).*"
 )
 _SETTING = re.compile(
-    r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
-    r"|with|using|out of|initially|originally|among|of|by|[a-z]{3,12}ing)\b[^,，]{1,200}[,，]\s",
-    re.IGNORECASE,
+    r"(?i)^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
+    r"|with|using|out of|initially|originally|among|of|by|[a-z]{3,12}ing)\b[^,，]{1,200}[,，]\s"
 )
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
 ASKS_LETTER = re.compile(
@@ -105,6 +102,33 @@ _SO = re.compile(
 
 MOST_SENTENCES, MOST_CHARACTERS = 400, 2000
 """Sentences that are read, of the beginning and the end, and characters of each."""
+Found = tuple[int, int, str]
+"""Start and end of a number in a sentence, and the number with its unit."""
+_CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
+_STATES = re.compile(
+    r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
+    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|\w\s?[:=]\s?$|(?:是|有|为|到|只|共)[^\d]{0,8}$"
+)
+_ANOTHER = re.compile(
+    r"(?i)\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
+    r"|top|bottom)\b|前[面一]|后[面一]|下一|另|其他|旁边|第[一二三四五]"
+)
+_BEGINS = re.compile(r"\S+ (?:of (?:them|these|those|which)|(?:\w+ )?(?:are|were|is|was|have|has|\w+ed))\b")
+_TOTALS = re.compile(
+    r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|(?<!\b[a-z]\s)(?<!\b[a-z])[=≈]|一共|共|剩|差"
+)
+_HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
+_INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
+_HOW_MANY = re.compile(
+    r"(?i)how many (?:\w+ ){0,3}?(\w+) (?:is|are|was|were|do|does|did|can|could|have|has|had|will|would|in|on|of)\b"
+)
+_SEEN = re.compile(r"(?i)\b(?:see|seen|shown|visible)\b")
+_RIGHT = re.compile(r"(?i)(?<!\S)(\S{1,20}) (?:is|as) the (?:(?:right|correct|final) )?(?:answer|one)\W*$")
+_PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
+_FUNCTION_WORDS = frozenset(
+    "is are was were be been do does did has have had can could will would should a an "
+    "the this these those that there it in on of at to and or as image picture figure graph chart".split()
+)
 
 
 def sentences_of(text: str) -> list[str]:
@@ -117,10 +141,6 @@ def sentences_of(text: str) -> list[str]:
     if len(found) > MOST_SENTENCES:
         found = found[: MOST_SENTENCES // 2] + found[-MOST_SENTENCES // 2 :]
     return [sentence for sentence in found if not _POLITE.search(sentence)] or found
-
-
-Found = tuple[int, int, str]
-"""Start and end of a number in a sentence, and the number with its unit."""
 
 
 def numbers_in(sentence: str) -> list[Found]:
@@ -194,28 +214,6 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
     return "" if re.fullmatch(r"\d+\s?[-~]\s?\d+", chosen[2]) or "±" in chosen[2] else chosen[2]
 
 
-_CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
-_STATES = re.compile(
-    r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
-    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|\w\s?[:=]\s?$|(?:是|有|为|到|只|共)[^\d]{0,8}$"
-)
-_ANOTHER = re.compile(
-    r"\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
-    r"|top|bottom)\b|前[面一]|后[面一]|下一|另|其他|旁边|第[一二三四五]",
-    re.IGNORECASE,
-)
-_BEGINS = re.compile(r"\S+ (?:of (?:them|these|those|which)|(?:\w+ )?(?:are|were|is|was|have|has|\w+ed))\b")
-_TOTALS = re.compile(
-    r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|(?<!\b[a-z]\s)(?<!\b[a-z])[=≈]|一共|共|剩|差"
-)
-_HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
-_INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
-_HOW_MANY = re.compile(
-    r"(?i)how many (?:\w+ ){0,3}?(\w+) (?:is|are|was|were|do|does|did|can|could|have|has|had|will|would|in|on|of)\b"
-)
-_SEEN = re.compile(r"(?i)\b(?:see|seen|shown|visible)\b")
-
-
 def of_name(sentence: str, asked: str) -> str | None:
     """Return the number beside the one name of a list that the question has.
 
@@ -260,16 +258,6 @@ def asked_clause(sentence: str, asked: str) -> str:
         scores.append((-others, len(shared & names), len(shared - noun), len(shared & noun), -bool(_INCLUDING.search(clause))))
     best = max(scores)
     return stated[scores.index(best)] if scores.count(best) == 1 else sentence
-
-
-_RIGHT = re.compile(r"(?i)(?<!\S)(\S{1,20}) (?:is|as) the (?:(?:right|correct|final) )?(?:answer|one)\W*$")
-_PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
-
-
-_FUNCTION_WORDS = frozenset(
-    "is are was were be been do does did has have had can could will would should a an "
-    "the this these those that there it in on of at to and or as image picture figure graph chart".split()
-)
 
 
 def content_words(text: str) -> list[str]:

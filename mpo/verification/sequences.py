@@ -21,14 +21,32 @@ MARKER = r"[ \t]*(?:[-*•+–—·][ \t]+|[(（]?\d{1,3}[.)）][ \t]+|\d{1,2}�
 """What a line of a bulleted or numbered list begins with."""
 LETTERED = r"(?m:^)[ \t]*[(（]?([A-Za-z])[.)）][ \t]+"
 _LABEL = re.compile(
-    r"(?:^|(?<=[\s;；,，。.、]))(?:(?:part|question|blank)\s|第)?(?:(?P<bracket>[(（])?(?P<label>\d{1,2}|[a-z]|[ivx]{1,4})"
-    r"(?(bracket)[)）]|(?:[)）]|[.:：]\s))|(?P<circled>[①-⑨]))[:：.]?\s?(?=[^\s,;，；()（）])",
-    re.IGNORECASE,
+    r"(?i)(?:^|(?<=[\s;；,，。.、]))(?:(?:part|question|blank)\s|第)?(?:(?P<bracket>[(（])?(?P<label>\d{1,2}|[a-z]|[ivx]{1,4})"
+    r"(?(bracket)[)）]|(?:[)）]|[.:：]\s))|(?P<circled>[①-⑨]))[:：.]?\s?(?=[^\s,;，；()（）])"
 )
 _ROMAN = "i ii iii iv v vi vii viii ix x".split()
 MOST_ITEMS = 500
 """Items of a list that are compared one with another; longer lists must be equal as texts."""
 MOST_BOXES = 100
+_TERM = r"\d[\d.]{0,12}(?:[ ,]\d{3}(?!\d)){0,3}"
+RATIO = re.compile(
+    r"(?:[^\d:：]*\b(?:is|are|as|of)\s|[^\d:：]{0,40}[:：是为]\s?)?"
+    rf"({_TERM}(?:\s?(?:[:：∶比]|\bto\b|\bfor every\b|\bfor each\b)\s?{_TERM}){{1,4}})"
+)
+_NAME = r"(\\?[A-Za-z\u0370-\u03ff](?:_?\{?\w{1,3}\}?)?'?(?:\(\w\))?|\\[a-z]{2,7})\s?=\s?"
+_NAMED = re.compile(rf"{_NAME}([^=<>≤≥]+)")
+_VALUE = r"[^\s=<>≤≥,;，；]{1,40}"
+NAMED_RUN = re.compile(
+    rf"(?<![\w\\^+*/=-])(?:{_NAME}{_VALUE}(?:\s?[,;，；]\s?(?:and |or )?| and | or )){{1,8}}{_NAME}{_VALUE}?(?=[.。]?$)"
+)
+"""Values of names one after another at the end of a sentence."""
+_TUPLES = re.compile(r"\(([a-zA-Z](?:,\s?[a-zA-Z])+)\)\s?=\s?\(([^()=]+)\)")
+GOES_ON = "one list goes on"
+_OPEN_END = re.compile(r"(?:\.\.\.|…|\betc\b\.?|and so on|等等?)[\s\])}.。]*$", re.IGNORECASE)
+Interval = tuple[str, str, str, str]
+"""Opening bracket, lower end, upper end, closing bracket."""
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2."""
 
 
 def read_list(text: str) -> tuple[list[str], bool]:
@@ -42,13 +60,6 @@ def read_list(text: str) -> tuple[list[str], bool]:
     if len(bold := [found[1] for part in parts if (found := re.match(r"\*\*([^*]+)\*\*\s?[–—:：-]", part))]) == len(items) > 1:
         return bold, ordered  # **Fever** - with a remark
     return [item for item in items if item], ordered
-
-
-_TERM = r"\d[\d.]{0,12}(?:[ ,]\d{3}(?!\d)){0,3}"
-RATIO = re.compile(
-    r"(?:[^\d:：]*\b(?:is|are|as|of)\s|[^\d:：]{0,40}[:：是为]\s?)?"
-    rf"({_TERM}(?:\s?(?:[:：∶比]|\bto\b|\bfor every\b|\bfor each\b)\s?{_TERM}){{1,4}})"
-)
 
 
 def read_ratio(text: str) -> list[str] | None:
@@ -124,24 +135,10 @@ def named_values(text: str) -> list[tuple[str, str]] | None:
     return [(found[1], found[2]) for found in found_parts if found] if len(parts) > 1 and all(found_parts) else None
 
 
-_NAME = r"(\\?[A-Za-z\u0370-\u03ff](?:_?\{?\w{1,3}\}?)?'?(?:\(\w\))?|\\[a-z]{2,7})\s?=\s?"
-_NAMED = re.compile(rf"{_NAME}([^=<>≤≥]+)")
-_VALUE = r"[^\s=<>≤≥,;，；]{1,40}"
-NAMED_RUN = re.compile(
-    rf"(?<![\w\\^+*/=-])(?:{_NAME}{_VALUE}(?:\s?[,;，；]\s?(?:and |or )?| and | or )){{1,8}}{_NAME}{_VALUE}?(?=[.。]?$)"
-)
-"""Values of names one after another at the end of a sentence."""
-_TUPLES = re.compile(r"\(([a-zA-Z](?:,\s?[a-zA-Z])+)\)\s?=\s?\(([^()=]+)\)")
-
-
 def _closes_last(text: str) -> bool:
     """Whether the first bracket closes at the end of the text."""
     depths = list(accumulate((character in "[({") - (character in "])}") for character in text))
     return 0 in depths and depths.index(0) == len(text) - 1
-
-
-GOES_ON = "one list goes on"
-_OPEN_END = re.compile(r"(?:\.\.\.|…|\betc\b\.?|and so on|等等?)[\s\])}.。]*$", re.IGNORECASE)
 
 
 def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tuple[bool, str]:
@@ -190,10 +187,6 @@ def paired(given: Sequence[Any], known: Sequence[Any], same: Callable[[Any, Any]
         return False
 
     return len(given) == len(known) and all(place(one, set()) for one in range(len(given)))
-
-
-Interval = tuple[str, str, str, str]
-"""Opening bracket, lower end, upper end, closing bracket."""
 
 
 def read_intervals(text: str) -> list[Interval] | None:
@@ -253,10 +246,6 @@ def same_intervals(answer: str, truth: str, same: Callable[[str, str], bool]) ->
 
     right = paired(given, known, alike)
     return right, "the same interval" if right else "an end or a bracket differs"
-
-
-Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2."""
 
 
 def read_boxes(text: str) -> list[Box] | None:

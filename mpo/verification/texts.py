@@ -35,6 +35,16 @@ _YES = re.compile(
     rf"|without (?:a )?(?:doubt|question)\b|{_SUBJECT} (?:{_ADVERB} )?{_AUX}$|{_CLAIM} {_TRUE}\b"
     r"|是|对(?!于|面|比)|正确|有|真|会|能(?![量力])|可以|没错|当然|肯定|确实|的确"
 )
+_NEGATED = re.compile(r"\b(?:not|never|before|after|until)\b|n['’]t\b|[不非没前后]", re.IGNORECASE)
+_KEPT = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|[$€£¥%‰°]|(?<![\w.)])[-+](?=[\d.$€£])")
+_THREE = frozenset(
+    "str spr scr spl thr sch shr nst ndr ntr mpl mpr ngl ngr nch nth rst rth rch rdl ltr lth tch ght ctr xtr".split()
+)
+_READABLE = re.compile(
+    r"[aeiouy].|.[aeiouy]|b[lrs]|c[hklrt]|d[lrsw]|f[flrt]|g[hlnrs]|hr|hs|k[lnsw]|l[bcdfgklmnpstv]|m[bmnps]|n[cdgknst]|p[hlnprst]"
+    r"|r[bcdfgklmnprstv]|s[chklmnpqstw]|t[hlnrstw]|w[hlnrs]|xt|[yz]."
+)
+"""Letters that stand beside each other in English."""
 
 
 def normalize(text: str) -> str:
@@ -80,9 +90,6 @@ def same_text(answer: str, truth: str) -> tuple[bool, str]:
     return False, "other words"
 
 
-_NEGATED = re.compile(r"\b(?:not|never|before|after|until)\b|n['’]t\b|[不非没前后]", re.IGNORECASE)
-
-
 def read_yes_no(text: str) -> bool | None:
     """Return what an answer that begins with yes or no says; None where it says neither, or both.
 
@@ -109,9 +116,6 @@ def document_distance(answer: str, truth: str) -> float:
         raise ValueError("Comparing documents needs rapidfuzz. Install it: pip install mpo-trainer[verify]") from None
     given, known = (" ".join(undress(text)[:20_000].casefold().split()).rstrip(" .") for text in (answer, truth))
     return float(Levenshtein.normalized_distance(given, known))
-
-
-_KEPT = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|[$€£¥%‰°]|(?<![\w.)])[-+](?=[\d.$€£])")
 
 
 def document_words(text: str) -> list[str]:
@@ -163,18 +167,6 @@ def _readable(left: str, right: str) -> bool:
     """Whether the consonants where two parts of a word meet stand beside each other in English words."""
     run = re.search(r"[^aeiouy]*$", left)[0] + re.match(r"[^aeiouy]*", right)[0]  # type: ignore[index]
     return (len(run) < 3 or run in _THREE) and bool(_READABLE.fullmatch(left[-1] + right[0]))
-
-
-_THREE = frozenset(
-    "str spr scr spl thr sch shr nst ndr ntr mpl mpr ngl ngr nch nth rst rth rch rdl ltr lth tch ght ctr xtr".split()
-)
-
-
-_READABLE = re.compile(
-    r"[aeiouy].|.[aeiouy]|b[lrs]|c[hklrt]|d[lrsw]|f[flrt]|g[hlnrs]|hr|hs|k[lnsw]|l[bcdfgklmnpstv]|m[bmnps]|n[cdgknst]|p[hlnprst]"
-    r"|r[bcdfgklmnprstv]|s[chklmnpqstw]|t[hlnrstw]|w[hlnrs]|xt|[yz]."
-)
-"""Letters that stand beside each other in English."""
 
 
 def fixed_words(text: str) -> list[str]:

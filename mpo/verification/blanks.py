@@ -27,11 +27,7 @@ def count_blanks(asked: str) -> int:
 
 
 def count_parts(asked: str) -> int:
-    """Return how many answers a question wants in order: one a blank, or one for each of its labelled questions.
-
-    >>> count_parts("(1) How many apples? (2) How many pears?"), count_parts("Which is right, (1) red or (2) blue?")
-    (2, 0)
-    """
+    """Return how many answers a question wants in order: one a blank, or one for each of its labelled questions."""
     if blanks := count_blanks(asked):
         return blanks
     start = _FIRST.search(asked[-4000:])
@@ -40,11 +36,7 @@ def count_parts(asked: str) -> int:
 
 
 def in_parts(text: str, many: int) -> list[str]:
-    """Return so many parts of an answer: those with labels or between semicolons where it has as many, as a part may have commas.
-
-    >>> in_parts("red; blue, green", 2), in_parts("(1) red, green (2) blue", 2), in_parts("red, blue", 2)
-    (['red', 'blue, green'], ['red, green', 'blue'], ['red', 'blue'])
-    """
+    """Return so many parts of an answer: those with labels or between semicolons where it has as many, as parts may have commas."""
     parts = labelled(text) or [part.strip() for part in re.split("[;；]", text.strip(" ;；"))]
     return parts if len(parts) == many else read_list(text)[0]
 
@@ -53,10 +45,6 @@ def filled(response: str, asked: str) -> list[str] | None:
     """Return what a response writes into the blanks of a question, in order; None where it does not say it for each.
 
     It repeats the question with its blanks filled, or names each blank by its number.
-
-    >>> asked = "The area is ____ and the perimeter is ____."
-    >>> filled("So the area is 12 and the perimeter is 14.", asked), filled("First blank: 12; second blank: 14.", asked)
-    (['12', '14'], ['12', '14'])
     """
     asked, response = asked[-4000:], response[-4000:]
     many = count_blanks(asked)

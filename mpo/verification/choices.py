@@ -144,11 +144,7 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
 
 
 def named_inside(text: str, choices: Sequence[str]) -> Named:
-    """Find the choice whose text stands in a sentence; a choice inside a longer one that also stands there does not count.
-
-    >>> named_inside("The car is light blue.", ["blue", "light blue"]).indices
-    frozenset({1})
-    """
+    """Find the choice whose text stands in a sentence; a choice inside a longer one that also stands there does not count."""
     if not choices:
         return Named(frozenset(), "it names no choice")
     if _are_yes_no(choices):
@@ -255,11 +251,7 @@ def same_choice(text: str, choice: str) -> bool:
 
 
 def same_selection(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:
-    """Whether an answer names all the choices that are right, in any order, and no other: by letters, together or apart, or texts.
-
-    >>> [same_selection(said, "A, C", ["red", "blue", "green"])[0] for said in ("AC", "green and red", "A", "A or C")]
-    [True, True, False, False]
-    """
+    """Whether an answer names all the choices that are right, in any order, and no other: by letters or texts."""
     given, known = (_selected(_JUDGED.sub("", undress(text)[:MOST_CHARACTERS]), choices) for text in (answer, truth))
     if not known:
         return normalize(answer) == normalize(truth), "the ground truth is none of the choices; compared as texts"

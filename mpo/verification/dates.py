@@ -67,11 +67,7 @@ def only_date(text: str) -> Date | None:
 
 
 def same_date(answer: str, truth: str) -> bool | None:
-    """Whether an answer says the date of a ground truth, and no other weekday; None where the ground truth is no date.
-
-    >>> same_date("on Friday, March 5, 2021", "2021-03-05"), same_date("Monday, 2021-03-05", "2021-03-05"), same_date("5", "7")
-    (True, False, None)
-    """
+    """Whether an answer says the date of a ground truth, and no other weekday; None where the ground truth is no date."""
     if (day := read_date(truth)) is None:
         return None
     said, known = _weekday(answer), _weekday(truth)
@@ -108,11 +104,7 @@ def _date(found: re.Match[str], parts: str) -> Date | None:
 
 
 def read_time(text: str) -> Time | None:
-    """Read a text that is one time of the day; None for anything else, as a number alone.
-
-    >>> read_time("3:45 pm"), read_time("15:45"), read_time("quarter to four"), read_time("noon"), read_time("3")
-    ((15, 45, 0, 3), (15, 45, 0, None), (3, 45, 0, None), (12, 0, 0, 12), None)
-    """
+    """Read a text that is one time of the day; None for anything else, as a number alone."""
     low = _plain_figures(text.strip(" .。").casefold().replace("\u2019", "'")) if len(text) < 60 else ""
     low = re.sub(r"^(?:(?:so|thus|then|therefore),? )?(?:it is |it's )?(?:(?:at|about|around|exactly) )?", "", low)
     low = re.sub(r"(?<=:00) (?:noon|midnight)$", lambda found: " pm" if "noon" in found[0] else " am", low)

@@ -27,11 +27,7 @@ _ANGLED = re.compile(r"(?:\\langle|⟨)([^<>⟨⟩]{1,200}?)(?:\\rangle|⟩)")
 
 
 def boxed(text: str) -> list[tuple[int, int, str]]:
-    r"""Find every `\boxed{...}` (or `\fbox`) with its braces matched: start, end and content.
-
-    >>> boxed(r"so \boxed{\frac{1}{2}}.")
-    [(3, 22, '\\frac{1}{2}')]
-    """
+    r"""Find every `\boxed{...}` (or `\fbox`) with its braces matched: start, end and content."""
     found, end = [], 0
     for match in list(re.finditer(r"\\f?boxed?\s?\{", text))[-MOST_BOXED:]:
         if match.start() < end:  # inside the one before
@@ -50,11 +46,7 @@ def boxed(text: str) -> list[tuple[int, int, str]]:
 
 
 def undress(text: str) -> str:
-    r"""Take off what only decorates an answer.
-
-    >>> undress("**B.**"), undress(r"$\boxed{\text{12 cm}}$"), undress('"stop"')
-    ('B.', '12 cm', 'stop')
-    """
+    """Take off what only decorates an answer."""
     text = text.strip()
     for _ in range(8):
         if text[:1] not in _OPENING or (text[:1] == "-" and text[1:2] != " "):
@@ -76,11 +68,7 @@ def undress(text: str) -> str:
 
 
 def without_math_marks(text: str) -> str:
-    r"""Take the dollar signs off mathematics in a text, not off prices.
-
-    >>> without_math_marks("so $x=5$ for $5 or $6")
-    'so x=5 for $5 or $6'
-    """
+    """Take the dollar signs off mathematics in a text, not off prices."""
     return _MARKED.sub(r"\1", text) if "$" in text else text
 
 
@@ -90,11 +78,7 @@ def plain_sentence(sentence: str) -> str:
 
 
 def plain_math(text: str) -> str:
-    r"""Write LaTeX and special characters of numbers as plain ones: `\frac{1}{2}` as 1/2, `½` as 1/2, a long minus as a hyphen.
-
-    >>> plain_math("2½"), plain_math(r"2\frac{1}{2}"), plain_math("\u22125"), plain_math(r"12\text{ cm}")
-    ('2 1/2', '2 1/2', '-5', '12 cm')
-    """
+    r"""Write LaTeX and special characters of numbers as plain ones: `\frac{1}{2}` as 1/2, `½` as 1/2, a long minus as a hyphen."""
     if text.isascii() and "\\" not in text and "$" not in text and "*" not in text and "{" not in text:
         return text
     text = text.translate(_MINUS)
@@ -115,11 +99,7 @@ def plain_math(text: str) -> str:
 
 
 def plain_vectors(text: str) -> str:
-    r"""Write vectors without arrows and columns, and the empty set as one sign.
-
-    >>> plain_vectors(r"\vec{a} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}"), plain_vectors(r"\langle 1, 2 \rangle")
-    ('a = (1, 2)', '(1, 2)')
-    """
+    """Write vectors without arrows and columns, and the empty set as one sign."""
     if "\\" not in text and "⟨" not in text:
         return text
     text = _ONE_NAME.sub(lambda found: found[1] or found[2], text)

@@ -107,11 +107,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
 
 
 def bare(response: str, kind: str | None = None) -> str:
-    r"""Return a response without finished reasoning, special tokens, invisible characters, courtesies and repetition.
-
-    >>> bare("<think>7 or 8?</think> **It is 7.**\n\nI hope this helps!")
-    'It is 7.'
-    """
+    """Return a response without finished reasoning, special tokens, invisible characters, courtesies and repetition."""
     if len(response) > HEAD + TAIL:
         response = f"{response[:HEAD]}\n{response[-TAIL:]}"
     text = re.sub(r"[^\S\n]+", " ", _TOKEN.sub(" ", _INVISIBLE.sub("", response)))

@@ -44,11 +44,6 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
 
     It stands in a conclusion, after a label, or in the sentence that shares most words with the question, there marked
     or after its verb. `several` is for lists, of which a marked word is only a part.
-
-    >>> said_phrase(["It has a logo.", "The brand of the laptop is Lenovo (a ThinkPad)."], "What brand is the laptop?")
-    ('Lenovo', 'conclusion')
-    >>> said_phrase(["The plate reads 12.", "Hence the title is *Methods*."], "What is the title?")
-    ('Methods', 'conclusion')
     """
     wanted = word_set(asked)
     shares = [len(wanted & word_set(sentence)) for sentence in sentences]
@@ -69,11 +64,7 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
 
 
 def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None:
-    """Return the phrase of one sentence that answers a question in words.
-
-    >>> phrase_of("The man is riding a motorbike on a road.", "What is the man riding?")
-    'a motorbike'
-    """
+    """Return the phrase of one sentence that answers a question in words."""
     if re.match(r"(?i)\W*why\b", asked) and (reason := re.search(r"(?i)\b(?:because|since)\s(?!of)([^.]+)", sentence)):
         return reason[1].strip()
     sentence = sentence[:MOST_CHARACTERS].strip().rstrip(".。 ")
@@ -110,11 +101,7 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
 
 
 def opposites(word: str) -> set[str]:
-    """The words that say the contrary of an adjective or comparative.
-
-    >>> opposites("closed"), opposites("older")
-    ({'open'}, {'younger'})
-    """
+    """The words that say the contrary of an adjective or comparative."""
     pairs = [pair.split() for pair in _OPPOSITES.split("|")]
     pairs += [[re.sub(r"(?<=[^aeiou])y$|e$", lambda end: "i" * (end[0] == "y"), one) + "er" for one in pair] for pair in pairs]
     pairs.append(["bigger", "smaller"])
@@ -152,11 +139,7 @@ def _kept(phrase: str, asked: str, *, several: bool) -> str | None:
 
 
 def without_asked(phrase: str, asked: str) -> str:
-    """Return a phrase without the words of the question at its end and the preposition at its beginning, if anything remains.
-
-    >>> without_asked("on the left side of the road", "On which side of the road is the bus?")
-    'left'
-    """
+    """Return a phrase without the words of the question at its end and the preposition at its beginning, if anything remains."""
     wanted = set(content_words(asked))
     words = re.sub(r"(?i)^(?:on|in|at)\s(?=the\s|an?\s)", "", phrase.strip(" .。")).split()
     small = {"of", "the", "a", "an"}

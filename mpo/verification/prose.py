@@ -132,11 +132,7 @@ _FUNCTION_WORDS = frozenset(
 
 
 def sentences_of(text: str) -> list[str]:
-    """Return the sentences of a text, without courtesies where there is anything else.
-
-    >>> sentences_of("It is 7. I hope this helps!")
-    ['It is 7.']
-    """
+    """Return the sentences of a text, without courtesies where there is anything else."""
     found = [sentence.strip()[:MOST_CHARACTERS] for sentence in SENTENCE.split(text) if sentence and sentence.strip()]
     if len(found) > MOST_SENTENCES:
         found = found[: MOST_SENTENCES // 2] + found[-MOST_SENTENCES // 2 :]
@@ -166,9 +162,6 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
 
     It is the bold one, or that of the conclusion (`..., so 5`) or main clause, the last one after a verb such as `is`, or the first
     one. Those that the question gives (`givens`) come last; unless a year is asked for, `in 2015` is only a date.
-
-    >>> stated_number("There are 3 bars with values below 40."), stated_number("It is 5 or 6."), stated_number("It is red.")
-    ('3 bars', '', None)
     """
     for a, b in reversed(BOLD.findall(sentence)):
         inner = plain_sentence(a or b)
@@ -215,24 +208,14 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
 
 
 def of_name(sentence: str, asked: str) -> str | None:
-    """Return the number beside the one name of a list that the question has.
-
-    >>> of_name("Ana 5, Mia 3, Zoe 2.", "How many goals did Mia score?")
-    '3'
-    """
+    """Return the number beside the one name of a list that the question has."""
     said = dict(re.findall(r"(?<!\w)([A-Z][a-z]+)(?::|\s[-–—])? (\d[\d.]*)(?=\W*(?:[,;\n]|$))", sentence))
     own = [said[name] for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked) if name in said]
     return own[0].rstrip(".") if len(said) > 1 and len(own) == 1 else None
 
 
 def asked_clause(sentence: str, asked: str) -> str:
-    """Return the clause of a sentence that states the number which is asked for; the sentence where no clause is clearly it.
-
-    >>> asked_clause("Tom has 12 and Ann has 9.", "How many does Ann have?")
-    'Ann has 9.'
-    >>> asked_clause("The bus number is 12, and the next one is 15.", "What is the number of the bus?")
-    'The bus number is 12'
-    """
+    """Return the clause of a sentence that states the number which is asked for; the sentence where no clause is clearly it."""
     if _RIGHT.search(sentence):
         return sentence
     places = [(0, 0), *(found.span() for found in _CLAUSE.finditer(sentence)), (len(sentence), len(sentence))]
@@ -261,11 +244,7 @@ def asked_clause(sentence: str, asked: str) -> str:
 
 
 def content_words(text: str) -> list[str]:
-    """Return the words of a text that carry its content, in the singular and in order.
-
-    >>> content_words("Are these cats black?")
-    ['cat', 'black']
-    """
+    """Return the words of a text that carry its content, in the singular and in order."""
     text = re.sub(r"\b(on|in)(?=\s*(?:[.,;?!]|$))", r"\1ward", text.lower().replace("n't", " not"))  # Is the light on?
     return [singular(word) for word in re.findall(r"[^\W_]+", text) if word not in _FUNCTION_WORDS]
 

@@ -50,11 +50,7 @@ Box = tuple[float, float, float, float]
 
 
 def read_list(text: str) -> tuple[list[str], bool]:
-    """Split a list into its items, and say whether it stands in round or square brackets.
-
-    >>> read_list("[2, 9]"), read_list("red, blue and green"), read_list("x = 1 or x = 2")
-    ((['2', '9'], True), (['red', 'blue', 'green'], False), (['1', '2'], False))
-    """
+    """Split a list into its items, and say whether it stands in round or square brackets."""
     parts, ordered = _items(text)
     items = [undress(re.sub(r"^[A-Za-z]\w?\s?=\s?", "", part)).strip(" '\"") for part in parts]
     if len(bold := [found[1] for part in parts if (found := re.match(r"\*\*([^*]+)\*\*\s?[–—:：-]", part))]) == len(items) > 1:
@@ -63,21 +59,13 @@ def read_list(text: str) -> tuple[list[str], bool]:
 
 
 def read_ratio(text: str) -> list[str] | None:
-    """Read the terms of a ratio; None for anything else.
-
-    >>> read_ratio("3 : 4"), read_ratio("The ratio is 2 to 3 to 5."), read_ratio("3/4")
-    (['3', '4'], ['2', '3', '5'], None)
-    """
+    """Read the terms of a ratio; None for anything else."""
     found = RATIO.fullmatch(undress(text[:400]).strip(" .。"))
     return [re.sub("[ ,]", "", term) for term in re.findall(_TERM, found[1])] if found else None
 
 
 def labelled(text: str) -> list[str] | None:
-    """Split a text whose parts have the labels (1), (2), ... or a), b), ..., i), ii), ...; None for any other.
-
-    >>> labelled("(1) 3, (2) 5"), labelled("b) 5 a) 3"), labelled("1.5, 2.5"), labelled("(3, 4)")
-    (['3', '5'], ['3', '5'], None, None)
-    """
+    """Split a text whose parts have the labels (1), (2), ... or a), b), ..., i), ii), ...; None for any other."""
     text = text.strip()
     found = list(_LABEL.finditer(text))
     if len(found) < 2 or found[0].start():
@@ -122,11 +110,7 @@ def _items(text: str) -> tuple[list[str], bool]:
 
 
 def named_values(text: str) -> list[tuple[str, str]] | None:
-    """Read a list whose items are all values of names, `x = 2, y = 3` or `(x, y) = (2, 3)`; None for anything else.
-
-    >>> named_values("x = 2 and y = 3"), named_values("(x, y) = (2, 3)"), named_values("x = 2"), named_values("2, 3")
-    ([('x', '2'), ('y', '3')], [('x', '2'), ('y', '3')], None, None)
-    """
+    """Read a list whose items are all values of names, `x = 2, y = 3` or `(x, y) = (2, 3)`; None for anything else."""
     if text.count("=") == 1 and (found := _TUPLES.fullmatch(undress(text).strip(" .。"))):
         names, values = ([part.strip() for part in found[side].split(",")] for side in (1, 2))
         return list(zip(names, values, strict=True)) if len(names) == len(values) else None
@@ -190,11 +174,7 @@ def paired(given: Sequence[Any], known: Sequence[Any], same: Callable[[Any, Any]
 
 
 def read_intervals(text: str) -> list[Interval] | None:
-    r"""Read an interval, a union of intervals, or an inequality of one variable; None for anything else.
-
-    >>> read_intervals("[0, 1)"), read_intervals("0 <= x < 1"), read_intervals("x > 3")
-    ([('[', '0', '1', ')')], [('[', '0', '1', ')')], [('(', '3', '∞', ')')])
-    """
+    """Read an interval, a union of intervals, or an inequality of one variable; None for anything else."""
     if len(text) > 2000:
         return None
     text = undress(text).replace("\\left", "").replace("\\right", "").replace("\\infty", "∞").replace("\\cup", "∪")
@@ -249,11 +229,7 @@ def same_intervals(answer: str, truth: str, same: Callable[[str, str], bool]) ->
 
 
 def read_boxes(text: str) -> list[Box] | None:
-    """Read the boxes `[x1, y1, x2, y2]` of a text; None where there are none or a list has another length.
-
-    >>> read_boxes("<box>[[0, 0, 10, 9]]</box>"), read_boxes("(0,0),(10,10)"), read_boxes("[10, 10, 0]")
-    ([(0.0, 0.0, 10.0, 9.0)], [(0.0, 0.0, 10.0, 10.0)], None)
-    """
+    """Read the boxes `[x1, y1, x2, y2]` of a text; None where there are none or a list has another length."""
     text = re.sub(r"</?box>", " ", text[:20_000])
     text = re.sub(r"[\"']?\b[xy]_?(?:min|max|[12])[\"']?\s?[=:：]\s?", "", text)  # x1=10, y1=20, ...
     groups = [re.findall(_NUMBER, group) for group in re.findall(r"[\[(]([-+\de.,\s]{1,200})[\])]", text)]
@@ -268,11 +244,7 @@ def read_boxes(text: str) -> list[Box] | None:
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes, 0 to 1; a box without area covers only its equal.
-
-    >>> overlap((0, 0, 10, 10), (0, 0, 10, 5))
-    0.5
-    """
+    """Intersection over union of two boxes, 0 to 1; a box without area covers only its equal."""
     if one == other:
         return 1.0
     width = min(one[2], other[2]) - max(one[0], other[0])

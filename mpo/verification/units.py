@@ -81,9 +81,6 @@ def canonical_unit(text: str) -> str:
     r"""Return the one name of a unit: `cm` for centimeters, `cm^2` for square centimeters, `km/h` for kilometers per hour.
 
     Words that are no unit stand for what is counted, in lower case and the singular.
-
-    >>> canonical_unit("Centimeters"), canonical_unit("sq. cm"), canonical_unit("km per hour"), canonical_unit("red apples")
-    ('cm', 'cm^2', 'km/h', 'red apple')
     """
     text = re.sub(
         r"\s+", " ", text.replace("²", "^2").replace("³", "^3").replace("{", "").replace("}", "").replace("每", "/")

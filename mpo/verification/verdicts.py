@@ -153,9 +153,6 @@ def restated(response: str, asked: str) -> bool | None:
     """Whether a response affirms or denies a yes-no question by repeating it in its first sentence or a conclusion.
 
     None where no such sentence has all content words of the question in their order, or the question asks nothing of the kind.
-
-    >>> restated("Based on the image, the car is not red.", "Is the car red?"), restated("The car is blue.", "Is the car red?")
-    (False, None)
     """
     if asks := re.search(r"[有是在]([\u4e00-\u9fff]{1,8})吗[？?]?\s*$", asked[-2000:]):
         end = re.findall(rf"(没有?|不是|不在|没在|有|是|在)[^，。没不]{{0,6}}{asks[1]}", response[-2000:])

@@ -6,37 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
+from mpo.verification import prose, statements
 from mpo.verification.choices import NEGATED, are_numbers, read_choice, same_choice
 from mpo.verification.dress import plain_sentence
 from mpo.verification.matching import is_expression
 from mpo.verification.number import find_numbers, read_number
 from mpo.verification.phrases import phrase_of, said_phrase
-from mpo.verification.prose import (
-    ASKS_YEAR,
-    BOLD,
-    CUE,
-    REFUSAL,
-    asked_clause,
-    content_words,
-    numbers_in,
-    of_name,
-    sentences_of,
-    stated_number,
-)
+from mpo.verification.prose import BOLD, CUE, REFUSAL, numbers_in, sentences_of, stated_number
 from mpo.verification.sequences import NAMED_RUN, named_values, read_boxes, read_intervals, read_ratio
-from mpo.verification.statements import (
-    BLOCK,
-    DOUBT,
-    EITHER,
-    NO_CHOICE,
-    OPTION,
-    Extraction,
-    letters_of,
-    named_choice,
-    no_answer,
-    tidy,
-    trimmed,
-)
+from mpo.verification.statements import OPTION, Extraction, letters_of, named_choice, no_answer, tidy, trimmed
 from mpo.verification.texts import read_yes_no
 
 _DESPITE = re.compile(
@@ -151,7 +129,7 @@ def _is_form(whole: str, kind: str | None) -> bool:
 def _formal(whole: str, kept: Sequence[str], kind: str | None) -> Iterator[str]:
     """What the end of a response states as a list, an interval or mathematics."""
     last, plain = kept[-1], plain_sentence(kept[-1])
-    if kind == "list" and len(blocks := [*BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
+    if kind == "list" and len(blocks := [*statements.BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
         yield blocks[0][0].strip()
     if kind in {"list", "interval"} and len(parts := [found[0] for found in _SEQUENCE.finditer(last)]) == 1:
         yield parts[0].strip(" $")
@@ -200,7 +178,7 @@ def _in_words(whole: str, kept: Sequence[str], kind: str | None, asked: str) -> 
     if (worded or kind == "expression") and len(fenced := re.findall(r"```\w*\n([^`]{1,400}?)\n```", whole)) == 1:
         return Extraction(fenced[0], "conclusion")
     if len(kept) == 1 and "\n" not in whole and whole[-1] not in ":：":
-        if EITHER.match(whole):
+        if statements.EITHER.match(whole):
             return no_answer("hedge")
         copula = _SAYS.search(whole[-400:]) if len(whole.split()) >= 4 or not whole.isascii() else None
         said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else None
@@ -208,7 +186,7 @@ def _in_words(whole: str, kept: Sequence[str], kind: str | None, asked: str) -> 
             said = phrase_of(whole, asked, several=kind == "list") or said
         return Extraction(trimmed((said or whole).replace("**", "")), "opening" if said else "whole")
     if kind in _WORDED and asked and (said_there := said_phrase(kept, asked, several=kind == "list")):
-        return no_answer("hedge") if EITHER.match(said_there[0]) else Extraction(*said_there)
+        return no_answer("hedge") if statements.EITHER.match(said_there[0]) else Extraction(*said_there)
     return no_answer("no statement of an answer")
 
 
@@ -221,7 +199,7 @@ def _value_side(equation: str) -> str:
 
 def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     sentences = [plain_sentence(sentence) if not BOLD.search(sentence) else sentence for sentence in sentences]
-    if own := of_name(sentences[-1], asked):
+    if own := prose.of_name(sentences[-1], asked):
         return Extraction(own, "conclusion")
     numbered = [sentence for sentence in sentences if numbers_in(sentence)]
     if len(sentences) > 1:  # "5? 6? It is hard to say."
@@ -236,15 +214,15 @@ def _unstated_number(sentences: Sequence[str], asked: str) -> Extraction:
     cues = [sentence for sentence in numbered if CUE.search(sentence)]
     bold = [sentence for sentence in numbered if any(read_number(a or b) or numbers_in(a or b) for a, b in BOLD.findall(sentence))]
     last = (fresh or numbered)[-1]
-    year = bool(ASKS_YEAR.search(asked))
+    year = bool(prose.ASKS_YEAR.search(asked))
     told = {numbered[0], numbered[-1], last, *cues[-1:], *bold[:1], *bold[-1:]}
-    said = {sentence: stated_number(asked_clause(sentence, asked), givens, year=year) for sentence in told}
+    said = {sentence: stated_number(prose.asked_clause(sentence, asked), givens, year=year) for sentence in told}
     data = [sentence for sentence in sentences if re.match(r"[^:：.]{1,30}[:：]\s", sentence)]
     steps = len(data) > 2 or re.match(r"\W{0,4}(?:step\s?)?\d{1,2}[.):]", sentences[0], re.IGNORECASE)
     before = _NOT_YET.search(sentences[0]) or not numbers_in(re.sub(r",\s(?:who|which|whose)\b[^,.]*", "", sentences[0]))
     opens = not steps and not before and numbered[0] is sentences[0] and bool(said[numbered[0]])
     opens = opens and (fresh[:1] == numbered[:1] or len(numbered) == 1)
-    shared = [len(set(content_words(asked)) & set(content_words(sentence))) for sentence in (numbered[0], last)]
+    shared = [len(set(prose.content_words(asked)) & set(prose.content_words(sentence))) for sentence in (numbered[0], last)]
     if bold and bold[0] is sentences[0] and not any(sentence in bold for sentence in cues if sentence is not sentences[0]):
         chosen, method = bold[0], "opening"
     elif opens and _amount(said[numbered[0]]) == _amount(said[numbered[-1]]) is not None:
@@ -309,7 +287,7 @@ def _unstated_choice(whole: str, kept: Sequence[str], choices: Sequence[str] | N
         return _only_letter(kept) or no_answer("refusal" if REFUSAL.search(kept[0]) else "no letter")
     if are_numbers(choices):
         number = _unstated_number(kept, asked)
-        return named_choice(number.answer, choices, number.method) or no_answer(number.reason or NO_CHOICE)
+        return named_choice(number.answer, choices, number.method) or no_answer(number.reason or statements.NO_CHOICE)
     if _NOT_AMONG.search(" ".join(kept[-2:])):
         none = [place for place, choice in enumerate(choices) if re.match(r"(?i)\W*none of|not (?:given|listed)", choice)]
         return Extraction(chr(65 + none[0]), "conclusion") if none else no_answer("its answer is none of the choices")
@@ -364,7 +342,7 @@ def _unstated_letter(whole: str, last: str, kept: Sequence[str], choices: Sequen
         (found := _ENDS_IN_LETTER.search(ending))
         and not REFUSAL.search(ending)
         and not NEGATED.search(ending[max(0, found.start() - 12) : found.start(1)].replace("，", ",").rpartition(",")[2])
-        and not re.search(DOUBT, ending[: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
+        and not re.search(statements.DOUBT, ending[: found.start(1)].rstrip(" *(\"'"), re.IGNORECASE)
         and (chosen := named_choice(found[1], choices, "conclusion"))
     ):
         return chosen

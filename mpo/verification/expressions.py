@@ -14,7 +14,6 @@ import re
 import selectors
 import subprocess
 import sys
-from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -92,10 +91,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
+        self.process.communicate()
 
 
 class _Workers:

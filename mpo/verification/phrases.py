@@ -24,13 +24,9 @@ _PLACE = re.compile(
 _PRO_VERB = re.compile(r"(?i)^(.{1,40}?)\s(?:does|did|is|has|can|will)(?=$|[.,;])")
 _DENIES = re.compile(r"(?i)\b(?:not|never|no)\b|n['’]t\b|不是|没有")
 MOST_WORDS = 15
-_OPPOSITES = "onward off|inward out"
-_OPPOSITES += (
-    "|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
-)
-_OPPOSITES += (
-    "|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap|strong weak|wide narrow|early late"
-)
+_OPPOSITES = "onward off|inward out|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young"
+_OPPOSITES += "|big small|large small|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap"
+_OPPOSITES += "|strong weak|wide narrow|early late"
 _ASKS_WHICH = re.compile(r"(?i)\b(?:which|who|what)\b.*?\b(\w+er|more \w+|more|less)\b[^,?]*[,:]\s(.+?)\sor\s(.+?)\?")
 _IS_THAN = re.compile(
     r"(?i)^(?:so |thus |therefore,? )?(.+?)\s(?:is|are|was|were|has|looks?|seems?)\b"

@@ -195,13 +195,11 @@ def _interval(text: str) -> Interval | None:
     if (match := _BOUND.match(text)) is None:
         return None
     first, sign, second, other, third = match.groups()
-    if third is None:
-        if re.fullmatch(r"[a-z]", second):  # 3 < x
-            first, sign, second = second, {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}[sign], first
-        if not re.fullmatch(r"[a-z]", first):
-            return None
-        end = second.strip()
-        return ("[" if sign == "≥" else "(", end, "∞", ")") if sign in ">≥" else ("(", "-∞", end, "]" if sign == "≤" else ")")
+    if third is None and not re.fullmatch(r"[a-z]", second):  # x < 3 as -∞ < x < 3
+        far = "-∞" if sign in "<≤" else "∞"
+        first, sign, second, other, third = far, "<" if sign in "<≤" else ">", first, sign, second
+    elif third is None:  # 3 < x
+        other, third = ("<", "∞") if sign in "<≤" else (">", "-∞")
     if not re.fullmatch(r"[a-z]", second) or (sign in "<≤") != (other in "<≤"):
         return None
     low, high, lower, upper = (first, third, sign, other) if sign in "<≤" else (third, first, other, sign)

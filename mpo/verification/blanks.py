@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 
+from mpo.verification.number import ORDINALS
 from mpo.verification.sequences import labelled, read_list
 
 _BLANK = re.compile(
     r"_{2,}|\\_(?:\\_)+|\\underline\{[\s\\,~quad]*\}|[(（]\s{1,20}[)）]|【\s*】|\[\s*(?:blank|mask)\s*\]", re.IGNORECASE
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
-_ORDINALS = "first second third fourth fifth sixth".split()
 _PLACE = re.compile(
-    r"(?i)(?:\b(?P<word>first|second|third|fourth|fifth|sixth) blank|\bblank\s?[(#]?(?P<number>\d)[)]?"
+    rf"(?i)(?:\b(?P<word>{'|'.join(ORDINALS)}) blank|\bblank\s?[(#]?(?P<number>\d)[)]?"
     r"|第(?P<han>[一二三四五六\d])[个]?空格?)\s?(?:is|should be|:|：|填|为|是|应填|=)\s?[:：]?\s?"
     r"(?P<value>[^\n;；。]{1,80}?)(?=\s?(?:[;；。\n]|\.(?:\s|$)|$"
     r"|[,，]?\s?(?:and |和)?(?:the )?(?:\w+ blank|blank\s?[(#]?\d|第[一二三四五六\d])))"
@@ -53,7 +53,7 @@ def filled(response: str, asked: str) -> list[str] | None:
     named = {}
     for found in _PLACE.finditer(response):
         said = (found["word"] or found["number"] or found["han"]).lower()
-        place = _ORDINALS.index(said) + 1 if said in _ORDINALS else "一二三四五六".find(said) + 1 or int(said)
+        place = ORDINALS.index(said) + 1 if said in ORDINALS else "一二三四五六".find(said) + 1 or int(said)
         named[place] = found["value"].strip(" *")
     if many > 1 and sorted(named) == list(range(1, many + 1)):
         return [named[place] for place in sorted(named)]

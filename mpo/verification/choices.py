@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from mpo.verification.dress import undress
 from mpo.verification.expressions import equation, latex
-from mpo.verification.number import find_numbers, read_number, same_number
-from mpo.verification.prose import REFUSAL, singular, stated_number
+from mpo.verification.number import ORDINALS, find_numbers, read_number, same_number
+from mpo.verification.prose import REFUSAL, stated_number
 from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
+from mpo.verification.units import singular
 
 _LETTER = r"[A-Za-z]"
 _FULL_WIDTH = {wide: wide - 0xFEE0 for wide in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
@@ -31,9 +32,8 @@ _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(
     rf"(?i){_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:\s*(?:(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?"
 )
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 _ORDINAL = re.compile(
-    rf"(?i){_LEAD}(?:the\s)?(?:({'|'.join(_ORDINALS)}|last|final)\s(?:option|choice|answer|one))"
+    rf"(?i){_LEAD}(?:the\s)?(?:({'|'.join(ORDINALS)}|last|final)\s(?:option|choice|answer|one))"
     r"(?:\s(?:is|was|must be|seems)\s(?:the\s)?(?:correct|right|best|true)(?:\s(?:one|answer|option|choice))?)?[.!\s]*"
 )
 """The second option."""
@@ -77,6 +77,12 @@ class Named:
     both: bool = False
 
 
+def _named(places: Iterable[int], method: str = "text") -> Named:
+    """The choices of these places, if there are any."""
+    indices = frozenset(places)
+    return Named(indices, method if indices else "it names no choice")
+
+
 def _index(letter: str) -> int:
     return ord(letter.upper()) - 65
 
@@ -97,8 +103,8 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
     texts = choices or ()
     if texts and (place := _ORDINAL.fullmatch(text)):
         said = next(filter(None, place.groups())).lower()
-        index = size - 1 if said in {"last", "final"} else _ORDINALS.index(said)
-        return Named(frozenset({index}) if index < size else frozenset(), "letter" if index < size else "it names no choice")
+        index = size - 1 if said in {"last", "final"} else ORDINALS.index(said)
+        return _named({index} if index < size else (), "letter")
     exact = [place for place, choice in enumerate(texts) if same_choice(text, choice)]
     literal = [place for place, choice in enumerate(texts) if text.strip(" .。") == choice.strip(" .。")]
     if len(literal) == 1 or (literal and truth):
@@ -146,11 +152,11 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
 def named_inside(text: str, choices: Sequence[str]) -> Named:
     """Find the choice whose text stands in a sentence; a choice inside a longer one that also stands there does not count."""
     if not choices:
-        return Named(frozenset(), "it names no choice")
+        return _named(())
     if _are_yes_no(choices):
         said = read_yes_no(text)
         found = [place for place, choice in enumerate(choices) if said is not None and read_yes_no(choice) is said]
-        return Named(frozenset(found), "text" if found else "it names no choice")
+        return _named(found)
     if are_numbers(choices):
         return _stated(text, choices)
     tail = re.split(r"[=≈]", text)[-1].strip(" $.。*\\)")
@@ -161,7 +167,7 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
         ends = [choice for choice in choices if normalize(text).endswith(f" {normalize(choice)}")]
         named = normalize(max(ends, key=len)).split() if ends else []
         if ends and few[-len(named) - 1] not in _BEFORE_A_CHOICE and not NEGATED.search(text):
-            return Named(frozenset(), "it names no choice")
+            return _named(())
     plain, spans, negated = f" {normalize(text)} ", [], False
     for place, choice in enumerate(choices):
         words = normalize(choice)
@@ -184,7 +190,7 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
         if (clause := _SO_IT_IS.sub("", text)) != text and (chosen := named_inside(clause, choices)).method == "text":
             return chosen
         return Named(frozenset(kept), "it names several choices", both=True)
-    return Named(frozenset(kept), "text" if kept else "it names no choice")
+    return _named(kept)
 
 
 def _places(text: str, words: str) -> list[int]:
@@ -211,10 +217,11 @@ def are_numbers(choices: Sequence[str]) -> bool:
 def _stated(text: str, choices: Sequence[str]) -> Named:
     """The choice that is the number which a sentence states."""
     shown = stated_number(text, year=True)
+    if shown is None:
+        return _named(())
     if not shown:
-        return Named(frozenset(), "it names several choices" if shown == "" else "it names no choice", both=shown == "")
-    found = frozenset(place for place, choice in enumerate(choices) if same_choice(shown, choice))
-    return Named(found, "text" if found else "it names no choice")
+        return Named(frozenset(), "it names several choices", both=True)
+    return _named(place for place, choice in enumerate(choices) if same_choice(shown, choice))
 
 
 def _in_words(text: str, choices: Sequence[str]) -> frozenset[int]:

@@ -265,9 +265,10 @@ def _only_letter(sentences: Sequence[str]) -> Extraction | None:
     return None
 
 
-def _is_choice(letter: str, text: str, choices: Sequence[str]) -> bool:
-    """Whether a text is that of the choice of a letter."""
-    return ord(letter) - 65 < len(choices) and same_choice(text, choices[ord(letter) - 65])
+def _is_copied(sentence: str, choices: Sequence[str]) -> bool:
+    """Whether a sentence is the letter and the text of a choice."""
+    found = _LABELLED.match(sentence)
+    return found is not None and any(same_choice(found[2], choice) for choice in choices[ord(found[1]) - 65 :][:1])
 
 
 def _lists_choices(text: str) -> bool:
@@ -276,9 +277,7 @@ def _lists_choices(text: str) -> bool:
 
 
 def _unstated_choice(whole: str, kept: Sequence[str], choices: Sequence[str] | None, asked: str) -> Extraction:
-    copied = [
-        sentence for sentence in kept if (found := _LABELLED.match(sentence)) and _is_choice(found[1], found[2], choices or ())
-    ]
+    copied = [sentence for sentence in kept if _is_copied(sentence, choices or ())]
     remaining = [sentence for sentence in kept if sentence not in copied] if len(copied) > 1 else kept
     if found := _unstated_letter(whole, kept[-1], remaining, choices):
         return found

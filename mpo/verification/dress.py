@@ -67,14 +67,9 @@ def undress(text: str) -> str:
     return text
 
 
-def without_math_marks(text: str) -> str:
-    """Take the dollar signs off mathematics in a text, not off prices."""
-    return _MARKED.sub(r"\1", text) if "$" in text else text
-
-
 def plain_sentence(sentence: str) -> str:
-    """Return a sentence with numbers written plainly."""
-    return plain_math(without_math_marks(sentence))
+    """Return a sentence with numbers written plainly, and no dollar signs around mathematics; those of prices stay."""
+    return plain_math(_MARKED.sub(r"\1", sentence) if "$" in sentence else sentence)
 
 
 def plain_math(text: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from mpo.verification.dress import plain_math, undress, without_math_marks
+from mpo.verification.dress import plain_sentence, undress
 from mpo.verification.units import DECADE, PURE, canonical_unit, conversion, is_unit, temperatures
 
 MAX_LENGTH = 400  # longest text that is read as one number, in characters
@@ -22,8 +22,8 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _SMALL = dict(zip(_ONES.split(), range(20), strict=True)) | dict(zip(_TENS.split(), range(20, 100, 10), strict=True))
 _LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4, "twelfth": 12, "twelfths": 12}
-_ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth"
-_PARTS |= {word + plural: parts for parts, word in enumerate(_ORDINALS.split(), 3) for plural in ("", "s")}
+ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+_PARTS |= {word + plural: parts for parts, word in enumerate(ORDINALS[2:], 3) for plural in ("", "s")}
 _SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9, "T": 10**12}
 _SCALES |= {"dozen": 12, "lakh": 10**5, "crore": 10**7}
 _SCALES |= {"千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
@@ -150,7 +150,7 @@ def read_number(text: str) -> Number | None:
 def _read(text: str) -> Number | None:
     if text.isascii() and text.isdigit():
         return Number(Fraction(int(text)))
-    text = _APPROXIMATE.sub("", plain_math(without_math_marks(undress(text))))
+    text = _APPROXIMATE.sub("", plain_sentence(undress(text)))
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
     if re.search(r"[\n;。]", text.rstrip(" .。;")):
         return None

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from mpo.verification.dress import undress
-from mpo.verification.prose import CUE, HEDGE, MOST_CHARACTERS, REFUSAL, content_words, singular, word_set
+from mpo.verification.prose import CUE, HEDGE, MOST_CHARACTERS, REFUSAL, content_words, word_set
+from mpo.verification.units import singular
 
 _MARKED = re.compile(r"\*\*([^*\n]{1,120})\*\*|(?<![\w*])\*([^*\n]{1,120})\*(?![\w*])|[\"“「『]([^\"”」』\n]{1,120})[\"”」』]")
 _LABEL = re.compile(r"^[\s*_#>-]{0,6}(?:[^:：\n.]{2,60}[:：][*_]{0,2}\s+|答[:：]\s?)(?=\S)|.*(?:->|→|⇒)\s?(?=[^→>]{1,60}$)")

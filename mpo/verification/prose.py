@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from mpo.verification.dress import plain_sentence
 from mpo.verification.number import find_numbers, read_number
+from mpo.verification.units import singular
 
 REFUSAL = re.compile(
     r"(?i)\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
@@ -252,8 +253,3 @@ def content_words(text: str) -> list[str]:
 def word_set(text: str) -> set[str]:
     """Return the content words of a text, and the pairs of Chinese characters."""
     return set(content_words(text)) | {a + b for a, b in zip(text, text[1:], strict=False) if "\u4e00" <= min(a, b)}
-
-
-def singular(word: str) -> str:
-    """Return an English word without the s of its plural."""
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

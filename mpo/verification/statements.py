@@ -197,20 +197,14 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
         return no_answer("refusal")
     if re.search(r"\(\s?or\b", text[:20]):
         return no_answer("hedge")
-    if choices and _LETTERS.match(text):
-        return no_answer("it names several choices")
-    if read_choice(tidy(_ENDS.split(text, maxsplit=1)[0]), choices).method == "letters" and choices:
+    first = _ENDS.split(text, maxsplit=1)[0]
+    if choices and (_LETTERS.match(text) or read_choice(tidy(first), choices).method == "letters"):
         return no_answer("it names several choices")
     reason = re.split(r"\b(?:because|since|as|rather than|instead of)\b|\s\(|而不是|[,，]\s?(?:not\b|不是)", text, maxsplit=1)[0]
     if (named := read_choice(tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
         return Extraction(letters_of(named.indices), method)
-    for part in (
-        undress(text.rstrip(" .。")),
-        _ENDS.split(text, maxsplit=1)[0],
-        re.split(r"[.,;，。；]\s|\bbecause\b|\bsince\b|[。，；]", text, maxsplit=1)[0],
-    ):
-        if not part.strip():
-            continue
+    clause = re.split(r"[.,;，。；]\s|\bbecause\b|\bsince\b|[。，；]", text, maxsplit=1)[0]
+    for part in filter(str.strip, (undress(text.rstrip(" .。")), first, clause)):
         named = read_choice(tidy(part), choices)
         if named.both and not re.search(r"\b(?:because|since|as|not)\b", part):
             return no_answer(named.method)

@@ -4,7 +4,7 @@ from mpo.verification.alternatives import without_contrast, without_denied, with
 from mpo.verification.blanks import count_parts, filled, in_parts
 from mpo.verification.choices import named_inside, same_selection
 from mpo.verification.dates import read_time, same_date
-from mpo.verification.dress import boxed, plain_math, plain_vectors, undress, without_math_marks
+from mpo.verification.dress import boxed, plain_math, plain_sentence, plain_vectors, undress
 from mpo.verification.expressions import equation, latex, refused, same_expression
 from mpo.verification.extraction import bare
 from mpo.verification.matching import detect_kind, is_expression
@@ -104,8 +104,8 @@ def test_undress():
     assert (undress("**B.**"), undress(r"$\boxed{\text{12 cm}}$"), undress('"stop"')) == ("B.", "12 cm", "stop")
 
 
-def test_without_math_marks():
-    assert without_math_marks("so $x=5$ for $5 or $6") == "so x=5 for $5 or $6"
+def test_plain_sentence():
+    assert plain_sentence("so $x=5$ for $5 or $6") == "so x=5 for $5 or $6"
 
 
 def test_plain_math():

@@ -31,34 +31,6 @@ _REJECTED = re.compile(
     re.IGNORECASE,
 )
 _JOINED = r"(?:\s?(?:[,;，；、]|\bor\b|\band\b|或|和)\s?)*"
-
-
-def without_struck(text: str) -> str:
-    """Return a text without what is struck out in it, if anything remains.
-
-    >>> without_struck("~~12~~ 13")
-    ' 13'
-    """
-    kept = _STRUCK.sub("", text) if "~~" in text else text
-    return kept if re.search(r"\w", kept) else text
-
-
-def without_contrast(text: str) -> str:
-    """Return a text without the letters of choices that it names in contrast to its own.
-
-    >>> without_contrast("B (not A)"), without_contrast("Not A but B."), without_contrast("It is not B.")
-    ('B', 'B.', 'It is not B.')
-    >>> without_contrast("Not only A but also B")
-    'A and B'
-    """
-    text = _ALSO.sub(lambda found: f"{found['one'] or found['other']} and {found['second'].strip()}", text)
-    text = _OVER.sub(lambda found: f"choose {found['kept']}", _BEFORE.sub("", text))
-    return _CONTRAST.sub(
-        lambda found: "" if re.search(r"[A-J](?![A-Za-z])\W*$", text[max(0, found.start() - 12) : found.start()]) else found[0],
-        text,
-    )
-
-
 _NOT_BUT = re.compile(
     r"(?i)(?P<before>^|[.!?\n]\s*|\b(?:is|was|says|reads)\s|['’]s\s)not (?!only\b|just\b|merely\b|all\b|every)"
     r"[^,.;!?\n]{1,60}?,? but (?:rather )?(?=[^,.;\n]{1,60}[\s.*]*$)"
@@ -69,21 +41,29 @@ _NOT_THAT = re.compile(
 )
 
 
-def without_denied(text: str) -> str:
-    """Return a text without what it names at its end in contrast to its answer.
+def without_struck(text: str) -> str:
+    """Return a text without what is struck out in it, if anything remains."""
+    kept = _STRUCK.sub("", text) if "~~" in text else text
+    return kept if re.search(r"\w", kept) else text
 
-    >>> without_denied("Not Paris, but Lyon."), without_denied("The ratio is 3 to 4, not 4 to 3."), without_denied("It is not red.")
-    ('Lyon.', 'The ratio is 3 to 4.', 'It is not red.')
-    """
+
+def without_contrast(text: str) -> str:
+    """Return a text without the letters of choices that it names in contrast to its own."""
+    text = _ALSO.sub(lambda found: f"{found['one'] or found['other']} and {found['second'].strip()}", text)
+    text = _OVER.sub(lambda found: f"choose {found['kept']}", _BEFORE.sub("", text))
+    return _CONTRAST.sub(
+        lambda found: "" if re.search(r"[A-J](?![A-Za-z])\W*$", text[max(0, found.start() - 12) : found.start()]) else found[0],
+        text,
+    )
+
+
+def without_denied(text: str) -> str:
+    """Return a text without what it names at its end in contrast to its answer."""
     return _NOT_THAT.sub("", _NOT_BUT.sub(lambda found: found["before"], text))
 
 
 def without_rejected(text: str) -> str:
-    """Return a text without the values that it finds to be no solution.
-
-    >>> without_rejected("x = 15 or x = -3 (rejected)"), without_rejected("x = 4 or x = -6; reject x = -6 as it is negative.")
-    ('x = 15', 'x = 4.')
-    """
+    """Return a text without the values that it finds to be no solution."""
     rejected = {next(filter(None, found.groups())) for found in _REJECTED.finditer(text)}
     if not rejected:
         return text

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 
+from mpo.verification.number import ORDINALS
 from mpo.verification.sequences import labelled, read_list
 
 _BLANK = re.compile(
     r"_{2,}|\\_(?:\\_)+|\\underline\{[\s\\,~quad]*\}|[(（]\s{1,20}[)）]|【\s*】|\[\s*(?:blank|mask)\s*\]", re.IGNORECASE
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
-_ORDINALS = "first second third fourth fifth sixth".split()
 _PLACE = re.compile(
-    r"(?:\b(?P<word>first|second|third|fourth|fifth|sixth) blank|\bblank\s?[(#]?(?P<number>\d)[)]?"
+    rf"(?i)(?:\b(?P<word>{'|'.join(ORDINALS)}) blank|\bblank\s?[(#]?(?P<number>\d)[)]?"
     r"|第(?P<han>[一二三四五六\d])[个]?空格?)\s?(?:is|should be|:|：|填|为|是|应填|=)\s?[:：]?\s?"
     r"(?P<value>[^\n;；。]{1,80}?)(?=\s?(?:[;；。\n]|\.(?:\s|$)|$"
-    r"|[,，]?\s?(?:and |和)?(?:the )?(?:\w+ blank|blank\s?[(#]?\d|第[一二三四五六\d])))",
-    re.IGNORECASE,
+    r"|[,，]?\s?(?:and |和)?(?:the )?(?:\w+ blank|blank\s?[(#]?\d|第[一二三四五六\d])))"
 )
+_ASKS = re.compile(r"(?i)[?？]|^(?:what|how|which|find|calculate|compute|determine|name|give|state|求|计算|写出)")
+_FIRST = re.compile(r"(?i)(?:^|(?<=[\s,.;:：，。；?？]))(?:part |question )?(?:[(（]?(?:1|a|i)[)）.:：]|①)")
 
 
 def count_blanks(asked: str) -> int:
@@ -25,15 +26,8 @@ def count_blanks(asked: str) -> int:
     return len(_BLANK.findall(asked[-4000:]))
 
 
-_ASKS = re.compile(r"(?i)[?？]|^(?:what|how|which|find|calculate|compute|determine|name|give|state|求|计算|写出)")
-
-
 def count_parts(asked: str) -> int:
-    """Return how many answers a question wants in order: one a blank, or one for each of its labelled questions.
-
-    >>> count_parts("(1) How many apples? (2) How many pears?"), count_parts("Which is right, (1) red or (2) blue?")
-    (2, 0)
-    """
+    """Return how many answers a question wants in order: one a blank, or one for each of its labelled questions."""
     if blanks := count_blanks(asked):
         return blanks
     start = _FIRST.search(asked[-4000:])
@@ -41,15 +35,8 @@ def count_parts(asked: str) -> int:
     return len(parts) if parts and all(_ASKS.search(part) for part in parts) else 0
 
 
-_FIRST = re.compile(r"(?i)(?:^|(?<=[\s,.;:：，。；?？]))(?:part |question )?(?:[(（]?(?:1|a|i)[)）.:：]|①)")
-
-
 def in_parts(text: str, many: int) -> list[str]:
-    """Return so many parts of an answer: those with labels or between semicolons where it has as many, as a part may have commas.
-
-    >>> in_parts("red; blue, green", 2), in_parts("(1) red, green (2) blue", 2), in_parts("red, blue", 2)
-    (['red', 'blue, green'], ['red, green', 'blue'], ['red', 'blue'])
-    """
+    """Return so many parts of an answer: those with labels or between semicolons where it has as many, as parts may have commas."""
     parts = labelled(text) or [part.strip() for part in re.split("[;；]", text.strip(" ;；"))]
     return parts if len(parts) == many else read_list(text)[0]
 
@@ -58,10 +45,6 @@ def filled(response: str, asked: str) -> list[str] | None:
     """Return what a response writes into the blanks of a question, in order; None where it does not say it for each.
 
     It repeats the question with its blanks filled, or names each blank by its number.
-
-    >>> asked = "The area is ____ and the perimeter is ____."
-    >>> filled("So the area is 12 and the perimeter is 14.", asked), filled("First blank: 12; second blank: 14.", asked)
-    (['12', '14'], ['12', '14'])
     """
     asked, response = asked[-4000:], response[-4000:]
     many = count_blanks(asked)
@@ -70,7 +53,7 @@ def filled(response: str, asked: str) -> list[str] | None:
     named = {}
     for found in _PLACE.finditer(response):
         said = (found["word"] or found["number"] or found["han"]).lower()
-        place = _ORDINALS.index(said) + 1 if said in _ORDINALS else "一二三四五六".find(said) + 1 or int(said)
+        place = ORDINALS.index(said) + 1 if said in ORDINALS else "一二三四五六".find(said) + 1 or int(said)
         named[place] = found["value"].strip(" *")
     if many > 1 and sorted(named) == list(range(1, many + 1)):
         return [named[place] for place in sorted(named)]

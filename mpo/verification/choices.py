@@ -3,56 +3,63 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from mpo.verification.dress import undress
 from mpo.verification.expressions import equation, latex
-from mpo.verification.number import find_numbers, read_number, same_number
-from mpo.verification.prose import REFUSAL, singular, stated_number
+from mpo.verification.number import ORDINALS, find_numbers, read_number, same_number
+from mpo.verification.prose import REFUSAL, stated_number
 from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
+from mpo.verification.units import singular
 
-_LETTER = r"[A-Za-zＡ-Ｚａ-ｚ]"
+_LETTER = r"[A-Za-z]"
+_FULL_WIDTH = {wide: wide - 0xFEE0 for wide in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
 _LEAD = (
     r"(?:(?:the\s{1,3})?(?:(?:final|correct|right|best)\s{1,3}){0,3}(?:answers?|ans\.?|options?|choices?)(?:\s{0,3}(?:is|are))?(?:\s{0,3}[:：])?\s{0,3}"
     r"|(?:我认为|应该|因此)?(?:正确)?(?:选项|答案|是)(?:\s{0,3}(?:是|为|：|:))?\s{0,3}|故?选(?:\s{0,3}(?:择|：|:))?\s{0,3}"
     r"|(?:it|this)(?:\s{1,3}(?:is|must be|should be|would be)|['’]s)\s{1,3}){0,4}"
 )
 _ALONE = re.compile(
-    rf"{_LEAD}[(\[（【<_]?\s*({_LETTER})\s*[)\]）】>_]?(?:选项)?\s*[.．:：、,，。;!)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*",
-    re.IGNORECASE,
+    rf"(?i){_LEAD}[(\[（【<_]?\s*({_LETTER})\s*[)\]）】>_]?(?:选项)?\s*[.．:：、,，。;!)]*(?:\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best)(?:\s+(?:one|answer|option|choice))?)?[.。\s]*"
 )
 _WITH_TEXT = re.compile(
     rf"(?i){_LEAD}(?:[(\[（【]\s*({_LETTER})\s*[)\]）】]|({_LETTER})\s*(?:[).．:：、,，。\]]|\s[-–—]\s))(?:[\s.．:：、,，。*]|-(?!\d))*(?=\S)(?!(?-i:[A-J])(?:[,，、]|\s(?:and|or)\b))"
 )
 _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(
-    rf"{_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:\s*(?:(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?",
-    re.IGNORECASE,
+    rf"(?i){_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:\s*(?:(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?"
 )
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 _ORDINAL = re.compile(
-    rf"{_LEAD}(?:the\s)?(?:({'|'.join(_ORDINALS)}|last|final)\s(?:option|choice|answer|one))"
-    r"(?:\s(?:is|was|must be|seems)\s(?:the\s)?(?:correct|right|best|true)(?:\s(?:one|answer|option|choice))?)?[.!\s]*",
-    re.IGNORECASE,
+    rf"(?i){_LEAD}(?:the\s)?(?:({'|'.join(ORDINALS)}|last|final)\s(?:option|choice|answer|one))"
+    r"(?:\s(?:is|was|must be|seems)\s(?:the\s)?(?:correct|right|best|true)(?:\s(?:one|answer|option|choice))?)?[.!\s]*"
 )
 """The second option."""
 _TOGETHER = re.compile(r"[A-J]{2,10}")
 NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n['’]t\b|不|没", re.IGNORECASE)
 _CONDITION = re.compile(
-    r"^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s|^(?:虽然|尽管|如果|若|要是)[^，。]{1,100}，",
-    re.IGNORECASE,
+    r"(?i)^\W{0,4}(?:if|when|as|since|because|given|although|while)\b[^,.]{1,300},\s|^(?:虽然|尽管|如果|若|要是)[^，。]{1,100}，"
 )
 _NOT = re.compile(
-    r"(?:\b(?:not|no|(?:is|are|was|were|do|does|did|ca|could|would)nt|cannot be|neither|nor|except|than|unlike|instead of|without)"
-    r"|不是|不选|并非|非)\s*(?:be\s)?(?:the|an?|option|choice|选项)?\s*[(\"'*]*$",
-    re.IGNORECASE,
+    r"(?i)(?:\b(?:not|no|(?:is|are|was|were|do|does|did|ca|could|would)nt|cannot be|neither|nor|except|than|unlike|instead of"
+    r"|without)|不是|不选|并非|非)\s*(?:be\s)?(?:the|an?|option|choice|选项)?\s*[(\"'*]*$"
 )
 
 
 MOST_CHARACTERS = 2000  # of a longer text, only the beginning is read
+_SO_IT_IS = re.compile(r"(?is).*[,;]\s(?:and )?(?:so|thus|therefore|hence),? (?:it|this|that|the answer)(?:['’]s| is) ")
+_BEFORE_A_CHOICE = frozenset(
+    "will would may might should must it its this is are was the a an they he she answer option choice color colour likely "
+    "probably so thus".split()
+)
+_SMALL_WORDS = frozenset(
+    "a an the it would will may might likely probably also be is are was were do does did of to in on at and or that this".split()
+)
+_JUDGED = re.compile(
+    r"(?i)^both (?=\S+ and \S)|(?<! not) (?:are|is) (?:both |all )?(?:right|correct|true)\W*$|[都均也]?(?:对|正确)\W*$"
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,14 @@ class Named:
     both: bool = False
 
 
+def _named(places: Iterable[int], method: str = "text") -> Named:
+    """The choices of these places, if there are any."""
+    indices = frozenset(places)
+    return Named(indices, method if indices else "it names no choice")
+
+
 def _index(letter: str) -> int:
-    return ord(letter.upper().translate({0xFF21 + place: 65 + place for place in range(26)})) - 65
+    return ord(letter.upper()) - 65
 
 
 def read_choice(text: str, choices: Sequence[str] | None = None, *, truth: bool = False) -> Named:
@@ -85,13 +98,13 @@ def read_choice(text: str, choices: Sequence[str] | None = None, *, truth: bool 
 
 @lru_cache(maxsize=4096)
 def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
-    text = undress(text)
+    text = undress(text).translate(_FULL_WIDTH)
     size = len(choices) if choices is not None else 26
     texts = choices or ()
     if texts and (place := _ORDINAL.fullmatch(text)):
         said = next(filter(None, place.groups())).lower()
-        index = size - 1 if said in {"last", "final"} else _ORDINALS.index(said)
-        return Named(frozenset({index}) if index < size else frozenset(), "letter" if index < size else "it names no choice")
+        index = size - 1 if said in {"last", "final"} else ORDINALS.index(said)
+        return _named({index} if index < size else (), "letter")
     exact = [place for place, choice in enumerate(texts) if same_choice(text, choice)]
     literal = [place for place, choice in enumerate(texts) if text.strip(" .。") == choice.strip(" .。")]
     if len(literal) == 1 or (literal and truth):
@@ -137,17 +150,13 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
 
 
 def named_inside(text: str, choices: Sequence[str]) -> Named:
-    """Find the choice whose text stands in a sentence; a choice inside a longer one that also stands there does not count.
-
-    >>> named_inside("The car is light blue.", ["blue", "light blue"]).indices
-    frozenset({1})
-    """
+    """Find the choice whose text stands in a sentence; a choice inside a longer one that also stands there does not count."""
     if not choices:
-        return Named(frozenset(), "it names no choice")
+        return _named(())
     if _are_yes_no(choices):
         said = read_yes_no(text)
         found = [place for place, choice in enumerate(choices) if said is not None and read_yes_no(choice) is said]
-        return Named(frozenset(found), "text" if found else "it names no choice")
+        return _named(found)
     if are_numbers(choices):
         return _stated(text, choices)
     tail = re.split(r"[=≈]", text)[-1].strip(" $.。*\\)")
@@ -158,7 +167,7 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
         ends = [choice for choice in choices if normalize(text).endswith(f" {normalize(choice)}")]
         named = normalize(max(ends, key=len)).split() if ends else []
         if ends and few[-len(named) - 1] not in _BEFORE_A_CHOICE and not NEGATED.search(text):
-            return Named(frozenset(), "it names no choice")
+            return _named(())
     plain, spans, negated = f" {normalize(text)} ", [], False
     for place, choice in enumerate(choices):
         words = normalize(choice)
@@ -181,10 +190,7 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
         if (clause := _SO_IT_IS.sub("", text)) != text and (chosen := named_inside(clause, choices)).method == "text":
             return chosen
         return Named(frozenset(kept), "it names several choices", both=True)
-    return Named(frozenset(kept), "text" if kept else "it names no choice")
-
-
-_SO_IT_IS = re.compile(r"(?is).*[,;]\s(?:and )?(?:so|thus|therefore|hence),? (?:it|this|that|the answer)(?:['’]s| is) ")
+    return _named(kept)
 
 
 def _places(text: str, words: str) -> list[int]:
@@ -211,19 +217,11 @@ def are_numbers(choices: Sequence[str]) -> bool:
 def _stated(text: str, choices: Sequence[str]) -> Named:
     """The choice that is the number which a sentence states."""
     shown = stated_number(text, year=True)
+    if shown is None:
+        return _named(())
     if not shown:
-        return Named(frozenset(), "it names several choices" if shown == "" else "it names no choice", both=shown == "")
-    found = frozenset(place for place, choice in enumerate(choices) if same_choice(shown, choice))
-    return Named(found, "text" if found else "it names no choice")
-
-
-_BEFORE_A_CHOICE = frozenset(
-    "will would may might should must it its this is are was the a an they he she answer option choice color colour likely "
-    "probably so thus".split()
-)
-_SMALL_WORDS = frozenset(
-    "a an the it would will may might likely probably also be is are was were do does did of to in on at and or that this".split()
-)
+        return Named(frozenset(), "it names several choices", both=True)
+    return _named(place for place, choice in enumerate(choices) if same_choice(shown, choice))
 
 
 def _in_words(text: str, choices: Sequence[str]) -> frozenset[int]:
@@ -259,17 +257,8 @@ def same_choice(text: str, choice: str) -> bool:
     return bool(one) and (one == other or same_rational(one, other) == (True, True))
 
 
-_JUDGED = re.compile(
-    r"(?i)^both (?=\S+ and \S)|(?<! not) (?:are|is) (?:both |all )?(?:right|correct|true)\W*$|[都均也]?(?:对|正确)\W*$"
-)
-
-
 def same_selection(answer: str, truth: str, choices: Sequence[str] | None) -> tuple[bool, str]:
-    """Whether an answer names all the choices that are right, in any order, and no other: by letters, together or apart, or texts.
-
-    >>> [same_selection(said, "A, C", ["red", "blue", "green"])[0] for said in ("AC", "green and red", "A", "A or C")]
-    [True, True, False, False]
-    """
+    """Whether an answer names all the choices that are right, in any order, and no other: by letters or texts."""
     given, known = (_selected(_JUDGED.sub("", undress(text)[:MOST_CHARACTERS]), choices) for text in (answer, truth))
     if not known:
         return normalize(answer) == normalize(truth), "the ground truth is none of the choices; compared as texts"

@@ -32,6 +32,20 @@ _WEEKDAY = re.compile(
 )
 _AROUND = re.compile(rf"^(?:on )?(?:{_WEEKDAY.pattern},?\s)?(?:the )?|[,，]?\s?[(（]?(?:{_WEEKDAY.pattern})[)）]?$", re.IGNORECASE)
 Date = tuple[int | None, int, int | None]  # year, month and day; None where they are not said
+_HALF_DAY = r"(?P<half>[ap])\.?\s?m\b\.?|(?:in the |at )(?P<part>morning|afternoon|evening|night)"
+_CLOCK = re.compile(
+    rf"(?i)(?P<hour>\d{{1,2}})(?:\s?[:h时点]\s?(?P<minute>\d{{2}})(?:\s?:\s?(?P<second>\d{{2}}))?分?|(?P<dot>\.\d\d)?)\s?(?:o'clock\s?)?(?:{_HALF_DAY})?"
+)
+_HAN_CLOCK = re.compile(
+    r"(?P<part>凌晨|早上|上午|中午|下午|傍晚|晚上)?(?P<hour>\d{1,2})[点时](?:(?P<minute>\d{1,2})分?|(?P<half_hour>半)|整)?"
+)
+_SPOKEN = re.compile(
+    r"(?:a )?(?P<much>half|quarter|[a-z-]+?|\d{1,2})(?: minutes?)? (?P<side>past|after|to) (?P<hour>[a-z]+|\d{1,2})\s?"
+    rf"(?:{_HALF_DAY})?"
+)
+_LATE = frozenset("p afternoon evening night 中午 下午 傍晚 晚上".split())
+Time = tuple[int, int, int, int | None]
+"""Hour of the day, minute, second, and the hour as written beside am or pm, None without those."""
 
 
 def read_date(text: str) -> Date | None:
@@ -53,11 +67,7 @@ def only_date(text: str) -> Date | None:
 
 
 def same_date(answer: str, truth: str) -> bool | None:
-    """Whether an answer says the date of a ground truth, and no other weekday; None where the ground truth is no date.
-
-    >>> same_date("on Friday, March 5, 2021", "2021-03-05"), same_date("Monday, 2021-03-05", "2021-03-05"), same_date("5", "7")
-    (True, False, None)
-    """
+    """Whether an answer says the date of a ground truth, and no other weekday; None where the ground truth is no date."""
     if (day := read_date(truth)) is None:
         return None
     said, known = _weekday(answer), _weekday(truth)
@@ -93,29 +103,8 @@ def _date(found: re.Match[str], parts: str) -> Date | None:
     return year, month, day
 
 
-_HALF_DAY = r"(?P<half>[ap])\.?\s?m\b\.?|(?:in the |at )(?P<part>morning|afternoon|evening|night)"
-_CLOCK = re.compile(
-    rf"(?P<hour>\d{{1,2}})(?:\s?[:h时点]\s?(?P<minute>\d{{2}})(?:\s?:\s?(?P<second>\d{{2}}))?分?|(?P<dot>\.\d\d)?)\s?(?:o'clock\s?)?(?:{_HALF_DAY})?",
-    re.IGNORECASE,
-)
-_HAN_CLOCK = re.compile(
-    r"(?P<part>凌晨|早上|上午|中午|下午|傍晚|晚上)?(?P<hour>\d{1,2})[点时](?:(?P<minute>\d{1,2})分?|(?P<half_hour>半)|整)?"
-)
-_SPOKEN = re.compile(
-    r"(?:a )?(?P<much>half|quarter|[a-z-]+?|\d{1,2})(?: minutes?)? (?P<side>past|after|to) (?P<hour>[a-z]+|\d{1,2})\s?"
-    rf"(?:{_HALF_DAY})?"
-)
-_LATE = frozenset("p afternoon evening night 中午 下午 傍晚 晚上".split())
-Time = tuple[int, int, int, int | None]
-"""Hour of the day, minute, second, and the hour as written beside am or pm, None without those."""
-
-
 def read_time(text: str) -> Time | None:
-    """Read a text that is one time of the day; None for anything else, as a number alone.
-
-    >>> read_time("3:45 pm"), read_time("15:45"), read_time("quarter to four"), read_time("noon"), read_time("3")
-    ((15, 45, 0, 3), (15, 45, 0, None), (3, 45, 0, None), (12, 0, 0, 12), None)
-    """
+    """Read a text that is one time of the day; None for anything else, as a number alone."""
     low = _plain_figures(text.strip(" .。").casefold().replace("\u2019", "'")) if len(text) < 60 else ""
     low = re.sub(r"^(?:(?:so|thus|then|therefore),? )?(?:it is |it's )?(?:(?:at|about|around|exactly) )?", "", low)
     low = re.sub(r"(?<=:00) (?:noon|midnight)$", lambda found: " pm" if "noon" in found[0] else " am", low)

@@ -18,14 +18,16 @@ _MINUS = str.maketrans(
 )
 _FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{\s?([^{}]{1,60})\s?\}|(\d))\s?(?:\{\s?([^{}]{1,60})\s?\}|(\d))")
 _SPACES = re.compile(r"\\[,;:! ]|\\q?quad|(?<!\\)~(?!\s?\d)")
+_MARKED = re.compile(r"(?<![\\$])\$(?=[^\s$])([^$\n]{1,200})(?<=\S)\$(?![\d$])")
+_ONE_NAME = re.compile(
+    r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\s?(?:\{\s?(\\?[A-Za-z]{1,2}|0)\s?\}|([A-Za-z])(?![A-Za-z]))"
+)
+_COLUMN = re.compile(r"\\begin\{([pbv]?)matrix\}((?:(?!\\(?:begin|end))[^&]){1,400}?)\\end\{\1matrix\}")
+_ANGLED = re.compile(r"(?:\\langle|⟨)([^<>⟨⟩]{1,200}?)(?:\\rangle|⟩)")
 
 
 def boxed(text: str) -> list[tuple[int, int, str]]:
-    r"""Find every `\boxed{...}` (or `\fbox`) with its braces matched: start, end and content.
-
-    >>> boxed(r"so \boxed{\frac{1}{2}}.")
-    [(3, 22, '\\frac{1}{2}')]
-    """
+    r"""Find every `\boxed{...}` (or `\fbox`) with its braces matched: start, end and content."""
     found, end = [], 0
     for match in list(re.finditer(r"\\f?boxed?\s?\{", text))[-MOST_BOXED:]:
         if match.start() < end:  # inside the one before
@@ -44,11 +46,7 @@ def boxed(text: str) -> list[tuple[int, int, str]]:
 
 
 def undress(text: str) -> str:
-    r"""Take off what only decorates an answer.
-
-    >>> undress("**B.**"), undress(r"$\boxed{\text{12 cm}}$"), undress('"stop"')
-    ('B.', '12 cm', 'stop')
-    """
+    """Take off what only decorates an answer."""
     text = text.strip()
     for _ in range(8):
         if text[:1] not in _OPENING or (text[:1] == "-" and text[1:2] != " "):
@@ -69,29 +67,13 @@ def undress(text: str) -> str:
     return text
 
 
-_MARKED = re.compile(r"(?<![\\$])\$(?=[^\s$])([^$\n]{1,200})(?<=\S)\$(?![\d$])")
-
-
-def without_math_marks(text: str) -> str:
-    r"""Take the dollar signs off mathematics in a text, not off prices.
-
-    >>> without_math_marks("so $x=5$ for $5 or $6")
-    'so x=5 for $5 or $6'
-    """
-    return _MARKED.sub(r"\1", text) if "$" in text else text
-
-
 def plain_sentence(sentence: str) -> str:
-    """Return a sentence with numbers written plainly."""
-    return plain_math(without_math_marks(sentence))
+    """Return a sentence with numbers written plainly, and no dollar signs around mathematics; those of prices stay."""
+    return plain_math(_MARKED.sub(r"\1", sentence) if "$" in sentence else sentence)
 
 
 def plain_math(text: str) -> str:
-    r"""Write LaTeX and special characters of numbers as plain ones: `\frac{1}{2}` as 1/2, `½` as 1/2, a long minus as a hyphen.
-
-    >>> plain_math("2½"), plain_math(r"2\frac{1}{2}"), plain_math("\u22125"), plain_math(r"12\text{ cm}")
-    ('2 1/2', '2 1/2', '-5', '12 cm')
-    """
+    r"""Write LaTeX and special characters of numbers as plain ones: `\frac{1}{2}` as 1/2, `½` as 1/2, a long minus as a hyphen."""
     if text.isascii() and "\\" not in text and "$" not in text and "*" not in text and "{" not in text:
         return text
     text = text.translate(_MINUS)
@@ -111,19 +93,8 @@ def plain_math(text: str) -> str:
     return re.sub(r"[ \t]+", " ", text).strip()
 
 
-_ONE_NAME = re.compile(
-    r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\s?(?:\{\s?(\\?[A-Za-z]{1,2}|0)\s?\}|([A-Za-z])(?![A-Za-z]))"
-)
-_COLUMN = re.compile(r"\\begin\{([pbv]?)matrix\}((?:(?!\\(?:begin|end))[^&]){1,400}?)\\end\{\1matrix\}")
-_ANGLED = re.compile(r"(?:\\langle|⟨)([^<>⟨⟩]{1,200}?)(?:\\rangle|⟩)")
-
-
 def plain_vectors(text: str) -> str:
-    r"""Write vectors without arrows and columns, and the empty set as one sign.
-
-    >>> plain_vectors(r"\vec{a} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}"), plain_vectors(r"\langle 1, 2 \rangle")
-    ('a = (1, 2)', '(1, 2)')
-    """
+    """Write vectors without arrows and columns, and the empty set as one sign."""
     if "\\" not in text and "⟨" not in text:
         return text
     text = _ONE_NAME.sub(lambda found: found[1] or found[2], text)

@@ -14,7 +14,6 @@ import re
 import selectors
 import subprocess
 import sys
-from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -29,6 +28,21 @@ PATIENCE = 60.0
 _PROCESSES = max(1, min(4, os.cpu_count() or 1))
 _REQUESTS = 500  # a process is replaced after so many, which bounds its memory
 _LONGEST = 1000
+_FUNCTION = re.compile(r"^\s*(?:[A-Za-z]{2,},? )*[A-Za-z]'?\s?\([a-z]\)\s?=\s?(?=[^=]+$)")
+"""The name of a function on the left, `f(x) =`."""
+DIFFERENT = "another number"
+_NAME = re.compile(
+    r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
+    r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
+)
+_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")  # without one it is arithmetic: 2^3 = 8
+_SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
+_EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)(?![^{}]*\})")  # not the k = 1 of a sum
+_LATEX = {
+    sign: f"\\{name} "
+    for sign, name in zip("π∞×·≤≥θαβλμ", "pi infty times cdot le ge theta alpha beta lambda mu".split(), strict=True)
+}
+_LATEX |= {"÷": "/", "\u2212": "-", "\u2013": "-", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"}
 
 
 class Worker:
@@ -77,10 +91,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
+        self.process.communicate()
 
 
 class _Workers:
@@ -119,15 +130,8 @@ if hasattr(os, "register_at_fork"):  # a forked process leaves its parent's work
     os.register_at_fork(after_in_child=_workers.reset)
 
 
-_FUNCTION = re.compile(r"^\s*(?:[A-Za-z]{2,},? )*[A-Za-z]'?\s?\([a-z]\)\s?=\s?(?=[^=]+$)")
-"""The name of a function on the left, `f(x) =`."""
-
-
 def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float | None, str]:
     r"""Whether two expressions are mathematically equal, their values where they are numbers, and why.
-
-    >>> same_expression("x^2-1", "(x-1)(x+1)")
-    (True, None, None, 'mathematically equal')
 
     Raises:
         ValueError: where math-verify is not installed.
@@ -168,28 +172,12 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
     return (result[0], None, None, result[3]) if scaled else result
 
 
-DIFFERENT = "another number"
-
-
 def _squeezed(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 
-_NAME = re.compile(
-    r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
-    r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
-)
-_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")  # without one it is arithmetic: 2^3 = 8
-_SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
-_EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)(?![^{}]*\})")  # not the k = 1 of a sum
-
-
 def equation(text: str) -> list[str]:
-    r"""The left and the right side of an equation, without spaces; of a chain `y = a = b` the first and the last.
-
-    >>> equation("f(x) = 2x + 1"), equation("x^2 + y^2 = 9"), equation("2x")
-    (['y', '2x+1'], ['x^2+y^2', '9'], ['2x'])
-    """
+    """The left and the right side of an equation, without spaces; of a chain `y = a = b` the first and the last."""
     sides = [_squeezed(side) for side in _EQUALS.split(text)]
     if len(sides) == 1 or not all(sides):
         return [text]
@@ -213,11 +201,7 @@ def _compared(given: str, known: str) -> tuple[bool, float | None, float | None,
 
 
 def latex(text: str) -> str:
-    r"""Write an expression in LaTeX.
-
-    >>> latex("2√3"), latex("sqrt(x) * π"), latex("x²")
-    ('2\\sqrt{3}', '\\sqrt{x} \\cdot \\pi', 'x^{2}')
-    """
+    """Write an expression in LaTeX."""
     text = undress(text).rstrip(" .。,")
     text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|:)", "", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
     text = re.sub(
@@ -239,23 +223,12 @@ def latex(text: str) -> str:
     return re.sub(r"[ \t\n]+", " ", text).strip(" $")
 
 
-_LATEX = {
-    sign: f"\\{name} "
-    for sign, name in zip("π∞×·≤≥θαβλμ", "pi infty times cdot le ge theta alpha beta lambda mu".split(), strict=True)
-}
-_LATEX |= {"÷": "/", "\u2212": "-", "\u2013": "-", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"}
-
-
 def _root(found: re.Match[str]) -> str:
     return f"\\sqrt{{{next(part for part in found.groups() if part)}}}"
 
 
 def refused(text: str) -> str:
-    """Why an expression is not computed at all; empty where it may be.
-
-    >>> refused("9^9^9^9"), refused("x^2 + 1"), refused("(x+1)^5000")
-    ('has a power or factorial too large to compute', '', 'has a power or factorial too large to compute')
-    """
+    """Why an expression is not computed at all; empty where it may be."""
     if len(text) > _LONGEST:
         return f"is longer than {_LONGEST} characters"
     if not text:

@@ -65,7 +65,7 @@ _OPENS = re.compile(
 """A courtesy before the answer."""
 _SHARE = re.compile(r"(?:the (?:probability|chance|ratio) is )?([\w-]{1,20}) (?:in|to) ([\w-]{1,20})", re.IGNORECASE)
 _STATED_LETTER = re.compile(r"(?m)((?:^|[:：]|\b(?:is|option|choice)\b)[\s*]{0,4})([A-J])(?=[\s*.。]{0,4}$)")
-_HEAD = re.compile(r"[*_\s(]{0,6}([A-JＡ-Ｊ])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
+_HEAD = re.compile(r"[*_\s(]{0,6}([A-J])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
 """A response that begins with a letter, alone in its paragraph."""
 _JUDGED = re.compile(
     r"(?im)(?:^\W{0,4}|[;；,，。.]\s?)(?:option |选项)?([A-H]|[IJ](?! [a-z]))(?![A-Za-z'])[^\n;；，]{0,160}?(?<![A-Za-z])"
@@ -107,11 +107,7 @@ def find_answer(response: str, kind: str | None, choices: Sequence[str] | None, 
 
 
 def bare(response: str, kind: str | None = None) -> str:
-    r"""Return a response without finished reasoning, special tokens, invisible characters, courtesies and repetition.
-
-    >>> bare("<think>7 or 8?</think> **It is 7.**\n\nI hope this helps!")
-    'It is 7.'
-    """
+    """Return a response without finished reasoning, special tokens, invisible characters, courtesies and repetition."""
     if len(response) > HEAD + TAIL:
         response = f"{response[:HEAD]}\n{response[-TAIL:]}"
     text = re.sub(r"[^\S\n]+", " ", _TOKEN.sub(" ", _INVISIBLE.sub("", response)))

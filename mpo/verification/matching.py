@@ -10,23 +10,21 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mpo.io import did_you_mean
+from mpo.verification import sequences
 from mpo.verification.choices import same_choices, same_selection
 from mpo.verification.dates import read_date
 from mpo.verification.dress import plain_vectors, undress
 from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
-from mpo.verification.sequences import (
-    GOES_ON,
-    named_values,
-    read_boxes,
-    read_intervals,
-    read_list,
-    read_ratio,
-    same_boxes,
-    same_intervals,
-    same_list,
-)
+from mpo.verification.sequences import read_boxes, read_list, read_ratio, same_boxes
 from mpo.verification.texts import document_distance, document_words, fixed_words, read_yes_no, same_text, same_transcription
+
+LONGEST = 10_000
+"""Longest answer and ground truth that are read, in characters."""
+_LEADING = re.compile(
+    r"(?i)^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
+    r"| equals)?\s?[:：]?\s?"
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,6 @@ class Rules:
     tolerance: float | None = None
 
 
-LONGEST = 10_000
-"""Longest answer and ground truth that are read, in characters."""
 Matcher = Callable[[str, str, Rules], "tuple[bool, str] | bool"]
 """Takes the answer, the ground truth and the rules; returns whether they match, and why."""
 
@@ -129,7 +125,7 @@ def _match(answer: str, truth: str, kind: str | None, rules: Rules) -> Verdict:
             return Verdict(True, found, "the same ratio")
     result = MATCHERS[found](answer, truth, rules)
     correct, reason = result if isinstance(result, tuple) else (result, "")
-    if not correct and kind is None and found == "list" and reason != GOES_ON and same_text(answer, truth)[0]:
+    if not correct and kind is None and found == "list" and reason != sequences.GOES_ON and same_text(answer, truth)[0]:
         return Verdict(True, "text", "the same words")
     return Verdict(bool(correct), found, reason)
 
@@ -155,11 +151,7 @@ def register(kind: str, matcher: Matcher) -> None:
 
 
 def detect_kind(ground_truth: str, choices: Sequence[str] | None = None) -> str:
-    r"""Tell the kind of an answer by its ground truth.
-
-    >>> [detect_kind(truth) for truth in ("12 cm", "yes", "[0, 1)", "red, blue", r"\frac{x}{2}", "C", "a cat")]
-    ['number', 'yes_no', 'interval', 'list', 'expression', 'choice', 'text']
-    """
+    """Tell the kind of an answer by its ground truth."""
     return "choice" if choices is not None else _detect(ground_truth)
 
 
@@ -174,7 +166,7 @@ def _detect(ground_truth: str) -> str:
         return "expression" if "=" in truth else "number"
     if re.match(r"\s*(?:<box>|\[\[|\[)", truth) and (boxes := read_boxes(truth)) and all(a < c and b < d for a, b, c, d in boxes):
         return "box"
-    if read_intervals(truth) and (truth[-1] in ")[" or truth[0] in "(]" or re.search(r"∞|\\in|[<>≤≥]|\\[lg]e", truth)):
+    if sequences.read_intervals(truth) and (truth[-1] in ")[" or truth[0] in "(]" or re.search(r"∞|\\in|[<>≤≥]|\\[lg]e", truth)):
         return "interval"
     if is_expression(truth):
         return "expression"
@@ -189,11 +181,7 @@ def _detect(ground_truth: str) -> str:
 
 
 def is_expression(text: str) -> bool:
-    r"""Whether a text is written as mathematics, not as words.
-
-    >>> is_expression("2x + 1"), is_expression(r"\sqrt{2}"), is_expression("t-shirt"), is_expression("2019-05-01")
-    (True, True, False, False)
-    """
+    """Whether a text is written as mathematics, not as words."""
     if len(text) > 1000 or re.fullmatch(r"[\d/:. -]+", text):
         return False
     factorial = re.fullmatch(r"[\d\s+*/()^.-]*\d!(?!!)[\d\s+*/()^.!-]*", undress(text))
@@ -222,12 +210,6 @@ def _number(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
 
 
-_LEADING = re.compile(
-    r"(?i)^(?:so |thus |therefore,? )?(?:the )?(?:final )?(?:answer|year|result|total|value|number|it|in)\b(?: is| was| of"
-    r"| equals)?\s?[:：]?\s?"
-)
-
-
 def _math_values(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     """Compare expressions, and their values by the rules of numbers where one of them is written as a number."""
     if re.fullmatch(r"[\d/:-]{6,}", answer.strip()) and re.search(r"\d[-/:]\d+[-/:]\d", answer):
@@ -253,7 +235,7 @@ def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if "∅" in truth:
         said = re.search(r"(?i)(?:∅|空集|\bempty set|\bno (?:real )?solutions?)\W*$", answer)
         return bool(said) and not re.search(r"\d|\bnot\b|n['’]t|不", answer), "the empty set"
-    if named_values(truth) or named_values(answer):
+    if sequences.named_values(truth) or sequences.named_values(answer):
         return _list(answer, _both_signs(truth), rules)
     if (shape := "list" if "±" in truth or re.search(r"\\pm(?![A-Za-z])", truth) else _detect(truth)) in {"list", "interval"}:
         answer, truth = _both_signs(answer), _both_signs(truth)  # a point, an interval, several values
@@ -303,11 +285,11 @@ def _chart(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _list(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
-    return same_list(answer, truth, lambda given, known: _item(given, known, rules))
+    return sequences.same_list(answer, truth, lambda given, known: _item(given, known, rules))
 
 
 def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
-    return same_intervals(answer, truth, lambda given, known: _item(given, known, rules))
+    return sequences.same_intervals(answer, truth, lambda given, known: _item(given, known, rules))
 
 
 def _item(answer: str, truth: str, rules: Rules) -> bool:

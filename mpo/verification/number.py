@@ -11,58 +11,25 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from mpo.verification.dress import plain_math, undress, without_math_marks
+from mpo.verification.dress import plain_sentence, undress
 from mpo.verification.units import DECADE, PURE, canonical_unit, conversion, is_unit, temperatures
 
 MAX_LENGTH = 400  # longest text that is read as one number, in characters
 _MAX_EXPONENT = 400
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number as written.
-
-    Attributes:
-        value: its value, without its unit: `50%` is 50.
-        unit: its unit in the form of `mpo.verification.units`; empty where none is written.
-        step: the place of its last decimal: 1/100 for `1.25`; 0 for whole numbers and fractions, which are exact.
-        digits: significant digits of a decimal number; 0 for a fraction.
-        whole: what it is a part of, as written: 15 for `12 out of 15`; 0 where nothing is said.
-    """
-
-    value: Fraction
-    unit: str = ""
-    step: Fraction = Fraction(0)
-    digits: int = 0
-    whole: Fraction = Fraction(0)
-
-
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
 _ONES += " nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _SMALL = dict(zip(_ONES.split(), range(20), strict=True)) | dict(zip(_TENS.split(), range(20, 100, 10), strict=True))
 _LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {
-    "half": 2,
-    "halves": 2,
-    "third": 3,
-    "quarter": 4,
-    "fourth": 4,
-    "fifth": 5,
-    "sixth": 6,
-    "seventh": 7,
-    "eighth": 8,
-    "ninth": 9,
-}
-_PARTS |= {"tenth": 10, "twelfth": 12}
-_PARTS |= {f"{word}s": parts for word, parts in _PARTS.items() if parts > 2}
-_SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6, "dozen": 12, "lakh": 10**5}
-_SCALES |= {"T": 10**12}
-_SCALES |= {"crore": 10**7, "千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
+_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4, "twelfth": 12, "twelfths": 12}
+ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+_PARTS |= {word + plural: parts for parts, word in enumerate(ORDINALS[2:], 3) for plural in ("", "s")}
+_SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9, "T": 10**12}
+_SCALES |= {"dozen": 12, "lakh": 10**5, "crore": 10**7}
+_SCALES |= {"千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
 _SETS = {"dozen": 12, "couple": 2, "score": 20}
 _CHINESE = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
-
 _WORD = rf"(?:{'|'.join([*_SMALL, *_LARGE])})"
 _PART = rf"(?:{'|'.join(_PARTS)})"
 _MANY = rf"(?:{'|'.join([*_LARGE, *_SETS])})"
@@ -98,18 +65,71 @@ _FORM = re.compile(
     rf"|(?P<number>{_DIGITS}|\.\d{{1,30}})(?P<exponent>{_EXPONENT})?)(?P<scale>{_SCALE}|(?(currency)\s?T(?!\w)|(?!)))?"
 )
 _FIND = re.compile(
-    rf"(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{HAN}{{1,8}}又)?(?:\d{{1,6}}|{HAN}{{1,8}})分之[\d{HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
+    rf"(?i)(?<![A-Za-z0-9_.,])(?<!\d[:/])(?:{_RATE})?(?:(?:(?:minus|negative)\s|负)(?=[\d.])\d{{1,20}}(?:\.\d{{1,20}})?|(?:{HAN}{{1,8}}又)?(?:\d{{1,6}}|{HAN}{{1,8}})分之[\d{HAN[1:-1]}点.]{{1,12}}|一半|半(?=个?(?:小时|[年天日]|个月))"
     rf"|(?:[+-](?=[\d$.]))?{_CURRENCY}?(?:\d{{1,9}} \d{{1,9}}/\d{{1,9}}|\d{{1,20}}/\d{{1,20}}"
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?"
     rf"|(?<!\broom )(?<!\bbus )(?<!\bgate )(?<!\broute )[1-9]\d{{0,2}}(?:[ \u2009\u202f\u00a0]\d{{3}})+(?![\d/])(?:[.,]\d{{1,30}})?"
     rf"|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
-    rf"|{HAN}{{1,12}}(?:点{HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})",
-    re.IGNORECASE,
+    rf"|{HAN}{{1,12}}(?:点{HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})"
 )
 _UNIT_AFTER = re.compile(
     r"\s?(?!(?:out )?of\b)(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}"
     r"(?:\s(?!(?:with|at|for|in|on|of|from|that|which|who|is|are|was|were|left|when|because|by|as|than|out|below)\b)[a-z]{2,15})?)"
 )
+_BELOW_ZERO = r"(?:\s?(?:degrees?|°)(?:\s?(?:C|F|Celsius|Fahrenheit)\b)?)?\sbelow zero"
+SHARE = re.compile(
+    rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{_WORD})(?!\w|[.-]\w)"
+)
+"""What a number is a part of, after it: `out of 15`."""
+_DECADES = "twenties thirties forties fifties sixties seventies eighties nineties".split()
+_DECADE = re.compile(  # 1800s may be seconds, the 1800s are not
+    rf"(?i)(?:the )?(?:((?:1[5-9]|20)[1-9]0)['’]?s|(?:(nineteen|eighteen)[ -])?({'|'.join(_DECADES)}))"
+    rf"|(?:the ['’]?|['’])(\d0|\d\d\d0)['’]?s|(?:(\d\d?|{HAN}{{1,3}})世纪)?(\d{{2,4}}|{HAN}{{1,4}})年代"
+)
+_LATER = r"(?:,?\s(?:and\s)?|\s?)(?=\d)"
+_COMPOUND = re.compile(
+    rf"(?<![\w.,])\d{{1,9}}\s?(?:[A-Za-z]{{1,12}}|个?[\u4e00-\u9fff]{{1,2}}|['′](?=\s?\d))"
+    rf"(?:{_LATER}\d{{1,9}}(?:\.\d{{1,9}})?\s?(?:[A-Za-z]{{1,12}}|[\u4e00-\u9fff]{{1,2}}|\"|''|″)){{1,3}}(?![\w^²³/·])"
+)
+_NO_UNIT = re.compile(
+    r"(?i)[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
+    r"|plus|minus|past|after|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed|[ap]\.?m)\b|[或和到是为有]"
+)
+_GROUPED = re.compile(r"(?!0)\d{1,3}(?:([ ,.'\u2019])\d{3})(?:\1\d{3})*|(?!0)\d{1,2}(?:,\d{2})+,\d{3}")
+_VAGUE = re.compile(  # 三四 (three or four), 二三十, 十七八, 一点 (a little)
+    r"^(?:一二|[二两]三|三四|四五|五六|六七|七八|八九)(?![零〇一二三四五六七八九])|[一二两三四五六七八九]{2}(?=[十百千万亿])|(?<=[十百千万亿])[一二两三四五六七八九]{2}|点$"
+)
+_OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
+_ATOM = (
+    r"(?>\d+(?:[.,]\d+)*|(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|log|ln|exp|sqrt)(?![A-Za-z])(?:_\{?\w\}?)?\s?"
+    r"|\\(?:[dt]?frac|[dt]?binom|overline|sqrt|pi|theta|alpha|circ)(?![A-Za-z])(?:\[\d\])?(?:\s?\{(?:[^{}\n]|\{[^{}\n]{0,40}\}){0,60}\}){0,2}"
+    r"|√|π|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\((?=[^()]*[\d\\√π+*/])[-+*/^√π\\{}\d.a-z× ]{1,40}\)|[²³°]"
+    r"|!(?=\s?[-+*/=(!])|\{[^{}\n]{1,40}\})"
+)
+_RUN = re.compile(rf"(?<![\w.,\\'’])(?<!\d )(?:[-+±](?=\S))?{_ATOM}(?>(?:\s?{_OPERATOR}\s?-?| (?=\\[fstlcp]))?{_ATOM}){{0,60}}")
+"""Atoms of mathematics, side by side or with operators between them: of those, numbers alone are found as numbers."""
+_BELOW = re.compile(_BELOW_ZERO)
+_ZERO = Fraction(0)
+_AS_WRITTEN = [(Fraction(1), _ZERO)]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as written.
+
+    Attributes:
+        value: its value, without its unit: `50%` is 50.
+        unit: its unit in the form of `mpo.verification.units`; empty where none is written.
+        step: the place of its last decimal: 1/100 for `1.25`; 0 for whole numbers and fractions, which are exact.
+        digits: significant digits of a decimal number; 0 for a fraction.
+        whole: what it is a part of, as written: 15 for `12 out of 15`; 0 where nothing is said.
+    """
+
+    value: Fraction
+    unit: str = ""
+    step: Fraction = Fraction(0)
+    digits: int = 0
+    whole: Fraction = Fraction(0)
 
 
 def read_number(text: str) -> Number | None:
@@ -130,7 +150,7 @@ def read_number(text: str) -> Number | None:
 def _read(text: str) -> Number | None:
     if text.isascii() and text.isdigit():
         return Number(Fraction(int(text)))
-    text = _APPROXIMATE.sub("", plain_math(without_math_marks(undress(text))))
+    text = _APPROXIMATE.sub("", plain_sentence(undress(text)))
     text = _APPROXIMATE.sub("", _ASSIGNED.sub("", text)).strip().removeprefix("#").strip()
     if re.search(r"[\n;。]", text.rstrip(" .。;")):
         return None
@@ -151,18 +171,6 @@ def _read(text: str) -> Number | None:
     return _compound(text) or _digits(text) or _worded(text)
 
 
-_BELOW_ZERO = r"(?:\s?(?:degrees?|°)(?:\s?(?:C|F|Celsius|Fahrenheit)\b)?)?\sbelow zero"
-SHARE = re.compile(
-    rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{_WORD})(?!\w|[.-]\w)"
-)
-"""What a number is a part of, after it: `out of 15`."""
-_DECADES = "twenties thirties forties fifties sixties seventies eighties nineties".split()
-_DECADE = re.compile(  # 1800s may be seconds, the 1800s are not
-    rf"(?i)(?:the )?(?:((?:1[5-9]|20)[1-9]0)['’]?s|(?:(nineteen|eighteen)[ -])?({'|'.join(_DECADES)}))"
-    rf"|(?:the ['’]?|['’])(\d0|\d\d\d0)['’]?s|(?:(\d\d?|{HAN}{{1,3}})世纪)?(\d{{2,4}}|{HAN}{{1,4}})年代"
-)
-
-
 def _decade(
     year: str | None, hundreds: str | None, word: str | None, tens: str | None, century: str | None, han: str | None
 ) -> Number:
@@ -170,13 +178,6 @@ def _decade(
     first = Fraction(20 + 10 * _DECADES.index(word.lower())) if word else read_han(year or tens or han or "") or Fraction(0)
     before = _SMALL[hundreds.lower()] if hundreds else (read_han(century) or 20) - 1 if century else 19
     return Number(first if first >= 100 else first + before * 100, DECADE)
-
-
-_LATER = r"(?:,?\s(?:and\s)?|\s?)(?=\d)"
-_COMPOUND = re.compile(
-    rf"(?<![\w.,])\d{{1,9}}\s?(?:[A-Za-z]{{1,12}}|个?[\u4e00-\u9fff]{{1,2}}|['′](?=\s?\d))"
-    rf"(?:{_LATER}\d{{1,9}}(?:\.\d{{1,9}})?\s?(?:[A-Za-z]{{1,12}}|[\u4e00-\u9fff]{{1,2}}|\"|''|″)){{1,3}}(?![\w^²³/·])"
-)
 
 
 def _compound(text: str) -> Number | None:
@@ -225,12 +226,6 @@ def _unit(rest: str) -> str | None:
     return canonical_unit(rest)
 
 
-_NO_UNIT = re.compile(
-    r"(?i)[+=√π\\|<>_±×÷?]|\^(?!\{?[23])|\s[-*/]\s|\b(?:or|and|to|not|but|more|less|than|at least|is|are|was|were|has|have|had|can"
-    r"|plus|minus|past|after|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed|[ap]\.?m)\b|[或和到是为有]"
-)
-
-
 def _value(found: re.Match[str]) -> Number | None:
     negative = (found["sign"] == "-") != (found["inner"] == "-")
     step, digits = Fraction(0), 0
@@ -267,9 +262,6 @@ def _value(found: re.Match[str]) -> Number | None:
 def _divide(above: Fraction, below: str) -> Fraction | None:
     plain = _plain(below)
     return above / plain[0] if plain and plain[0] else None
-
-
-_GROUPED = re.compile(r"(?!0)\d{1,3}(?:([ ,.'\u2019])\d{3})(?:\1\d{3})*|(?!0)\d{1,2}(?:,\d{2})+,\d{3}")
 
 
 def _plain(text: str) -> tuple[Fraction, int, int] | None:
@@ -351,11 +343,6 @@ def _cardinal(words: list[str]) -> Fraction | None:
     return Fraction(total + current)
 
 
-_VAGUE = re.compile(  # 三四 (three or four), 二三十, 十七八, 一点 (a little)
-    r"^(?:一二|[二两]三|三四|四五|五六|六七|七八|八九)(?![零〇一二三四五六七八九])|[一二两三四五六七八九]{2}(?=[十百千万亿])|(?<=[十百千万亿])[一二两三四五六七八九]{2}|点$"
-)
-
-
 def read_han(text: str) -> Fraction | None:
     """The value of Chinese or plain digits; None where there are none."""
     if re.fullmatch(r"\d+(?:\.\d+)?", text):
@@ -411,17 +398,6 @@ def _chinese(text: str) -> Number | None:
     return None if named is None or (unit and rest) else Number(value, named)
 
 
-_OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
-_ATOM = (
-    r"(?>\d+(?:[.,]\d+)*|(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|log|ln|exp|sqrt)(?![A-Za-z])(?:_\{?\w\}?)?\s?"
-    r"|\\(?:[dt]?frac|[dt]?binom|overline|sqrt|pi|theta|alpha|circ)(?![A-Za-z])(?:\[\d\])?(?:\s?\{(?:[^{}\n]|\{[^{}\n]{0,40}\}){0,60}\}){0,2}"
-    r"|√|π|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\((?=[^()]*[\d\\√π+*/])[-+*/^√π\\{}\d.a-z× ]{1,40}\)|[²³°]"
-    r"|!(?=\s?[-+*/=(!])|\{[^{}\n]{1,40}\})"
-)
-_RUN = re.compile(rf"(?<![\w.,\\'’])(?<!\d )(?:[-+±](?=\S))?{_ATOM}(?>(?:\s?{_OPERATOR}\s?-?| (?=\\[fstlcp]))?{_ATOM}){{0,60}}")
-"""Atoms of mathematics, side by side or with operators between them: of those, numbers alone are found as numbers."""
-
-
 def _is_expression(text: str) -> bool:
     plain = not re.search(r"\d", text) or not re.search(r"[^\d.,\s]", text)
     return not plain and (read_number(text) is None or bool(re.match(r"(?:10|2)\^", text)))
@@ -448,11 +424,6 @@ def find_numbers(text: str) -> list[tuple[int, int, str]]:
             further = further or _BELOW.match(text, found.end())
             numbers.append((found.start(), found.end(), text[found.start() : further.end()] if further else shown))
     return sorted(numbers)
-
-
-_BELOW = re.compile(_BELOW_ZERO)
-_ZERO = Fraction(0)
-_AS_WRITTEN = [(Fraction(1), _ZERO)]
 
 
 def same_number(answer: Number, truth: Number, *, unit: str | None = None, tolerance: float | None = None) -> tuple[bool, str]:

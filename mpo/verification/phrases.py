@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from mpo.verification.dress import undress
-from mpo.verification.prose import CUE, HEDGE, MOST_CHARACTERS, REFUSAL, content_words, singular, word_set
+from mpo.verification.prose import CUE, HEDGE, MOST_CHARACTERS, REFUSAL, content_words, word_set
+from mpo.verification.units import singular
 
 _MARKED = re.compile(r"\*\*([^*\n]{1,120})\*\*|(?<![\w*])\*([^*\n]{1,120})\*(?![\w*])|[\"“「『]([^\"”」』\n]{1,120})[\"”」』]")
 _LABEL = re.compile(r"^[\s*_#>-]{0,6}(?:[^:：\n.]{2,60}[:：][*_]{0,2}\s+|答[:：]\s?)(?=\S)|.*(?:->|→|⇒)\s?(?=[^→>]{1,60}$)")
@@ -24,6 +25,15 @@ _PLACE = re.compile(
 _PRO_VERB = re.compile(r"(?i)^(.{1,40}?)\s(?:does|did|is|has|can|will)(?=$|[.,;])")
 _DENIES = re.compile(r"(?i)\b(?:not|never|no)\b|n['’]t\b|不是|没有")
 MOST_WORDS = 15
+_OPPOSITES = "onward off|inward out|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young"
+_OPPOSITES += "|big small|large small|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap"
+_OPPOSITES += "|strong weak|wide narrow|early late"
+_ASKS_WHICH = re.compile(r"(?i)\b(?:which|who|what)\b.*?\b(\w+er|more \w+|more|less)\b[^,?]*[,:]\s(.+?)\sor\s(.+?)\?")
+_IS_THAN = re.compile(
+    r"(?i)^(?:so |thus |therefore,? )?(.+?)\s(?:is|are|was|were|has|looks?|seems?)\b"
+    r".*?\b(\w+er|more \w+|more|less)\b.*?\sthan\s([^,.]+)"
+)
+_EACH = re.compile(r"(?i)(.+?) and (.+?) (?:are|is|have|were) (.+?) and (.+?),? respectively")
 
 
 def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) -> tuple[str, str] | None:
@@ -31,11 +41,6 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
 
     It stands in a conclusion, after a label, or in the sentence that shares most words with the question, there marked
     or after its verb. `several` is for lists, of which a marked word is only a part.
-
-    >>> said_phrase(["It has a logo.", "The brand of the laptop is Lenovo (a ThinkPad)."], "What brand is the laptop?")
-    ('Lenovo', 'conclusion')
-    >>> said_phrase(["The plate reads 12.", "Hence the title is *Methods*."], "What is the title?")
-    ('Methods', 'conclusion')
     """
     wanted = word_set(asked)
     shares = [len(wanted & word_set(sentence)) for sentence in sentences]
@@ -56,11 +61,7 @@ def said_phrase(sentences: Sequence[str], asked: str, *, several: bool = False) 
 
 
 def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None:
-    """Return the phrase of one sentence that answers a question in words.
-
-    >>> phrase_of("The man is riding a motorbike on a road.", "What is the man riding?")
-    'a motorbike'
-    """
+    """Return the phrase of one sentence that answers a question in words."""
     if re.match(r"(?i)\W*why\b", asked) and (reason := re.search(r"(?i)\b(?:because|since)\s(?!of)([^.]+)", sentence)):
         return reason[1].strip()
     sentence = sentence[:MOST_CHARACTERS].strip().rstrip(".。 ")
@@ -96,32 +97,12 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     return _kept(tail, asked, several=several)
 
 
-_OPPOSITES = "onward off|inward out"
-_OPPOSITES += (
-    "|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young|big small|large small"
-)
-_OPPOSITES += (
-    "|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap|strong weak|wide narrow|early late"
-)
-
-
 def opposites(word: str) -> set[str]:
-    """The words that say the contrary of an adjective or comparative.
-
-    >>> opposites("closed"), opposites("older")
-    ({'open'}, {'younger'})
-    """
+    """The words that say the contrary of an adjective or comparative."""
     pairs = [pair.split() for pair in _OPPOSITES.split("|")]
     pairs += [[re.sub(r"(?<=[^aeiou])y$|e$", lambda end: "i" * (end[0] == "y"), one) + "er" for one in pair] for pair in pairs]
     pairs.append(["bigger", "smaller"])
     return {pair[1 - at] for pair in pairs for at in (0, 1) if pair[at] == word}
-
-
-_ASKS_WHICH = re.compile(r"(?i)\b(?:which|who|what)\b.*?\b(\w+er|more \w+|more|less)\b[^,?]*[,:]\s(.+?)\sor\s(.+?)\?")
-_IS_THAN = re.compile(
-    r"(?i)^(?:so |thus |therefore,? )?(.+?)\s(?:is|are|was|were|has|looks?|seems?)\b"
-    r".*?\b(\w+er|more \w+|more|less)\b.*?\sthan\s([^,.]+)"
-)
 
 
 def _compared(sentence: str, asked: str) -> str | None:
@@ -133,9 +114,6 @@ def _compared(sentence: str, asked: str) -> str | None:
         return None
     one, other = question[1].lower(), said[2].lower()
     return said[1] if one == other else said[3] if other in opposites(one) else None
-
-
-_EACH = re.compile(r"(?i)(.+?) and (.+?) (?:are|is|have|were) (.+?) and (.+?),? respectively")
 
 
 def _respectively(sentence: str, asked: str) -> str | None:
@@ -158,11 +136,7 @@ def _kept(phrase: str, asked: str, *, several: bool) -> str | None:
 
 
 def without_asked(phrase: str, asked: str) -> str:
-    """Return a phrase without the words of the question at its end and the preposition at its beginning, if anything remains.
-
-    >>> without_asked("on the left side of the road", "On which side of the road is the bus?")
-    'left'
-    """
+    """Return a phrase without the words of the question at its end and the preposition at its beginning, if anything remains."""
     wanted = set(content_words(asked))
     words = re.sub(r"(?i)^(?:on|in|at)\s(?=the\s|an?\s)", "", phrase.strip(" .。")).split()
     small = {"of", "the", "a", "an"}

@@ -8,9 +8,10 @@ from fractions import Fraction
 
 from mpo.verification.dress import plain_sentence
 from mpo.verification.number import find_numbers, read_number
+from mpo.verification.units import singular
 
 REFUSAL = re.compile(
-    r"\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
+    r"(?i)\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
     r"|compute|count|view|identify|provide|have enough|say|access|be determined)|cannot (?:\w+ly )?(?:help|see|process|determine"
     r"|tell|answer|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
     r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
@@ -19,8 +20,7 @@ REFUSAL = re.compile(
     r"[^.\n]{0,60}?\b(?:information|context|details?|data|whether|if)|cannot (?:provide|give|be (?:provided|made|given|found))"
     r"|(?:is|are|was|were) not (?:provided|given|specified|available|visible)|as an? (?:text-based )?ai"
     r"|not enough information|insufficient (?:information|data|context|details?)|no way to (?:know|tell)"
-    r"|need more information|(?:hard|difficult) to (?:say|tell)(?=\W{0,3}$|[.;]))\b|无法|不能确定|不知道|抱歉|不确定",
-    re.IGNORECASE,
+    r"|need more information|(?:hard|difficult) to (?:say|tell)(?=\W{0,3}$|[.;]))\b|无法|不能确定|不知道|抱歉|不确定"
 )
 CUE = re.compile(
     r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
@@ -56,9 +56,8 @@ _ABOUT = (
     r"|the number|the year|year|with|大约|约)\W{1,3}){0,3}$"
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means|in total)"
-    r"|=|≈|:|：|是|为|有|等于|得|需要?|共)\W{0,4}" + _ABOUT,
-    re.IGNORECASE,
+    r"(?i)(?:\b(?:is|are|was|were|equals?|be|shows?|reads?|contain(?:s|ing)?|find|get|got|gives?(?: us)?|left|leaves|means"
+    r"|in total)|=|≈|:|：|是|为|有|等于|得|需要?|共)\W{0,4}" + _ABOUT
 )
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
@@ -79,9 +78,8 @@ _REASON = re.compile(
     r"|:\s(?=.*\d[^\d.,]+\d).*"
 )
 _SETTING = re.compile(
-    r"^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
-    r"|with|using|out of|initially|originally|among|of|by|[a-z]{3,12}ing)\b[^,，]{1,200}[,，]\s",
-    re.IGNORECASE,
+    r"(?i)^\W{0,3}(?:(?:so|thus|therefore|hence)\W{1,2})?(?:if|when|as|since|because|given|although|while|after|before|on|in|at|for|from|among"
+    r"|with|using|out of|initially|originally|among|of|by|[a-z]{3,12}ing)\b[^,，]{1,200}[,，]\s"
 )
 _HYPOTHETICAL = re.compile(r"^\W{0,3}(?:if|unless|suppose)\b|\bwould (?:be|have)\b.*\bif\b", re.IGNORECASE)
 ASKS_LETTER = re.compile(
@@ -105,22 +103,41 @@ _SO = re.compile(
 
 MOST_SENTENCES, MOST_CHARACTERS = 400, 2000
 """Sentences that are read, of the beginning and the end, and characters of each."""
+Found = tuple[int, int, str]
+"""Start and end of a number in a sentence, and the number with its unit."""
+_CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
+_STATES = re.compile(
+    r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
+    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|\w\s?[:=]\s?$|(?:是|有|为|到|只|共)[^\d]{0,8}$"
+)
+_ANOTHER = re.compile(
+    r"(?i)\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
+    r"|top|bottom)\b|前[面一]|后[面一]|下一|另|其他|旁边|第[一二三四五]"
+)
+_BEGINS = re.compile(r"\S+ (?:of (?:them|these|those|which)|(?:\w+ )?(?:are|were|is|was|have|has|\w+ed))\b")
+_TOTALS = re.compile(
+    r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|(?<!\b[a-z]\s)(?<!\b[a-z])[=≈]|一共|共|剩|差"
+)
+_HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
+_INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
+_HOW_MANY = re.compile(
+    r"(?i)how many (?:\w+ ){0,3}?(\w+) (?:is|are|was|were|do|does|did|can|could|have|has|had|will|would|in|on|of)\b"
+)
+_SEEN = re.compile(r"(?i)\b(?:see|seen|shown|visible)\b")
+_RIGHT = re.compile(r"(?i)(?<!\S)(\S{1,20}) (?:is|as) the (?:(?:right|correct|final) )?(?:answer|one)\W*$")
+_PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
+_FUNCTION_WORDS = frozenset(
+    "is are was were be been do does did has have had can could will would should a an "
+    "the this these those that there it in on of at to and or as image picture figure graph chart".split()
+)
 
 
 def sentences_of(text: str) -> list[str]:
-    """Return the sentences of a text, without courtesies where there is anything else.
-
-    >>> sentences_of("It is 7. I hope this helps!")
-    ['It is 7.']
-    """
+    """Return the sentences of a text, without courtesies where there is anything else."""
     found = [sentence.strip()[:MOST_CHARACTERS] for sentence in SENTENCE.split(text) if sentence and sentence.strip()]
     if len(found) > MOST_SENTENCES:
         found = found[: MOST_SENTENCES // 2] + found[-MOST_SENTENCES // 2 :]
     return [sentence for sentence in found if not _POLITE.search(sentence)] or found
-
-
-Found = tuple[int, int, str]
-"""Start and end of a number in a sentence, and the number with its unit."""
 
 
 def numbers_in(sentence: str) -> list[Found]:
@@ -146,9 +163,6 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
 
     It is the bold one, or that of the conclusion (`..., so 5`) or main clause, the last one after a verb such as `is`, or the first
     one. Those that the question gives (`givens`) come last; unless a year is asked for, `in 2015` is only a date.
-
-    >>> stated_number("There are 3 bars with values below 40."), stated_number("It is 5 or 6."), stated_number("It is red.")
-    ('3 bars', '', None)
     """
     for a, b in reversed(BOLD.findall(sentence)):
         inner = plain_sentence(a or b)
@@ -194,47 +208,15 @@ def stated_number(sentence: str, givens: Collection[Fraction] = (), *, year: boo
     return "" if re.fullmatch(r"\d+\s?[-~]\s?\d+", chosen[2]) or "±" in chosen[2] else chosen[2]
 
 
-_CLAUSE = re.compile(r"[,;，；]\s?(?:(?:and|but|while|whereas|而且?|但是?)(?![a-z])\s?)?|\s(?:and|but|while|whereas)\s")
-_STATES = re.compile(
-    r"(?i)\b(?:is|are|was|were|has|have|had|costs?|weighs?|measures?|shows?|reads?|contains?|gets?|got|won|sold|made|took|takes"
-    r"|\w{2,}ed|(?:but )?(?:only|just))\b[^\d]{0,30}$|\w\s?[:=]\s?$|(?:是|有|为|到|只|共)[^\d]{0,8}$"
-)
-_ANOTHER = re.compile(
-    r"\b(?:first|second|third|fourth|fifth|last|latter|next|other|others|previous|following|another|behind|beside|left|right|upper|lower"
-    r"|top|bottom)\b|前[面一]|后[面一]|下一|另|其他|旁边|第[一二三四五]",
-    re.IGNORECASE,
-)
-_BEGINS = re.compile(r"\S+ (?:of (?:them|these|those|which)|(?:\w+ )?(?:are|were|is|was|have|has|\w+ed))\b")
-_TOTALS = re.compile(
-    r"(?i)\b(?:totals?|sum|differences?|altogether|together|remain\w*|left|average|product)\b|(?<!\b[a-z]\s)(?<!\b[a-z])[=≈]|一共|共|剩|差"
-)
-_HYPOTHETICALLY = re.compile(r"(?i)\b(?:if (?:you|we|one|i) (?:also |do )?(?:count|include|add)\w*)\b|^(?:如果)?(?:算上|包括|加上)")
-_INCLUDING = re.compile(r"(?i)\b(?:counting|including|with)\b")
-_HOW_MANY = re.compile(
-    r"(?i)how many (?:\w+ ){0,3}?(\w+) (?:is|are|was|were|do|does|did|can|could|have|has|had|will|would|in|on|of)\b"
-)
-_SEEN = re.compile(r"(?i)\b(?:see|seen|shown|visible)\b")
-
-
 def of_name(sentence: str, asked: str) -> str | None:
-    """Return the number beside the one name of a list that the question has.
-
-    >>> of_name("Ana 5, Mia 3, Zoe 2.", "How many goals did Mia score?")
-    '3'
-    """
+    """Return the number beside the one name of a list that the question has."""
     said = dict(re.findall(r"(?<!\w)([A-Z][a-z]+)(?::|\s[-–—])? (\d[\d.]*)(?=\W*(?:[,;\n]|$))", sentence))
     own = [said[name] for name in re.findall(r"(?<=[a-z] )[A-Z]\w+", asked) if name in said]
     return own[0].rstrip(".") if len(said) > 1 and len(own) == 1 else None
 
 
 def asked_clause(sentence: str, asked: str) -> str:
-    """Return the clause of a sentence that states the number which is asked for; the sentence where no clause is clearly it.
-
-    >>> asked_clause("Tom has 12 and Ann has 9.", "How many does Ann have?")
-    'Ann has 9.'
-    >>> asked_clause("The bus number is 12, and the next one is 15.", "What is the number of the bus?")
-    'The bus number is 12'
-    """
+    """Return the clause of a sentence that states the number which is asked for; the sentence where no clause is clearly it."""
     if _RIGHT.search(sentence):
         return sentence
     places = [(0, 0), *(found.span() for found in _CLAUSE.finditer(sentence)), (len(sentence), len(sentence))]
@@ -262,22 +244,8 @@ def asked_clause(sentence: str, asked: str) -> str:
     return stated[scores.index(best)] if scores.count(best) == 1 else sentence
 
 
-_RIGHT = re.compile(r"(?i)(?<!\S)(\S{1,20}) (?:is|as) the (?:(?:right|correct|final) )?(?:answer|one)\W*$")
-_PAIR = re.compile(r"\s?\(?(?:or|and|to|-|~|或|和|至|到|,|[%°]? or)\s?(?:[a-z](?:_?\{?\d\}?)?\s?=\s?)?", re.IGNORECASE)
-
-
-_FUNCTION_WORDS = frozenset(
-    "is are was were be been do does did has have had can could will would should a an "
-    "the this these those that there it in on of at to and or as image picture figure graph chart".split()
-)
-
-
 def content_words(text: str) -> list[str]:
-    """Return the words of a text that carry its content, in the singular and in order.
-
-    >>> content_words("Are these cats black?")
-    ['cat', 'black']
-    """
+    """Return the words of a text that carry its content, in the singular and in order."""
     text = re.sub(r"\b(on|in)(?=\s*(?:[.,;?!]|$))", r"\1ward", text.lower().replace("n't", " not"))  # Is the light on?
     return [singular(word) for word in re.findall(r"[^\W_]+", text) if word not in _FUNCTION_WORDS]
 
@@ -285,8 +253,3 @@ def content_words(text: str) -> list[str]:
 def word_set(text: str) -> set[str]:
     """Return the content words of a text, and the pairs of Chinese characters."""
     return set(content_words(text)) | {a + b for a, b in zip(text, text[1:], strict=False) if "\u4e00" <= min(a, b)}
-
-
-def singular(word: str) -> str:
-    """Return an English word without the s of its plural."""
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

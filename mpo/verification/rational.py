@@ -20,9 +20,6 @@ def same_rational(one: str, other: str, *, scaled: bool = False) -> tuple[bool, 
     `scaled` allows a factor, as between 2y - 4 and y - 2. Equal values at two points modulo a prime are equal expressions
     (Schwartz-Zippel: others agree with a chance of about their degree / 2^127 a point). Prime and points come from a hash of both
     texts: the verdict is always the same, and nobody can write a text for a prime that is known before.
-
-    >>> same_rational("x^2-1", "(x-1)(x+1)"), same_rational("1/2", "1/3"), same_rational("x", r"\sqrt{x}")
-    ((True, True), (False, False), None)
     """
     if max(len(one), len(other)) > _LONGEST:
         return None

@@ -21,22 +21,36 @@ MARKER = r"[ \t]*(?:[-*•+–—·][ \t]+|[(（]?\d{1,3}[.)）][ \t]+|\d{1,2}�
 """What a line of a bulleted or numbered list begins with."""
 LETTERED = r"(?m:^)[ \t]*[(（]?([A-Za-z])[.)）][ \t]+"
 _LABEL = re.compile(
-    r"(?:^|(?<=[\s;；,，。.、]))(?:(?:part|question|blank)\s|第)?(?:(?P<bracket>[(（])?(?P<label>\d{1,2}|[a-z]|[ivx]{1,4})"
-    r"(?(bracket)[)）]|(?:[)）]|[.:：]\s))|(?P<circled>[①-⑨]))[:：.]?\s?(?=[^\s,;，；()（）])",
-    re.IGNORECASE,
+    r"(?i)(?:^|(?<=[\s;；,，。.、]))(?:(?:part|question|blank)\s|第)?(?:(?P<bracket>[(（])?(?P<label>\d{1,2}|[a-z]|[ivx]{1,4})"
+    r"(?(bracket)[)）]|(?:[)）]|[.:：]\s))|(?P<circled>[①-⑨]))[:：.]?\s?(?=[^\s,;，；()（）])"
 )
 _ROMAN = "i ii iii iv v vi vii viii ix x".split()
 MOST_ITEMS = 500
 """Items of a list that are compared one with another; longer lists must be equal as texts."""
 MOST_BOXES = 100
+_TERM = r"\d[\d.]{0,12}(?:[ ,]\d{3}(?!\d)){0,3}"
+RATIO = re.compile(
+    r"(?:[^\d:：]*\b(?:is|are|as|of)\s|[^\d:：]{0,40}[:：是为]\s?)?"
+    rf"({_TERM}(?:\s?(?:[:：∶比]|\bto\b|\bfor every\b|\bfor each\b)\s?{_TERM}){{1,4}})"
+)
+_NAME = r"(\\?[A-Za-z\u0370-\u03ff](?:_?\{?\w{1,3}\}?)?'?(?:\(\w\))?|\\[a-z]{2,7})\s?=\s?"
+_NAMED = re.compile(rf"{_NAME}([^=<>≤≥]+)")
+_VALUE = r"[^\s=<>≤≥,;，；]{1,40}"
+NAMED_RUN = re.compile(
+    rf"(?<![\w\\^+*/=-])(?:{_NAME}{_VALUE}(?:\s?[,;，；]\s?(?:and |or )?| and | or )){{1,8}}{_NAME}{_VALUE}?(?=[.。]?$)"
+)
+"""Values of names one after another at the end of a sentence."""
+_TUPLES = re.compile(r"\(([a-zA-Z](?:,\s?[a-zA-Z])+)\)\s?=\s?\(([^()=]+)\)")
+GOES_ON = "one list goes on"
+_OPEN_END = re.compile(r"(?:\.\.\.|…|\betc\b\.?|and so on|等等?)[\s\])}.。]*$", re.IGNORECASE)
+Interval = tuple[str, str, str, str]
+"""Opening bracket, lower end, upper end, closing bracket."""
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2."""
 
 
 def read_list(text: str) -> tuple[list[str], bool]:
-    """Split a list into its items, and say whether it stands in round or square brackets.
-
-    >>> read_list("[2, 9]"), read_list("red, blue and green"), read_list("x = 1 or x = 2")
-    ((['2', '9'], True), (['red', 'blue', 'green'], False), (['1', '2'], False))
-    """
+    """Split a list into its items, and say whether it stands in round or square brackets."""
     parts, ordered = _items(text)
     items = [undress(re.sub(r"^[A-Za-z]\w?\s?=\s?", "", part)).strip(" '\"") for part in parts]
     if len(bold := [found[1] for part in parts if (found := re.match(r"\*\*([^*]+)\*\*\s?[–—:：-]", part))]) == len(items) > 1:
@@ -44,29 +58,14 @@ def read_list(text: str) -> tuple[list[str], bool]:
     return [item for item in items if item], ordered
 
 
-_TERM = r"\d[\d.]{0,12}(?:[ ,]\d{3}(?!\d)){0,3}"
-RATIO = re.compile(
-    r"(?:[^\d:：]*\b(?:is|are|as|of)\s|[^\d:：]{0,40}[:：是为]\s?)?"
-    rf"({_TERM}(?:\s?(?:[:：∶比]|\bto\b|\bfor every\b|\bfor each\b)\s?{_TERM}){{1,4}})"
-)
-
-
 def read_ratio(text: str) -> list[str] | None:
-    """Read the terms of a ratio; None for anything else.
-
-    >>> read_ratio("3 : 4"), read_ratio("The ratio is 2 to 3 to 5."), read_ratio("3/4")
-    (['3', '4'], ['2', '3', '5'], None)
-    """
+    """Read the terms of a ratio; None for anything else."""
     found = RATIO.fullmatch(undress(text[:400]).strip(" .。"))
     return [re.sub("[ ,]", "", term) for term in re.findall(_TERM, found[1])] if found else None
 
 
 def labelled(text: str) -> list[str] | None:
-    """Split a text whose parts have the labels (1), (2), ... or a), b), ..., i), ii), ...; None for any other.
-
-    >>> labelled("(1) 3, (2) 5"), labelled("b) 5 a) 3"), labelled("1.5, 2.5"), labelled("(3, 4)")
-    (['3', '5'], ['3', '5'], None, None)
-    """
+    """Split a text whose parts have the labels (1), (2), ... or a), b), ..., i), ii), ...; None for any other."""
     text = text.strip()
     found = list(_LABEL.finditer(text))
     if len(found) < 2 or found[0].start():
@@ -111,11 +110,7 @@ def _items(text: str) -> tuple[list[str], bool]:
 
 
 def named_values(text: str) -> list[tuple[str, str]] | None:
-    """Read a list whose items are all values of names, `x = 2, y = 3` or `(x, y) = (2, 3)`; None for anything else.
-
-    >>> named_values("x = 2 and y = 3"), named_values("(x, y) = (2, 3)"), named_values("x = 2"), named_values("2, 3")
-    ([('x', '2'), ('y', '3')], [('x', '2'), ('y', '3')], None, None)
-    """
+    """Read a list whose items are all values of names, `x = 2, y = 3` or `(x, y) = (2, 3)`; None for anything else."""
     if text.count("=") == 1 and (found := _TUPLES.fullmatch(undress(text).strip(" .。"))):
         names, values = ([part.strip() for part in found[side].split(",")] for side in (1, 2))
         return list(zip(names, values, strict=True)) if len(names) == len(values) else None
@@ -124,24 +119,10 @@ def named_values(text: str) -> list[tuple[str, str]] | None:
     return [(found[1], found[2]) for found in found_parts if found] if len(parts) > 1 and all(found_parts) else None
 
 
-_NAME = r"(\\?[A-Za-z\u0370-\u03ff](?:_?\{?\w{1,3}\}?)?'?(?:\(\w\))?|\\[a-z]{2,7})\s?=\s?"
-_NAMED = re.compile(rf"{_NAME}([^=<>≤≥]+)")
-_VALUE = r"[^\s=<>≤≥,;，；]{1,40}"
-NAMED_RUN = re.compile(
-    rf"(?<![\w\\^+*/=-])(?:{_NAME}{_VALUE}(?:\s?[,;，；]\s?(?:and |or )?| and | or )){{1,8}}{_NAME}{_VALUE}?(?=[.。]?$)"
-)
-"""Values of names one after another at the end of a sentence."""
-_TUPLES = re.compile(r"\(([a-zA-Z](?:,\s?[a-zA-Z])+)\)\s?=\s?\(([^()=]+)\)")
-
-
 def _closes_last(text: str) -> bool:
     """Whether the first bracket closes at the end of the text."""
     depths = list(accumulate((character in "[({") - (character in "])}") for character in text))
     return 0 in depths and depths.index(0) == len(text) - 1
-
-
-GOES_ON = "one list goes on"
-_OPEN_END = re.compile(r"(?:\.\.\.|…|\betc\b\.?|and so on|等等?)[\s\])}.。]*$", re.IGNORECASE)
 
 
 def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tuple[bool, str]:
@@ -192,16 +173,8 @@ def paired(given: Sequence[Any], known: Sequence[Any], same: Callable[[Any, Any]
     return len(given) == len(known) and all(place(one, set()) for one in range(len(given)))
 
 
-Interval = tuple[str, str, str, str]
-"""Opening bracket, lower end, upper end, closing bracket."""
-
-
 def read_intervals(text: str) -> list[Interval] | None:
-    r"""Read an interval, a union of intervals, or an inequality of one variable; None for anything else.
-
-    >>> read_intervals("[0, 1)"), read_intervals("0 <= x < 1"), read_intervals("x > 3")
-    ([('[', '0', '1', ')')], [('[', '0', '1', ')')], [('(', '3', '∞', ')')])
-    """
+    """Read an interval, a union of intervals, or an inequality of one variable; None for anything else."""
     if len(text) > 2000:
         return None
     text = undress(text).replace("\\left", "").replace("\\right", "").replace("\\infty", "∞").replace("\\cup", "∪")
@@ -222,13 +195,11 @@ def _interval(text: str) -> Interval | None:
     if (match := _BOUND.match(text)) is None:
         return None
     first, sign, second, other, third = match.groups()
-    if third is None:
-        if re.fullmatch(r"[a-z]", second):  # 3 < x
-            first, sign, second = second, {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}[sign], first
-        if not re.fullmatch(r"[a-z]", first):
-            return None
-        end = second.strip()
-        return ("[" if sign == "≥" else "(", end, "∞", ")") if sign in ">≥" else ("(", "-∞", end, "]" if sign == "≤" else ")")
+    if third is None and not re.fullmatch(r"[a-z]", second):  # x < 3 as -∞ < x < 3
+        far = "-∞" if sign in "<≤" else "∞"
+        first, sign, second, other, third = far, "<" if sign in "<≤" else ">", first, sign, second
+    elif third is None:  # 3 < x
+        other, third = ("<", "∞") if sign in "<≤" else (">", "-∞")
     if not re.fullmatch(r"[a-z]", second) or (sign in "<≤") != (other in "<≤"):
         return None
     low, high, lower, upper = (first, third, sign, other) if sign in "<≤" else (third, first, other, sign)
@@ -255,16 +226,8 @@ def same_intervals(answer: str, truth: str, same: Callable[[str, str], bool]) ->
     return right, "the same interval" if right else "an end or a bracket differs"
 
 
-Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2."""
-
-
 def read_boxes(text: str) -> list[Box] | None:
-    """Read the boxes `[x1, y1, x2, y2]` of a text; None where there are none or a list has another length.
-
-    >>> read_boxes("<box>[[0, 0, 10, 9]]</box>"), read_boxes("(0,0),(10,10)"), read_boxes("[10, 10, 0]")
-    ([(0.0, 0.0, 10.0, 9.0)], [(0.0, 0.0, 10.0, 10.0)], None)
-    """
+    """Read the boxes `[x1, y1, x2, y2]` of a text; None where there are none or a list has another length."""
     text = re.sub(r"</?box>", " ", text[:20_000])
     text = re.sub(r"[\"']?\b[xy]_?(?:min|max|[12])[\"']?\s?[=:：]\s?", "", text)  # x1=10, y1=20, ...
     groups = [re.findall(_NUMBER, group) for group in re.findall(r"[\[(]([-+\de.,\s]{1,200})[\])]", text)]
@@ -279,11 +242,7 @@ def read_boxes(text: str) -> list[Box] | None:
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes, 0 to 1; a box without area covers only its equal.
-
-    >>> overlap((0, 0, 10, 10), (0, 0, 10, 5))
-    0.5
-    """
+    """Intersection over union of two boxes, 0 to 1; a box without area covers only its equal."""
     if one == other:
         return 1.0
     width = min(one[2], other[2]) - max(one[0], other[0])

@@ -16,30 +16,12 @@ from mpo.verification.sequences import LETTERED, MARKER, read_boxes
 from mpo.verification.texts import read_yes_no
 
 NO_CHOICE = "its number is that of no choice"
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """The final answer of a response.
-
-    Attributes:
-        answer: the answer as written, without decoration; the letter of a choice; None where there is none.
-        method: how it was found: `tag`, `boxed`, `label`, `statement`, `letter`, `whole`, `conclusion`, `opening`, `only`, `none`.
-        reason: why there is no answer: `empty`, `unfinished reasoning`, `refusal`, `hedge`, ...; empty where there is one.
-    """
-
-    answer: str | None
-    method: str
-    reason: str = ""
-
-
 Statement = tuple[int, str, str]
 """Where a response states its answer, the rest of that line, and the method."""
 MOST_STATEMENTS = 40
 """Of more statements of one form, the last ones are read."""
 _TAG = re.compile(
-    r"<(?:answer|final_answer|conclusion)>((?:(?!</?(?:answer|final_answer|conclusion)>)[\s\S]){0,4000})(?:</(?:answer|final_answer|conclusion)>|$)",
-    re.IGNORECASE,
+    r"(?i)<(?:answer|final_answer|conclusion)>((?:(?!</?(?:answer|final_answer|conclusion)>)[\s\S]){0,4000})(?:</(?:answer|final_answer|conclusion)>|$)"
 )
 _FINAL = r"(?:(?:final|correct|right|best|most\s+appropriate|most\s+likely|most\s+accurate)[ \t]{1,3})"
 LABEL = re.compile(
@@ -58,14 +40,14 @@ STATEMENT = re.compile(
     r"|(?<![A-Za-z])(?:chang|switch|revis|correct)(?:e|ing)?[ \t](?:my|the)[ \t](?:final[ \t])?answer[ \t]to\b"
     r"|(?<![A-Za-z])(?:choose|select|pick)[ \t](?=(?:option|choice|answer|\(?[A-J]\b))"
     r"|(?:正确|最终|最后)?(?:的)?(?:答案|选项|结果)[ \t]?(?:应该|应当|应|就)?(?:是|为|选)|(?:应该?|故|因此|所以|我|就|则|应当)选择?"
-    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-JＡ-Ｊ])|(?:错误|不?正确|不?符合)[^，。\n]{0,8}的是(?=\s?[A-JＡ-Ｊ](?:[。\n]|$))"
+    r"|(?<![\u4e00-\u9fff])选择?(?=[\s（(]?[A-J])|(?:错误|不?正确|不?符合)[^，。\n]{0,8}的是(?=\s?[A-J](?:[。\n]|$))"
 )
 _A = re.compile(r"(?m)^[ \t*]{0,4}A(?:ns|nswer)?\.?[*]{0,2}[:：][*]{0,2}[ \t]*(?=\S)([^\n]{1,80})$")
 """The line of an answer in a text of questions (`Q:`) and answers; of a choice it would be the first one."""
 _IS_CORRECT = re.compile(
     r"(?im)(?:^|[.!?,;:。，；]\s?|\b(?:so|thus|hence|therefore|is|that|think|believe|but|所以|因此)[,，]?[ \t])"
     r"[*_\"]{0,3}(?:the[ \t])?(?:(?:options?|choices?|answers?|选项)[ \t]?)?"
-    r"[*(\[（\"]{0,4}(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
+    r"[*(\[（\"]{0,4}(?-i:([A-H]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’])(?:选?项)?"
     r"[*)\]）\".:]{0,4}(?:[ \t][^\n.()]{0,60}?[*)\"]{0,3})?[ \t]?"
     r"(?:(?:is|seems|appears|would be|must be)(?:[ \t](?:to be|therefore|thus|also|indeed))?[ \t](?:(?:the|my)[ \t])?(?:only[ \t])?"
     r"(?:(?:correct|answer)\b|one(?=[.!]|$)|(?:right|best)(?=[.,;!。]|$|[ \t](?:answer|option|choice|one|here|because|since)\b)"
@@ -73,12 +55,10 @@ _IS_CORRECT = re.compile(
     r"|(?:fits|matches)[ \t](?:better|best)\b|(?:是|为)?正确)"
     r"(?![ \t](?:(?:is|are|seems)[ \t](?:false|wrong|incorrect|not)|(?:only[ \t])?if)\b)"
 )
-_IS_LETTER = re.compile(
-    r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-JＡ-Ｊ]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)"
-)
+_IS_LETTER = re.compile(r"(?im)\b(?:is|are)[ \t][*_\"]{0,3}[(（](?-i:([A-J]))[)）][*_\"]{0,3}(?:[.。][*_\"]{0,3}(?=\s|$)|[ \t]*$)")
 OPTION = re.compile(
     r"(?i)(?<![\w])(?:option|choice|answer(?:\schoice)?|letter|选项|选择?)[ \t]{0,2}(?:[*(\[（\"]{1,4}([A-Ja-j])\b"
-    r"|(?-i:([A-HＡ-Ｈ]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’]))"
+    r"|(?-i:([A-H]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’]))"
 )
 _ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
 _OTHERS = re.compile(
@@ -110,6 +90,21 @@ _LETTERS = re.compile(r"[*_\s]{0,4}[(（]?[A-J][)）]?(?:\s?[,，、/&]\s?(?:and
 _RANGE = re.compile(
     r"(?i)^\W{0,4}(?:either|between|from)\b|^\W{0,4}[\w.]{1,20}\s?\(?(?:or|/|或者?|to|–|~|至|到)\s?[\w.]{1,20}\W{0,3}(?:$|[.;,])"
 )
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The final answer of a response.
+
+    Attributes:
+        answer: the answer as written, without decoration; the letter of a choice; None where there is none.
+        method: how it was found: `tag`, `boxed`, `label`, `statement`, `letter`, `whole`, `conclusion`, `opening`, `only`, `none`.
+        reason: why there is no answer: `empty`, `unfinished reasoning`, `refusal`, `hedge`, ...; empty where there is one.
+    """
+
+    answer: str | None
+    method: str
+    reason: str = ""
 
 
 def no_answer(reason: str) -> Extraction:
@@ -202,20 +197,14 @@ def _choice(text: str, method: str, choices: Sequence[str] | None) -> Extraction
         return no_answer("refusal")
     if re.search(r"\(\s?or\b", text[:20]):
         return no_answer("hedge")
-    if choices and _LETTERS.match(text):
-        return no_answer("it names several choices")
-    if read_choice(tidy(_ENDS.split(text, maxsplit=1)[0]), choices).method == "letters" and choices:
+    first = _ENDS.split(text, maxsplit=1)[0]
+    if choices and (_LETTERS.match(text) or read_choice(tidy(first), choices).method == "letters"):
         return no_answer("it names several choices")
     reason = re.split(r"\b(?:because|since|as|rather than|instead of)\b|\s\(|而不是|[,，]\s?(?:not\b|不是)", text, maxsplit=1)[0]
     if (named := read_choice(tidy(reason), choices)).method == "letter" and len(named.indices) == 1:
         return Extraction(letters_of(named.indices), method)
-    for part in (
-        undress(text.rstrip(" .。")),
-        _ENDS.split(text, maxsplit=1)[0],
-        re.split(r"[.,;，。；]\s|\bbecause\b|\bsince\b|[。，；]", text, maxsplit=1)[0],
-    ):
-        if not part.strip():
-            continue
+    clause = re.split(r"[.,;，。；]\s|\bbecause\b|\bsince\b|[。，；]", text, maxsplit=1)[0]
+    for part in filter(str.strip, (undress(text.rstrip(" .。")), first, clause)):
         named = read_choice(tidy(part), choices)
         if named.both and not re.search(r"\b(?:because|since|as|not)\b", part):
             return no_answer(named.method)

@@ -35,15 +35,22 @@ _YES = re.compile(
     rf"|without (?:a )?(?:doubt|question)\b|{_SUBJECT} (?:{_ADVERB} )?{_AUX}$|{_CLAIM} {_TRUE}\b"
     r"|是|对(?!于|面|比)|正确|有|真|会|能(?![量力])|可以|没错|当然|肯定|确实|的确"
 )
+_NEGATED = re.compile(r"\b(?:not|never|before|after|until)\b|n['’]t\b|[不非没前后]", re.IGNORECASE)
+_KEPT = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|[$€£¥%‰°]|(?<![\w.)])[-+](?=[\d.$€£])")
+_THREE = frozenset(
+    "str spr scr spl thr sch shr nst ndr ntr mpl mpr ngl ngr nch nth rst rth rch rdl ltr lth tch ght ctr xtr".split()
+)
+_READABLE = re.compile(
+    r"[aeiouy].|.[aeiouy]|b[lrs]|c[hklrt]|d[lrsw]|f[flrt]|g[hlnrs]|hr|hs|k[lnsw]|l[bcdfgklmnpstv]|m[bmnps]|n[cdgknst]|p[hlnprst]"
+    r"|r[bcdfgklmnprstv]|s[chklmnpqstw]|t[hlnrstw]|w[hlnrs]|xt|[yz]."
+)
+"""Letters that stand beside each other in English."""
 
 
 def normalize(text: str) -> str:
     """Return a text as VQA compares it: lower case, without articles, punctuation and apostrophes.
 
     Signs that carry a meaning stay: `-5`, `C++`, `12:30`, `50%`.
-
-    >>> normalize("A black cat."), normalize("Don't!"), normalize("T-shirt"), normalize("-5"), normalize("C++")
-    ('black cat', 'dont', 't shirt', '-5', 'c++')
     """
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", undress(text)).casefold())
     plain = re.sub(r"(?<=\b[a-z])\.(?=[a-z]\b)", "", re.sub("[\u2212\u2013]", "-", text)).translate(_DROPPED)
@@ -54,11 +61,7 @@ def normalize(text: str) -> str:
 
 
 def same_text(answer: str, truth: str) -> tuple[bool, str]:
-    """Whether two texts are the same words, or the same number.
-
-    >>> same_text("two", "2"), same_text("3,14", "314")[0]
-    ((True, 'equal'), False)
-    """
+    """Whether two texts are the same words, or the same number."""
     given, known = read_number(answer), read_number(truth)
     if normalize(answer) == normalize(truth):
         if (given is None) != (known is None) and answer.casefold() == truth.casefold():
@@ -80,15 +83,8 @@ def same_text(answer: str, truth: str) -> tuple[bool, str]:
     return False, "other words"
 
 
-_NEGATED = re.compile(r"\b(?:not|never|before|after|until)\b|n['’]t\b|[不非没前后]", re.IGNORECASE)
-
-
 def read_yes_no(text: str) -> bool | None:
-    """Return what an answer that begins with yes or no says; None where it says neither, or both.
-
-    >>> read_yes_no("Yes, it is."), read_yes_no("否"), read_yes_no("Yes or no"), read_yes_no("nobody")
-    (True, False, None, None)
-    """
+    """Return what an answer that begins with yes or no says; None where it says neither, or both."""
     low = unicodedata.normalize("NFKC", undress(text)).casefold().strip(" .。!,，*\"'")
     low = re.sub(rf"^(?:{_ADVERB}\b|没问题|[那这它他她](?=[是不没]))[\s,，]*(?=yes|no\b|[是有对不没])", "", low)
     low = re.sub(r"^no (?:doubt|question|wonder)\b[\s,]*|^.{0,400}\b(?:wait|actually|correction)\b\W{1,4}(?=(?:yes|no)\b)", "", low)
@@ -111,9 +107,6 @@ def document_distance(answer: str, truth: str) -> float:
     return float(Levenshtein.normalized_distance(given, known))
 
 
-_KEPT = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|[$€£¥%‰°]|(?<![\w.)])[-+](?=[\d.$€£])")
-
-
 def document_words(text: str) -> list[str]:
     """Return words, numbers, currencies and signs of a transcription, without articles, thousands separators and punctuation."""
     plain = unicodedata.normalize("NFKC", undress(text)[:20_000]).casefold().replace("\u2212", "-")
@@ -126,9 +119,6 @@ def same_transcription(answer: str, truth: str) -> bool:
 
     A distance cannot tell a slip from another meaning (`increase` and `decrease`, `Section A` and `Section B`, 1,234 and 1,235), so
     digits, signs and all words must agree but for a double letter, an inner vowel left out, neighbours exchanged or look-alikes.
-
-    >>> same_transcription("ITC Limitd", "ITC Limited"), same_transcription("illegal use", "legal use")
-    (True, False)
     """
     given, known = document_words(answer), document_words(truth)
     joined = [re.sub(r"(?<=[^\W\d]) (?=[^\W\d])", "", " ".join(words)) for words in (given, known)]
@@ -163,18 +153,6 @@ def _readable(left: str, right: str) -> bool:
     """Whether the consonants where two parts of a word meet stand beside each other in English words."""
     run = re.search(r"[^aeiouy]*$", left)[0] + re.match(r"[^aeiouy]*", right)[0]  # type: ignore[index]
     return (len(run) < 3 or run in _THREE) and bool(_READABLE.fullmatch(left[-1] + right[0]))
-
-
-_THREE = frozenset(
-    "str spr scr spl thr sch shr nst ndr ntr mpl mpr ngl ngr nch nth rst rth rch rdl ltr lth tch ght ctr xtr".split()
-)
-
-
-_READABLE = re.compile(
-    r"[aeiouy].|.[aeiouy]|b[lrs]|c[hklrt]|d[lrsw]|f[flrt]|g[hlnrs]|hr|hs|k[lnsw]|l[bcdfgklmnpstv]|m[bmnps]|n[cdgknst]|p[hlnprst]"
-    r"|r[bcdfgklmnprstv]|s[chklmnpqstw]|t[hlnrstw]|w[hlnrs]|xt|[yz]."
-)
-"""Letters that stand beside each other in English."""
 
 
 def fixed_words(text: str) -> list[str]:

@@ -81,9 +81,6 @@ def canonical_unit(text: str) -> str:
     r"""Return the one name of a unit: `cm` for centimeters, `cm^2` for square centimeters, `km/h` for kilometers per hour.
 
     Words that are no unit stand for what is counted, in lower case and the singular.
-
-    >>> canonical_unit("Centimeters"), canonical_unit("sq. cm"), canonical_unit("km per hour"), canonical_unit("red apples")
-    ('cm', 'cm^2', 'km/h', 'red apple')
     """
     text = re.sub(
         r"\s+", " ", text.replace("²", "^2").replace("³", "^3").replace("{", "").replace("}", "").replace("每", "/")
@@ -102,7 +99,7 @@ def canonical_unit(text: str) -> str:
     if unit := _product(text):
         return unit
     known = re.compile(r"[mMGTk]?[A-Z][A-Za-z]?")
-    return " ".join(_singular(word if known.fullmatch(word) or _simple(word.lower()) else word.lower()) for word in words)
+    return " ".join(singular(word if known.fullmatch(word) or _simple(word.lower()) else word.lower()) for word in words)
 
 
 def is_unit(text: str) -> bool:
@@ -121,7 +118,7 @@ def _simple(text: str) -> str:
     if len(text) > 1 and text not in _SYMBOLS and len(folded) == 1:
         if text[0] not in "mM" or text[0] == folded[0][0] or text in {"MM", "ML", "MG"}:
             text = folded[0]  # KG and Kg are kg; Mm is not mm, and mw is neither mW nor MW
-    for name in (text, _singular(text)):
+    for name in (text, singular(text)):
         if unit := _SYMBOLS.get(name) or _WORDS.get(name.lower()):
             return unit + power
     return ""
@@ -133,7 +130,8 @@ def _product(text: str) -> str:
     return "·".join(sorted(units)) if all(units) else ""
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """Return an English word without the ending of its plural."""
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

@@ -16,6 +16,27 @@ from mpo.verification.sequences import read_list
 from mpo.verification.statements import Extraction, no_answer
 from mpo.verification.texts import normalize, read_yes_no, same_text
 
+_RANKS = re.compile(
+    r"(?i)\b(?:order|rank|sort|arrange)\b[^.?]*\b(?:from|by)\b|\b(?:ascending|descending|increasing|decreasing|in) order(?! to)\b"
+    r"|\bfrom \w+ (?:the )?\w+est to\b|从.{1,4}到.{1,4}(?:排|列)"
+)
+_SCALES = re.compile(r"(?i)\b(?:thousand|million|billion|trillion)s?\b|[万亿](?=元|人|吨)")
+_POLAR = re.compile(
+    r"(?i)(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s(?:[^.?!\n]|\.\d){3,400})\?"
+)
+_WHERE = re.compile(
+    r"(?i)\b(?:according to|based on|in|from|on) (?:the|this|that|these) (?:\w+ )?"
+    r"(?:image|picture|figure|graph|photo|chart|plot)s?\b"
+)
+_CLAUSES = re.compile(r"[,;]\s(?:but|while|whereas|although|though)\s|;\s")
+_UNDECIDED = re.compile(
+    r"(?i)\?|\b(?:whether|if|unsure|uncertain|perhaps|maybe|possibly|(?:may|might|could) (?:be|have)|wrong to)\b"
+    r"|\bnot (?:sure|certain|clear)\b"
+)
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|neither|nor|cannot|without|hardly|barely|far from|anything but)\b|n['’]t\b", re.IGNORECASE
+)
+
 
 def final_answer(response: str, question: Question, *, kind: str | None = None) -> Extraction:
     """Find the final answer of a response to a question: what `verify` compares with the ground truths.
@@ -128,37 +149,10 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     return verdict
 
 
-_RANKS = re.compile(
-    r"(?i)\b(?:order|rank|sort|arrange)\b[^.?]*\b(?:from|by)\b|\b(?:ascending|descending|increasing|decreasing|in) order(?! to)\b"
-    r"|\bfrom \w+ (?:the )?\w+est to\b|从.{1,4}到.{1,4}(?:排|列)"
-)
-_SCALES = re.compile(r"(?i)\b(?:thousand|million|billion|trillion)s?\b|[万亿](?=元|人|吨)")
-_POLAR = re.compile(
-    r"(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s(?:[^.?!\n]|\.\d){3,400})\?",
-    re.IGNORECASE,
-)
-_WHERE = re.compile(
-    r"\b(?:according to|based on|in|from|on) (?:the|this|that|these) (?:\w+ )?(?:image|picture|figure|graph|photo|chart|plot)s?\b",
-    re.IGNORECASE,
-)
-_CLAUSES = re.compile(r"[,;]\s(?:but|while|whereas|although|though)\s|;\s")
-_UNDECIDED = re.compile(
-    r"\?|\b(?:whether|if|unsure|uncertain|perhaps|maybe|possibly|(?:may|might|could) (?:be|have)|wrong to)\b"
-    r"|\bnot (?:sure|certain|clear)\b",
-    re.IGNORECASE,
-)
-_NEGATION = re.compile(
-    r"\b(?:not|no|never|neither|nor|cannot|without|hardly|barely|far from|anything but)\b|n['’]t\b", re.IGNORECASE
-)
-
-
 def restated(response: str, asked: str) -> bool | None:
     """Whether a response affirms or denies a yes-no question by repeating it in its first sentence or a conclusion.
 
     None where no such sentence has all content words of the question in their order, or the question asks nothing of the kind.
-
-    >>> restated("Based on the image, the car is not red.", "Is the car red?"), restated("The car is blue.", "Is the car red?")
-    (False, None)
     """
     if asks := re.search(r"[有是在]([\u4e00-\u9fff]{1,8})吗[？?]?\s*$", asked[-2000:]):
         end = re.findall(rf"(没有?|不是|不在|没在|有|是|在)[^，。没不]{{0,6}}{asks[1]}", response[-2000:])

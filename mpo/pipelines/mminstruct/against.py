@@ -7,16 +7,15 @@ from fractions import Fraction
 from itertools import combinations
 
 from mpo.data.similar import normalised
-from mpo.pipelines.mminstruct.language import CJK, found_in, rule
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, rule
 from mpo.pipelines.step import Record
 from mpo.verification.number import HAN, read_han
 from mpo.verification.texts import read_yes_no
 
-_IDEOGRAPHS = CJK.pattern[1:-1]
 _WORDS = "none one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {"zero": "0"}
 _NUMBER = r"(?:(?<![\w.)])-)?(?<![\d.])\d{1,15}(?:\.\d{1,15})?(?:e[+-]?\d{1,2})?(?!\d)"
-_TOKEN = re.compile(rf"{_NUMBER}|[^\W\d{_IDEOGRAPHS}][^\W{_IDEOGRAPHS}]*|[{_IDEOGRAPHS}]", re.IGNORECASE)
+_TOKEN = re.compile(rf"{_NUMBER}|[^\W\d{IDEOGRAPHS}][^\W{IDEOGRAPHS}]*|[{IDEOGRAPHS}]", re.IGNORECASE)
 _PART = re.compile(r"[;:!?，；：。！？、\n]+|[.,](?!\d)")
 
 
@@ -239,7 +238,7 @@ def has(text: str, part: str) -> bool:
     before = r"(?<![\d.])" if part[:1].isdigit() else ""
     if CJK.search(part):
         return len(part) > 1 and re.search(before + re.escape(part), text) is not None
-    return re.search(rf"{before}(?<![^\W{_IDEOGRAPHS}]){re.escape(part)}(?![^\W{_IDEOGRAPHS}]|\.\d)", text) is not None
+    return re.search(rf"{before}(?<![^\W{IDEOGRAPHS}]){re.escape(part)}(?![^\W{IDEOGRAPHS}]|\.\d)", text) is not None
 
 
 def figures(text: str) -> str:

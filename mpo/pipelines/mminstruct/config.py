@@ -44,6 +44,10 @@ class Sampling(Group):
     max_new_tokens: Whole = 1024
     seed: Seed = 0
 
+    def sampling(self) -> dict[str, Any]:
+        """The settings."""
+        return {name: getattr(self, name) for name in Sampling.model_fields if name != "model"}
+
 
 class Captioning(Sampling):
     """Arguments of `Caption`, and how often it asks."""

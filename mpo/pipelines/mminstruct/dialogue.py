@@ -6,10 +6,10 @@ import re
 
 from mpo.data.similar import normalised
 from mpo.pipelines.mminstruct.generate import question_key, same_answer
-from mpo.pipelines.mminstruct.language import CJK, found_in, words
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, words
 from mpo.pipelines.step import Record
 
-_WORD = re.compile(f"{CJK.pattern}|[^\\W{CJK.pattern[1:-1]}]+")
+_WORD = re.compile(f"{CJK.pattern}|[^\\W{IDEOGRAPHS}]+")
 _JOINING = r"(?:is|are|was|were|has|have|had|shows?|reads?|says?)"
 _NEAR = rf"(?:\s+(?!(?:and|or|with|of|in|on|at|by|to|from|is|are)\b|{_JOINING}\b)\w+)?\s+"
 

@@ -13,7 +13,8 @@ import yaml
 LONGEST_SHORT = {"en": 12, "zh": 24}
 SHORTEST_LONG = {"en": 8, "zh": 12}
 """Limits of answers: words in English, characters in Chinese."""
-CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+IDEOGRAPHS = r"\u3400-\u9fff\uf900-\ufaff"
+CJK = re.compile(f"[{IDEOGRAPHS}]")
 _KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uac00-\ud7af]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _LATIN = 0x250

@@ -7,13 +7,12 @@ from fractions import Fraction
 from itertools import combinations
 
 from mpo.data.similar import normalised
-from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, rule
+from mpo.pipelines.mminstruct.dialogue import said_beside
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule, words
 from mpo.pipelines.step import Record
 from mpo.verification.number import HAN, read_han
 from mpo.verification.texts import read_yes_no
 
-_WORDS = "none one two three four five six seven eight nine ten eleven twelve"
-_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {"zero": "0"}
 _NUMBER = r"(?:(?<![\w.)])-)?(?<![\d.])\d{1,15}(?:\.\d{1,15})?(?:e[+-]?\d{1,2})?(?!\d)"
 _TOKEN = re.compile(rf"{_NUMBER}|[^\W\d{IDEOGRAPHS}][^\W{IDEOGRAPHS}]*|[{IDEOGRAPHS}]", re.IGNORECASE)
 _PART = re.compile(r"[;:!?，；：。！？、\n]+|[.,](?!\d)")
@@ -163,17 +162,7 @@ def _coloured(text: str) -> list[tuple[str, str]]:
 
 
 def _alike(colour: str) -> set[str]:
-    groups = (
-        "grey gray silver white",
-        "gold golden yellow orange 金 黄 橙",
-        "beige brown orange 棕 褐 橙",
-        "violet purple pink 紫 粉",
-        "turquoise blue green",
-        "灰 银 白",
-        "红 粉 橙",
-        "red pink orange",
-    )
-    return {other for group in groups if colour in group.split() for other in group.split()}
+    return {other for group in words("colours_alike") for other in group.split("/") if colour in group.split("/")}
 
 
 def unsupported(item: Record) -> str | None:
@@ -188,6 +177,9 @@ def unsupported(item: Record) -> str | None:
     there = {one: has(known, text) and not has(asked, text) for one, text in plain.items()}
     if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
         other = next(one for one, found in there.items() if found)
+        of_thing = found_in(item["question"], "which_colour") or found_in(item["question"], "how_many")
+        if of_thing and not said_beside(plain[other], item["question"], known):
+            return None  # it may be of something else
         return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
     return None
 
@@ -203,9 +195,10 @@ def other_value(item: Record) -> str | None:
             return f"contradiction: {number} {thing}, and {of} number"
     if item["type"] != "short" or rule("computed").search(item["question"]):
         return None
-    colours = {*rule("colour").findall(said)} if found_in(item["question"], "which_colour") else {}
-    if colours and rule("colour").search(known) and not any(one in known for one in colours):
-        return f"contradiction: {item['answer']!r:.40}, and {of} colour"
+    colours = {*rule("colour").findall(said)} if found_in(item["question"], "which_colour") else set()
+    if colours and not any(one in known for one in colours):
+        if any(said_beside(one, item["question"], figures(known)) for one in {*rule("colour").findall(known)}):
+            return f"contradiction: {item['answer']!r:.40}, and {of} colour"
     if not (found := re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)):
         return None
     if found[2] and found_in(found[2], "unit") and found[2] not in f"{known} {asked}" and has(known, found[1]):
@@ -244,8 +237,8 @@ def has(text: str, part: str) -> bool:
 def figures(text: str) -> str:
     """A normalised text with its numbers in digits, and colours by one name."""
     text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
-    text = normalised(whole_numbers(_plain(text))).replace("gray", "grey").replace("violet", "purple")
-    return " ".join(_NUMBERS.get(word, word) for word in re.sub(r"(?<=\d)_(?=\d)", ".", text).split())
+    text = re.sub(r"(?<=\d)_(?=\d)", ".", normalised(whole_numbers(_plain(text))))
+    return " ".join(pairs("same").get(word, word) for word in text.split())
 
 
 def whole_numbers(text: str) -> str:

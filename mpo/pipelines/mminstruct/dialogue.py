@@ -42,7 +42,7 @@ def find_round_fault(item: Record) -> str | None:
             return f"leak: an earlier round says that: {one['answer']!r:.60}"
     if item["type"] == "short":
         for text in (text for one in earlier for text in (one["question"], one["answer"])):
-            if said := _said_of(answer, question, text):
+            if said := said_beside(answer, question, text):
                 return f"leak: an earlier round says the answer: {said!r:.60}"
     return None
 
@@ -62,7 +62,7 @@ def _says(one: Record, question: str) -> bool:
     return bool(before) and before <= asked <= before | said and bool(said & asked)
 
 
-def _said_of(answer: str, question: str, text: str) -> str | None:
+def said_beside(answer: str, question: str, text: str) -> str | None:
     """Where a text has an answer beside a word of the question: "red car", "the car is red"."""
     said = re.sub(r"^(?:an?|the) (?=\w)", "", normalised(answer))
     if not said or said not in normalised(text) or said in ("a", "i") or (CJK.search(said) and len(said) < 2):
@@ -75,6 +75,6 @@ def _said_of(answer: str, question: str, text: str) -> str | None:
         for word in named
     ]
     patterns += [rf"\b(?:is|are|was|were) (?:the )?{re.escape(word)} {re.escape(said)}\b" for word in named[: len(named) == 1]]
-    patterns += [f"{re.escape(said)}的?{pair}|{pair}[是为有]?{re.escape(said)}" for pair in pairs]
+    patterns += [f"{re.escape(said)}[个只张根条名位辆棵种幅枚]?的?{pair}|{pair}[是为有]?{re.escape(said)}" for pair in pairs]
     clauses = [normalised(clause) for clause in re.split(r"[.,;:!?。，；：！？、\n]+", text)]
     return next((found[0] for one in patterns for clause in clauses if (found := re.search(one, clause))), None)

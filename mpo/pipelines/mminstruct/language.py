@@ -25,7 +25,11 @@ _LATIN = 0x250
 def _rules() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
     return {
-        name: re.compile("|".join(own), re.IGNORECASE) if isinstance(own, list) else frozenset(own.split())
+        name: re.compile("|".join(own), re.IGNORECASE)
+        if isinstance(own, list)
+        else frozenset(own.split())
+        if isinstance(own, str)
+        else own
         for name, own in found.items()
     }
 
@@ -39,6 +43,12 @@ def rule(name: str) -> re.Pattern[str]:
 def words(name: str) -> frozenset[str]:
     """Words of ``rules.yaml``."""
     found: frozenset[str] = _rules()[name]
+    return found
+
+
+def pairs(name: str) -> dict[str, str]:
+    """Words of ``rules.yaml``, each with another one."""
+    found: dict[str, str] = _rules()[name]
     return found
 
 

@@ -74,12 +74,11 @@ def collect(
     seen = [one for name, records in chosen for one in run(Look(min_side=min_side), records, name)]
     before = {one["id"] for one in read_json_lines(folder / OUTPUT)} if (folder / OUTPUT).is_file() else set[str]()
     twice = duplicates(seen, near=near, before=before)
-    dropped += [
-        {"id": one["id"], "step": "duplicates", "reason": twice[one["id"]], "kind": "duplicate", "record": one}
-        for one in seen
-        if one["id"] in twice
-    ]
     kept = [one for one in seen if one["id"] not in twice]
+    same = [one for one in seen if one["id"] in twice]
+    dropped += [
+        {"id": one["id"], "step": "duplicates", "reason": twice[one["id"]], "kind": "duplicate", "record": one} for one in same
+    ]
     for name in dict.fromkeys(one["source"] for one in kept if "domain" not in one) if classify else ():
         own, others = ([one for one in kept if (one["source"] == name) == same] for same in (True, False))
         kept = others + run(classify, own, name)  # type: ignore[arg-type]
@@ -95,16 +94,14 @@ def collect(
 
 
 def _collected(kept: Sequence[Record], dropped: Sequence[Record], reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    counts, spent = Counter[str](), Counter[str]()
+    reasons, spent = Counter[str](), Counter[str]()
     for one in dropped:
-        count_reason(counts, "", one["reason"])
+        count_reason(reasons, "", one["reason"])
     for report in reports:
         spent.update(report["spent"])
-    return {
-        "images": len(kept) + len(dropped),
-        "kept": len(kept),
-        "dropped": len(dropped),
-        "reasons": {name.rpartition("/reason/")[2]: count for name, count in counts.most_common()},
+    numbers = {"images": len(kept) + len(dropped), "kept": len(kept), "dropped": len(dropped)}
+    return numbers | {
+        "reasons": {name.rpartition("/reason/")[2]: count for name, count in reasons.most_common()},
         "domains": {**Counter(one.get("domain") or "none" for one in kept)},
         "licences": {**Counter(one.get("licence") or "not said" for one in kept)},
         "spent": {**spent},
@@ -169,9 +166,7 @@ def make(
 
     def opened(model: Model) -> Any:
         key = model.model_dump_json()
-        if key not in generators:
-            generators[key] = open_model(model)
-        return generators[key]
+        return generators.get(key) or generators.setdefault(key, open_model(model))
 
     with locked(output, "mminstruct"):
         folder, jobs, collected = output / "jobs", list[tuple[Job, dict[str, Any]]](), None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from mpo.data.similar import normalised
-from mpo.pipelines.mminstruct.dialogue import said_beside
+from mpo.pipelines.mminstruct.dialogue import content, said_beside
 from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule, words
 from mpo.pipelines.step import Record
 from mpo.verification.number import HAN, read_han
@@ -177,8 +177,10 @@ def unsupported(item: Record) -> str | None:
     there = {one: has(known, text) and not has(asked, text) for one, text in plain.items()}
     if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
         other = next(one for one, found in there.items() if found)
-        of_thing = found_in(item["question"], "which_colour") or found_in(item["question"], "how_many")
-        if of_thing and not said_beside(plain[other], item["question"], known):
+        if found_in(item["question"], "which_colour") and not {*rule("colour").findall(plain[other])} & _colours_of(item):
+            return None
+        counts = found_in(item["question"], "how_many") and re.search(r"\d", plain[item["answer"]])
+        if counts and not said_beside(plain[other], item["question"], known):
             return None  # it may be of something else
         return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
     return None
@@ -196,9 +198,8 @@ def other_value(item: Record) -> str | None:
     if item["type"] != "short" or rule("computed").search(item["question"]):
         return None
     colours = {*rule("colour").findall(said)} if found_in(item["question"], "which_colour") else set()
-    if colours and not any(one in known for one in colours):
-        if any(said_beside(one, item["question"], figures(known)) for one in {*rule("colour").findall(known)}):
-            return f"contradiction: {item['answer']!r:.40}, and {of} colour"
+    if colours and not any(one in known for one in colours) and _colours_of(item):
+        return f"contradiction: {item['answer']!r:.40}, and {of} colour"
     if not (found := re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)):
         return None
     if found[2] and found_in(found[2], "unit") and found[2] not in f"{known} {asked}" and has(known, found[1]):
@@ -214,6 +215,23 @@ def other_value(item: Record) -> str | None:
     ):
         return f"contradiction: {item['answer']!r:.40}, and {of} number"
     return None
+
+
+def _colours_of(item: Record) -> set[str]:
+    """The colours that the description may give what is asked about: not those of other things beside it.
+
+    What the description does not name may be anything in it.
+    """
+    plain, characters = CJK.sub(" ", " ".join(content(item["question"]))).split(), "".join(CJK.findall(item["question"]))
+    things = {word.rstrip("s") for word in plain if len(word) > 2} | {one + other for one, other in pairwise(characters)}
+    parts = [figures(part) for part in re.split(r"[.。!！?？;；\n]", f"{item.get('caption', '')}\n{item.get('ocr', '')}")]
+    own = {at for at, part in enumerate(parts) if any(thing in part for thing in things)}
+    before = {at - 1 for at in own if re.match(r"(?:its?|their|they)\b|[它其]", parts[at])}  # of what it speaks of
+    left = [
+        re.sub(rule("coloured_run"), lambda run: run[0] if any(thing in run[0] for thing in things) else " ", parts[at])
+        for at in own - before
+    ]
+    return {*rule("colour").findall(" ".join([*left, *(parts[at] for at in before)] if own else parts))}
 
 
 def _derived(answer: str, known: str, powers: tuple[int, ...] = (0, -3, 3, 4, 6)) -> bool:

@@ -19,7 +19,7 @@ from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mminstruct.against import figures, find_contradiction, has, other_value, unsupported, whole_numbers
 from mpo.pipelines.mminstruct.dialogue import find_round_fault
 from mpo.pipelines.mminstruct.domains import prompt
-from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
+from mpo.pipelines.mminstruct.generate import draw, lettered, mark_repeats, priors, same_answer
 from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, LONGEST_SHORT, SHORTEST_LONG, found_in, length, other_language, rule
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
@@ -270,7 +270,7 @@ class Check(Step):
             raise Dropped(fault, kind=fault.partition(":")[0])
         if record["type"] == "judgement":
             language = record.get("language", "en")
-            record["answer"] = YES_NO[language][0 if yes_or_no(record["answer"], language) else 1]
+            record["answer"] = YES_NO[language][not yes_or_no(record["answer"], language)]
         return record
 
 
@@ -306,14 +306,10 @@ class Blind(Step):
         return [draw(record["id"], number).sample(choices, len(choices)) for number in range(self.n)]
 
     def requests(self, record: Record) -> list[Request]:  # noqa: D102
-        found = []
-        for order in self._orders(record):
-            lines = [f"{chr(ord('A') + place)}. {one}" for place, one in enumerate(order)]
-            settings: dict[str, Any] = {"long": record["type"] == "long", "choice": record["type"] == "choice"}
-            settings |= {"question": "\n".join([record["question"], *lines]), "earlier": record.get("earlier", ())}
-            asked = prompt("blind", record.get("language", "en"), **settings)
-            found.append(Request.ask(asked))
-        return found
+        given: dict[str, Any] = {name: record["type"] == name for name in ("long", "choice")}
+        given["earlier"], language = record.get("earlier", ()), record.get("language", "en")
+        asked = ["\n".join([record["question"], *lettered(order)]) for order in self._orders(record)]
+        return [Request.ask(prompt("blind", language, question=one, **given)) for one in asked]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         said = [several[0].text.strip() for several in responses]

@@ -29,7 +29,7 @@ def find_round_fault(item: Record) -> str | None:
     """
     question, answer, earlier = item["question"], item["answer"], item.get("earlier") or []
     if not earlier:
-        of_nothing = found_in(question, "of_earlier") or (found_in(question, "pronoun") if not _content(question) else None)
+        of_nothing = found_in(question, "of_earlier") or (found_in(question, "pronoun") if not content(question) else None)
         return f"dialogue: the first round speaks of something earlier ({of_nothing.strip()!r})" if of_nothing else None
     key = question_key(question, loose=True)
     for one in earlier:
@@ -47,7 +47,7 @@ def find_round_fault(item: Record) -> str | None:
     return None
 
 
-def _content(question: str) -> list[str]:
+def content(question: str) -> list[str]:
     """The words of a question that say what it is about, characters in Chinese."""
     plain = CJK.sub(" ", question_key(question, loose=True)).split()
     rest = "".join(CJK.findall(question_key(question, loose=True)))
@@ -58,7 +58,7 @@ def _content(question: str) -> list[str]:
 
 def _says(one: Record, question: str) -> bool:
     """Whether a judgement asks no more than what a round says: its words, and its answer."""
-    asked, before, said = {*_content(question)}, {*_content(one["question"])}, {*_content(one["answer"])}
+    asked, before, said = {*content(question)}, {*content(one["question"])}, {*content(one["answer"])}
     return bool(before) and before <= asked <= before | said and bool(said & asked)
 
 
@@ -67,8 +67,8 @@ def said_beside(answer: str, question: str, text: str) -> str | None:
     said = re.sub(r"^(?:an?|the) (?=\w)", "", normalised(answer))
     if not said or said not in normalised(text) or said in ("a", "i") or (CJK.search(said) and len(said) < 2):
         return None
-    named = [word for word in _content(question) if not CJK.match(word) and word not in said.split()]
-    characters = "".join(word for word in _content(question) if CJK.match(word))
+    named = [word for word in content(question) if not CJK.match(word) and word not in said.split()]
+    characters = "".join(word for word in content(question) if CJK.match(word))
     pairs = {characters[at : at + 2] for at in range(len(characters) - 1)} - {said}
     patterns = [
         rf"\b{re.escape(said)}{_NEAR}{re.escape(word)}\b|\b{re.escape(word)}\s+{_JOINING}\s+(?:an? |the )?{re.escape(said)}\b"

@@ -180,6 +180,11 @@ def priors(record: Record) -> str:
     return "; ".join(f"{name}: {value}" for name, value in parts if value)
 
 
+def lettered(choices: Sequence[str]) -> list[str]:
+    """Options as lines, each after its letter."""
+    return [f"{chr(ord('A') + place)}. {one}" for place, one in enumerate(choices)]
+
+
 def read_items(text: str, type: str, *, cut: bool = False) -> list[dict[str, Any]]:
     """Read the instructions of a response, as tags or as JSON.
 

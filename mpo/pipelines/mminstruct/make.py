@@ -30,24 +30,23 @@ REPORT = "report.json"
 
 
 def collect(
-    sources: Sequence[Images],
+    sources: Sequence[Any],
     folder: Path,
     *,
     min_side: int = 64,
     near: bool = True,
     classify: Classify | None = None,
-    index: Callable[[Path, Images], Iterable[Record]] = lambda folder, source: source,
     **how: Any,
 ) -> dict[str, Any]:
     """Collect images in a folder: ``output.jsonl``, and ``dropped.jsonl`` with the reason of each that is not in it.
 
     Args:
-        sources: folders and data sets.
+        sources: folders and data sets, or those of their images that are retrieved
+            (`mpo.pipelines.mminstruct.retrieve.Retrieved`).
         folder: the folder, new or of the same collection, which goes on.
         min_side: as in `Look`.
         near: whether near copies are duplicates too.
         classify: the step that names the domains of images without one.
-        index: returns the images of a source that are retrieved; it gets a folder for the index.
         how: arguments of `mpo.pipelines.job.Job.run`.
 
     Returns:
@@ -57,8 +56,9 @@ def collect(
     Raises:
         ValueError: as `Job.run`, and if no image is left, with the reasons.
     """
-    check_unique(sources)
-    for source in sources:
+    own: list[Images] = [getattr(one, "source", one) for one in sources]
+    check_unique(own)
+    for source in own:
         if folder.resolve().is_relative_to(Path(source.path).resolve()):
             raise ValueError(f"{folder} lies in the folder of images {source.path}. Give an output folder outside.")
         source.order = folder / "look" / f"{file_name(str(source.name))}.jsonl"
@@ -70,8 +70,7 @@ def collect(
         dropped.extend(Records(job.folder, DROPPED))
         return [*Records(job.folder)]
 
-    chosen = [(str(one.name), index(folder / "index", one)) for one in sources]
-    seen = [one for name, records in chosen for one in run(Look(min_side=min_side), records, name)]
+    seen = [one for records, of in zip(sources, own, strict=True) for one in run(Look(min_side=min_side), records, str(of.name))]
     before = {one["id"] for one in read_json_lines(folder / OUTPUT)} if (folder / OUTPUT).is_file() else set[str]()
     twice = duplicates(seen, near=near, before=before)
     kept = [one for one in seen if one["id"] not in twice]
@@ -80,8 +79,8 @@ def collect(
         {"id": one["id"], "step": "duplicates", "reason": twice[one["id"]], "kind": "duplicate", "record": one} for one in same
     ]
     for name in dict.fromkeys(one["source"] for one in kept if "domain" not in one) if classify else ():
-        own, others = ([one for one in kept if (one["source"] == name) == same] for same in (True, False))
-        kept = others + run(classify, own, name)  # type: ignore[arg-type]
+        named, others = ([one for one in kept if (one["source"] == name) == of] for of in (True, False))
+        kept = others + run(classify, named, name)  # type: ignore[arg-type]
     (folder / REPORT).unlink(missing_ok=True)  # of other files, and after a kill of none
     write_json_lines(folder / OUTPUT, kept)
     write_json_lines(folder / DROPPED, dropped)
@@ -237,30 +236,18 @@ def _take_over(folder: Path, name: str, languages: Sequence[str]) -> None:
 
 def collect_as(own: Collecting, given: Sequence[Given], extra: Sequence[Any], folder: Path, how: dict[str, Any]) -> dict[str, Any]:
     """Collect images as a configuration says; arguments of `how` and the report as in `collect`."""
-    domains = load_domains(extra)
-    sources = [
-        Images(
-            one.path,
-            one.name,
-            None if one.domain in ("prompt", "query") else one.domain,
-            one.licence,
-            one.origin,
-            domains,
-            one.limit,
-        )
-        for one in given
-    ]
+    domains, sources = load_domains(extra), list[Any]()
+    for one in given:
+        domain = None if one.domain in ("prompt", "query") else one.domain
+        source: Any = Images(one.path, one.name, domain, one.licence, one.origin, domains, one.limit)
+        if one.retrieve:
+            from mpo.pipelines.mminstruct.retrieve import Retrieved
 
-    def index(place: Path, source: Images) -> Any:
-        one = given[next(at for at, other in enumerate(sources) if other is source)]
-        if not one.retrieve:
-            return source
-        from mpo.pipelines.mminstruct.retrieve import Retrieved
-
-        return Retrieved(source, place, str(own.clip), most=one.retrieve, queries=one.queries, by_query=one.domain == "query")
-
+            by = {"most": one.retrieve, "queries": one.queries, "by_query": one.domain == "query"}
+            source = Retrieved(source, folder / "index", str(own.clip), **by)  # type: ignore[arg-type]
+        sources.append(source)
     classify = None if own.model is None else Classify(open_model(own.model), domains=extra)
-    return collect(sources, folder, min_side=own.min_side, near=own.near, classify=classify, index=index, **how)
+    return collect(sources, folder, min_side=own.min_side, near=own.near, classify=classify, **how)
 
 
 def _run(steps: list[Step], records: Any, folder: Path, drop_bad: bool, how: dict[str, Any]) -> tuple[Job, dict[str, Any]]:

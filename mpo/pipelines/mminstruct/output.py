@@ -21,7 +21,7 @@ from mpo.pipelines.job import Job
 from mpo.pipelines.mminstruct.check import YES_NO, Check
 from mpo.pipelines.mminstruct.config import Config
 from mpo.pipelines.mminstruct.domains import TYPES, prompts
-from mpo.pipelines.mminstruct.generate import draw
+from mpo.pipelines.mminstruct.generate import draw, lettered
 from mpo.pipelines.mminstruct.language import length
 from mpo.pipelines.mmpr.config import file_name
 from mpo.pipelines.mmpr.make import Correct, Records
@@ -38,6 +38,16 @@ SAME = 0.9
 """Share of n-grams by which two long answers are the same."""
 SHOWN_SIDE = 160
 """Pixels of an image on the page."""
+TITLES = {
+    "per instruction": "Cost of a kept instruction",
+    "spent": "Spent",
+    "drops": "Dropped, by step and kind",
+    "collected": "Images",
+    "mean length": "Mean length, in words (Chinese: characters)",
+    "dialogues": "Dialogues, by rounds",
+    "judgements": "Judgements",
+    "letters": "Letters of right options",
+}
 KINDS = {"judgement": "yes_no", "choice": "choice", "short": None}
 """Kinds of answers in `mpo.verification`, of the types that have a known one."""
 
@@ -143,8 +153,7 @@ def _phrased(one: Record) -> Record:
     """Add the prompt and the response that an arranged instruction has."""
     choices = one["choices"] if one["type"] == "choice" else []
     response = chr(ord("A") + choices.index(one["answer"])) if choices else one["answer"]
-    lines = [f"{chr(ord('A') + number)}. {choice}" for number, choice in enumerate(choices)]
-    return {**one, "response": response, "prompt": "\n".join([one["question"], *lines, one["suffix"]])}
+    return {**one, "response": response, "prompt": "\n".join([one["question"], *lettered(choices), one["suffix"]])}
 
 
 def _reviewed(instructions: Iterable[Record], correct: Correct | None, lost: list[Record]) -> list[Record]:
@@ -313,31 +322,19 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
     for group in conversations(kept):
         first.setdefault((group[0].get("domain") or "none", group[0]["type"] if len(group) == 1 else "dialogue"), group)
     parts = [("Domains and types", f"<table><tr><th></th>{heads}</tr>{rows}</table>")]
-    parts += [
-        (title, table({key: value for key, value in report[name].items() if key not in ("domains", "spent")}))
-        for title, name in (
-            ("Cost of a kept instruction", "per instruction"),
-            ("Spent", "spent"),
-            ("Dropped, by step and kind", "drops"),
-            ("Images", "collected"),
-            ("Mean length, in words (Chinese: characters)", "mean length"),
-            ("Dialogues, by rounds", "dialogues"),
-            ("Judgements", "judgements"),
-            ("Letters of right options", "letters"),
-        )
-        if report.get(name)
-    ]
+    for name, title in TITLES.items():
+        if own := report.get(name):
+            parts.append((title, table({key: value for key, value in own.items() if key not in ("domains", "spent")})))
     parts[1] = (parts[1][0], f"{parts[1][1]}<p>In the paper: a sixth ({PAPER_RATIO:.3f}).</p>")
     shown = "".join(_example(kind, group) for (_, kind), group in sorted(first.items(), key=lambda one: one[0]))
     title = f"{report['instructions']:,} instructions about {report['images']:,} images; {report['dropped']:,} dropped"
     title += f"; unused responses, to what is gone or has changed: {report['unused']:,}" if "unused" in report else ""
     style = f"{STYLE}.g{{display:flex;flex-wrap:wrap;gap:0 2em}}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}"
+    style += "pre{margin:.2em 0}"
+    sections = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in parts)
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
-        f"<style>{style}pre{{margin:.2em 0}}</style></head>"
-        f"<body><h1>{escape(title)}</h1><div class='g'>"
-        + "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in parts)
-        + f"</div><h2>Examples</h2>{shown}</body></html>\n"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style></head>"
+        f"<body><h1>{escape(title)}</h1><div class='g'>{sections}</div><h2>Examples</h2>{shown}</body></html>\n"
     )
 
 

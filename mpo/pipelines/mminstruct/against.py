@@ -193,7 +193,9 @@ def other_value(item: Record) -> str | None:
     of = "the caption has another"
     for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
         there = [int(one) for one, other in rule("counted").findall(known) if other == thing]
-        if there and int(number) > max(sum(there), max(there) + 1):
+        place = rf"{thing} (?:on|at|in|to) the (?:left|right|top|bottom|middle|front|back)\b|[左右上下前后][边面方]\S{{0,8}}{thing}"
+        some = re.search(place, known)  # not all of them
+        if there and not some and int(number) > max(sum(there), max(there) + 1):
             return f"contradiction: {number} {thing}, and {of} number"
     if item["type"] != "short" or rule("computed").search(item["question"]):
         return None

@@ -387,7 +387,8 @@ def test_what_asks_the_same(type, earlier, later, kind):
         ("short", "柠檬是什么颜色？", "黄色", None, "红色的碗里有几个柠檬。"),
         ("short", "What colour is the car?", "scarlet", None, "A red car and two blue bikes."),
         ("choice", "What colour is the car?", "scarlet", ["scarlet", "blue"], "A red car and two blue bikes."),
-        ("choice", "How many cats are there?", "3", ["2", "3"], "2 dogs and some cats play."),
+        ("choice", "How many cats are there?", "13", ["12", "13"], "12 dogs and some cats play."),
+        ("judgement", "Are there 7 windows in the house?", "Yes", None, "Two windows on the left are open. The house is white."),
     ],
 )
 def test_keeps_right_ones_that_look_like_faults(type, question, answer, choices, caption):

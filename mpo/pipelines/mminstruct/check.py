@@ -184,8 +184,8 @@ def _repeats(text: str, most: int) -> str | None:
         return str(twice[0])
     parts = map(normalised, re.split(r"(?<!\d)[.]|[.](?=\s|$)|[!?。！？\n]+", re.sub(r"(?m)^\s*(?:\d+[.)、]|[-*•])\s", "", text)))
     sentences = Counter(part for part in parts if len(part) > 5)
-    most = {part: 1 if len(part) > 40 or len(CJK.findall(part)) > 15 else most for part in sentences}
-    many = next((part for part, count in sentences.items() if count > most[part]), None)
+    long = {part for part in sentences if len(part) > 40 or len(CJK.findall(part)) > 15}
+    many = next((part for part, count in sentences.items() if count > (1 if part in long else most)), None)
     return many or next((found.rule for found in find_degenerate(text)), None)
 
 
@@ -251,9 +251,8 @@ def _leaks(item: Record) -> Iterator[str]:
     said = re.sub(r"^(?:an?|the) (?=\w)", "", said)
     if type in ("judgement", "long") or said in ("", "a", "i") or not has(asked, said):  # words, too
         return
-    alternatives = re.search(
-        r"\bor\b|\bamong\b|\bcompar|\b(?:of|between)\b.*\band\b|还是|或|[和与跟].*[哪谁]", asked.replace(said, " ")
-    )
+    rest = re.sub(rf"(?<![A-Za-z]){re.escape(said)}(?![A-Za-z])", " ", asked)
+    alternatives = re.search(r"\bor\b|\bamong\b|\bchoose\b|\bcompar|\b(?:of|between)\b.*\band\b|还是|或|[和与跟].*[哪谁]", rest)
     listed = re.search(r"[(（][^()（）]*[,，、][^()（）]*[)）]", question)
     limit = re.fullmatch(r"[\d_]+", said) and rule("bound").search(re.sub(rf"(?<![\w_]){said}(?![\w_])", "#", asked))
     if not (alternatives or listed or limit or any(has(asked, normalised(one)) for one in _options(item) if one != answer)):

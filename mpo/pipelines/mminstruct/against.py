@@ -48,10 +48,9 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
         numbers = [token for token in tokens if re.fullmatch(_NUMBER, token)]
         if len(numbers) == 1 and len(tokens) > 2:
             at = tokens.index(numbers[0])
-            tokens = ["#" if place == at else token for place, token in enumerate(tokens)]
-            alike.setdefault((tokens[at - 1] if at else "", tokens[at + 1] if at + 1 < len(tokens) else ""), []).append(
-                (tokens, numbers[0])
-            )
+            tokens[at] = "#"
+            beside = ("".join(tokens[:at][-1:]), "".join(tokens[at + 1 :][:1]))
+            alike.setdefault(beside, []).append((tokens, numbers[0]))
     found: list[dict[tuple[str, ...], Fraction]] = []
     for own in alike.values():
         texts = [tokens for tokens, _ in own]
@@ -88,23 +87,14 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction], known: str
     if len({*values.values()}) < 2 or found_in(item["question"], "not_plain"):
         return None
     question, answer, type = item["question"], item["answer"], item["type"]
-    asked, edge = (
-        _named(question, values),
-        {name: edge(values, key=values.__getitem__) for name, edge in (("most", max), ("least", min))},
-    )
-    said = read_yes_no(answer)
+    asked, said = _named(question, values), read_yes_no(answer)
+    edge = {"most": max(values, key=values.__getitem__), "least": min(values, key=values.__getitem__)}
     more, less = (found_in(question, name) is not None for name in ("more", "less"))
     if type == "judgement" and len(asked) == 2 and more != less and said is not None and values[asked[0]] != values[asked[1]]:
         if re.search(r"\bthan\b|比", question) and ((values[asked[0]] > values[asked[1]]) == more) != said:
             return "contradiction: the description compares them otherwise"
-    parts = (
-        [f"{question} {answer}"]
-        if type in ("short", "choice") and not asked
-        else _PART.split(_plain(answer))
-        if type == "long"
-        else []
-    )
-    for part in parts:
+    parts = [] if asked or type == "judgement" else [f"{question} {answer}"]
+    for part in _PART.split(_plain(answer)) if type == "long" else parts:
         names, wanted = _named(part, values), [name for name in ("most", "least") if found_in(part, name)]
         if len(names) != 1 or len(wanted) != 1 or found_in(part, "not_plain") or _of_another(part, wanted[0], names[0], known):
             continue
@@ -209,12 +199,8 @@ def other_value(item: Record) -> str | None:
     units = {*rule("converted").findall(f"{asked} {said}")} - {*rule("converted").findall(known)}
     powers = (0, -3, -2, -1, 3, 4, 6) if units else (0, -3, 3, 4, 6)
     exact = "." in found[1] or found[1].startswith("-") or float(found[1]) > 20  # fewer are counted
-    if (
-        exact
-        and len(re.findall(r"\d+\.\d+", known)) > 1
-        and not has(known, found[1])
-        and not _derived(found[1].lstrip("-"), known, powers)
-    ):
+    there = has(known, found[1]) or _derived(found[1].lstrip("-"), known, powers)
+    if exact and not there and len(re.findall(r"\d+\.\d+", known)) > 1:
         return f"contradiction: {item['answer']!r:.40}, and {of} number"
     return None
 

@@ -92,12 +92,10 @@ class Caption(Step):
             ends = [*_END.finditer(text)]
             text = text[: ends[-1].end()] if ends else ""
         fault = self.fault(text, record)
-        if fault is None:
-            record.pop("fault", None)
-            return {**record, "caption": text}
-        if self.last:
+        if fault and self.last:
             raise Dropped(f"{fault}: {response.text.strip()!r:.120}", kind=fault.partition(" (")[0], caption=response.text)
-        return {**record, "fault": fault}
+        record.pop("fault", None)
+        return {**record, "fault": fault} if fault else {**record, "caption": text}
 
     def fault(self, text: str, record: Record) -> str | None:
         """Why a caption of a record cannot be used; None if it can."""

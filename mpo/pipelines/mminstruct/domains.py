@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from jinja2 import StrictUndefined
@@ -118,8 +118,7 @@ def check_domain(name: Any, domains: Mapping[str, Domain], where: str) -> str:
 @cache
 def prompts() -> dict[str, Any]:
     """The file of prompts."""
-    found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
-    return found
+    return cast(dict[str, Any], yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8")))
 
 
 def prompt(*place: str, **values: Any) -> str:

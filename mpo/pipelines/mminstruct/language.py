@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unicodedata import normalize
 
 import yaml
@@ -36,20 +36,17 @@ def _rules() -> dict[str, Any]:
 
 def rule(name: str) -> re.Pattern[str]:
     """A regular expression of ``rules.yaml``."""
-    found: re.Pattern[str] = _rules()[name]
-    return found
+    return cast(re.Pattern[str], _rules()[name])
 
 
 def words(name: str) -> frozenset[str]:
     """Words of ``rules.yaml``."""
-    found: frozenset[str] = _rules()[name]
-    return found
+    return cast(frozenset[str], _rules()[name])
 
 
 def pairs(name: str) -> dict[str, str]:
     """Words of ``rules.yaml``, each with another one."""
-    found: dict[str, str] = _rules()[name]
-    return found
+    return cast(dict[str, str], _rules()[name])
 
 
 def length(text: str, language: str) -> int:

@@ -20,15 +20,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     from mpo.pipelines.job import SETTINGS
-    from mpo.pipelines.mminstruct.caption import Caption, InLanguages, check_sees
+    from mpo.pipelines.mminstruct.caption import InLanguages, check_sees
+    from mpo.pipelines.mminstruct.make import caption_steps
     from mpo.pipelines.mmpr.make import Records
 
     model, sampling = asked_model(args)
     records = InLanguages(Records(args.input), args.language or ["en"])
     if not (args.output / SETTINGS).exists():
         check_sees(model)
-    steps = [
-        Caption(model, last=left == 0, domains=args.domains or [], **{**sampling, "seed": args.seed + args.attempts - 1 - left})
-        for left in reversed(range(args.attempts))
-    ]
-    return run_step(args, steps, records)
+    return run_step(args, caption_steps(model, args.attempts, domains=args.domains or [], **sampling), records)

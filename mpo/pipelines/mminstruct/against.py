@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from mpo.data.similar import normalised
-from mpo.pipelines.mminstruct.language import CJK, found_in, rule
+from mpo.pipelines.mminstruct.dialogue import content, said_beside
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule, words
 from mpo.pipelines.step import Record
 from mpo.verification.number import HAN, read_han
 from mpo.verification.texts import read_yes_no
 
-_IDEOGRAPHS = CJK.pattern[1:-1]
-_WORDS = "none one two three four five six seven eight nine ten eleven twelve"
-_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS.split())} | {"zero": "0"}
 _NUMBER = r"(?:(?<![\w.)])-)?(?<![\d.])\d{1,15}(?:\.\d{1,15})?(?:e[+-]?\d{1,2})?(?!\d)"
-_TOKEN = re.compile(rf"{_NUMBER}|[^\W\d{_IDEOGRAPHS}][^\W{_IDEOGRAPHS}]*|[{_IDEOGRAPHS}]", re.IGNORECASE)
+_TOKEN = re.compile(rf"{_NUMBER}|[^\W\d{IDEOGRAPHS}][^\W{IDEOGRAPHS}]*|[{IDEOGRAPHS}]", re.IGNORECASE)
 _PART = re.compile(r"[;:!?，；：。！？、\n]+|[.,](?!\d)")
 
 
@@ -50,10 +48,9 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
         numbers = [token for token in tokens if re.fullmatch(_NUMBER, token)]
         if len(numbers) == 1 and len(tokens) > 2:
             at = tokens.index(numbers[0])
-            tokens = ["#" if place == at else token for place, token in enumerate(tokens)]
-            alike.setdefault((tokens[at - 1] if at else "", tokens[at + 1] if at + 1 < len(tokens) else ""), []).append(
-                (tokens, numbers[0])
-            )
+            tokens[at] = "#"
+            beside = ("".join(tokens[:at][-1:]), "".join(tokens[at + 1 :][:1]))
+            alike.setdefault(beside, []).append((tokens, numbers[0]))
     found: list[dict[tuple[str, ...], Fraction]] = []
     for own in alike.values():
         texts = [tokens for tokens, _ in own]
@@ -90,23 +87,14 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction], known: str
     if len({*values.values()}) < 2 or found_in(item["question"], "not_plain"):
         return None
     question, answer, type = item["question"], item["answer"], item["type"]
-    asked, edge = (
-        _named(question, values),
-        {name: edge(values, key=values.__getitem__) for name, edge in (("most", max), ("least", min))},
-    )
-    said = read_yes_no(answer)
+    asked, said = _named(question, values), read_yes_no(answer)
+    edge = {"most": max(values, key=values.__getitem__), "least": min(values, key=values.__getitem__)}
     more, less = (found_in(question, name) is not None for name in ("more", "less"))
     if type == "judgement" and len(asked) == 2 and more != less and said is not None and values[asked[0]] != values[asked[1]]:
         if re.search(r"\bthan\b|比", question) and ((values[asked[0]] > values[asked[1]]) == more) != said:
             return "contradiction: the description compares them otherwise"
-    parts = (
-        [f"{question} {answer}"]
-        if type in ("short", "choice") and not asked
-        else _PART.split(_plain(answer))
-        if type == "long"
-        else []
-    )
-    for part in parts:
+    parts = [] if asked or type == "judgement" else [f"{question} {answer}"]
+    for part in _PART.split(_plain(answer)) if type == "long" else parts:
         names, wanted = _named(part, values), [name for name in ("most", "least") if found_in(part, name)]
         if len(names) != 1 or len(wanted) != 1 or found_in(part, "not_plain") or _of_another(part, wanted[0], names[0], known):
             continue
@@ -164,17 +152,7 @@ def _coloured(text: str) -> list[tuple[str, str]]:
 
 
 def _alike(colour: str) -> set[str]:
-    groups = (
-        "grey gray silver white",
-        "gold golden yellow orange 金 黄 橙",
-        "beige brown orange 棕 褐 橙",
-        "violet purple pink 紫 粉",
-        "turquoise blue green",
-        "灰 银 白",
-        "红 粉 橙",
-        "red pink orange",
-    )
-    return {other for group in groups if colour in group.split() for other in group.split()}
+    return {other for group in words("colours_alike") for other in group.split("/") if colour in group.split("/")}
 
 
 def unsupported(item: Record) -> str | None:
@@ -189,6 +167,11 @@ def unsupported(item: Record) -> str | None:
     there = {one: has(known, text) and not has(asked, text) for one, text in plain.items()}
     if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
         other = next(one for one, found in there.items() if found)
+        if found_in(item["question"], "which_colour") and not {*rule("colour").findall(plain[other])} & _colours_of(item):
+            return None
+        counts = found_in(item["question"], "how_many") and re.search(r"\d", plain[item["answer"]])
+        if counts and not said_beside(plain[other], item["question"], known):
+            return None  # it may be of something else
         return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
     return None
 
@@ -200,12 +183,14 @@ def other_value(item: Record) -> str | None:
     of = "the caption has another"
     for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
         there = [int(one) for one, other in rule("counted").findall(known) if other == thing]
-        if there and int(number) > max(sum(there), max(there) + 1):
+        place = rf"{thing} (?:on|at|in|to) the (?:left|right|top|bottom|middle|front|back)\b|[左右上下前后][边面方]\S{{0,8}}{thing}"
+        some = re.search(place, known)  # not all of them
+        if there and not some and int(number) > max(sum(there), max(there) + 1):
             return f"contradiction: {number} {thing}, and {of} number"
     if item["type"] != "short" or rule("computed").search(item["question"]):
         return None
-    colours = {*rule("colour").findall(said)} if found_in(item["question"], "which_colour") else {}
-    if colours and rule("colour").search(known) and not any(one in known for one in colours):
+    colours = {*rule("colour").findall(said)} if found_in(item["question"], "which_colour") else set()
+    if colours and not any(one in known for one in colours) and _colours_of(item):
         return f"contradiction: {item['answer']!r:.40}, and {of} colour"
     if not (found := re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)):
         return None
@@ -214,14 +199,27 @@ def other_value(item: Record) -> str | None:
     units = {*rule("converted").findall(f"{asked} {said}")} - {*rule("converted").findall(known)}
     powers = (0, -3, -2, -1, 3, 4, 6) if units else (0, -3, 3, 4, 6)
     exact = "." in found[1] or found[1].startswith("-") or float(found[1]) > 20  # fewer are counted
-    if (
-        exact
-        and len(re.findall(r"\d+\.\d+", known)) > 1
-        and not has(known, found[1])
-        and not _derived(found[1].lstrip("-"), known, powers)
-    ):
+    there = has(known, found[1]) or _derived(found[1].lstrip("-"), known, powers)
+    if exact and not there and len(re.findall(r"\d+\.\d+", known)) > 1:
         return f"contradiction: {item['answer']!r:.40}, and {of} number"
     return None
+
+
+def _colours_of(item: Record) -> set[str]:
+    """The colours that the description may give what is asked about: not those of other things beside it.
+
+    What the description does not name may be anything in it.
+    """
+    plain, characters = CJK.sub(" ", " ".join(content(item["question"]))).split(), "".join(CJK.findall(item["question"]))
+    things = {word.rstrip("s") for word in plain if len(word) > 2} | {one + other for one, other in pairwise(characters)}
+    parts = [figures(part) for part in re.split(r"[.。!！?？;；\n]", f"{item.get('caption', '')}\n{item.get('ocr', '')}")]
+    own = {at for at, part in enumerate(parts) if any(thing in part for thing in things)}
+    before = {at - 1 for at in own if re.match(r"(?:its?|their|they)\b|[它其]", parts[at])}  # of what it speaks of
+    left = [
+        re.sub(rule("coloured_run"), lambda run: run[0] if any(thing in run[0] for thing in things) else " ", parts[at])
+        for at in own - before
+    ]
+    return {*rule("colour").findall(" ".join([*left, *(parts[at] for at in before)] if own else parts))}
 
 
 def _derived(answer: str, known: str, powers: tuple[int, ...] = (0, -3, 3, 4, 6)) -> bool:
@@ -239,14 +237,14 @@ def has(text: str, part: str) -> bool:
     before = r"(?<![\d.])" if part[:1].isdigit() else ""
     if CJK.search(part):
         return len(part) > 1 and re.search(before + re.escape(part), text) is not None
-    return re.search(rf"{before}(?<![^\W{_IDEOGRAPHS}]){re.escape(part)}(?![^\W{_IDEOGRAPHS}]|\.\d)", text) is not None
+    return re.search(rf"{before}(?<![^\W{IDEOGRAPHS}]){re.escape(part)}(?![^\W{IDEOGRAPHS}]|\.\d)", text) is not None
 
 
 def figures(text: str) -> str:
     """A normalised text with its numbers in digits, and colours by one name."""
     text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
-    text = normalised(whole_numbers(_plain(text))).replace("gray", "grey").replace("violet", "purple")
-    return " ".join(_NUMBERS.get(word, word) for word in re.sub(r"(?<=\d)_(?=\d)", ".", text).split())
+    text = re.sub(r"(?<=\d)_(?=\d)", ".", normalised(whole_numbers(_plain(text))))
+    return " ".join(pairs("same").get(word, word) for word in text.split())
 
 
 def whole_numbers(text: str) -> str:

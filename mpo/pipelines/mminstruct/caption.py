@@ -12,7 +12,7 @@ from PIL import Image
 from mpo.data.degenerate import find_degenerate
 from mpo.generation.generator import Decoding, GenerationError, Generator, Request, Response
 from mpo.pipelines.mminstruct.collect import smaller
-from mpo.pipelines.mminstruct.domains import LANGUAGES, load_domains, prompt
+from mpo.pipelines.mminstruct.domains import LANGUAGES, load_domains, prompt, without_placeholders
 from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
 from mpo.pipelines.step import Dropped, Record, Step
 
@@ -76,14 +76,12 @@ class Caption(Step):
     def requests(self, record: Record) -> list[Request]:  # noqa: D102
         if record.get("caption"):
             return []
-        language = record.get("language", "en")
-        domain = self._known.get(record.get("domain", ""))
-        about = domain.about[language] if domain else ""  # type: ignore[index]
-        given = {"about": about, "tags": ", ".join(record.get("tags", ())), "ocr": record.get("ocr", "")}
-        asked = prompt("caption", language, shortest=self._shortest(record), **given)
+        language, domain = record.get("language", "en"), self._known.get(record.get("domain", ""))
+        given = {"about": domain.about[language] if domain else "", "tags": ", ".join(record.get("tags", ()))}
+        asked = prompt("caption", language, shortest=self._shortest(record), ocr=record.get("ocr", ""), **given)
         if fault := record.get("fault"):
             asked = prompt("again", language, asked=asked, fault=fault)
-        return [Request.ask(_without_placeholders(asked), images=[smaller(record["images"][0], self.max_side)])]
+        return [Request.ask(without_placeholders(asked), images=[smaller(record["images"][0], self.max_side)])]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         if record.get("caption"):
@@ -94,12 +92,10 @@ class Caption(Step):
             ends = [*_END.finditer(text)]
             text = text[: ends[-1].end()] if ends else ""
         fault = self.fault(text, record)
-        if fault is None:
-            record.pop("fault", None)
-            return {**record, "caption": text}
-        if self.last:
+        if fault and self.last:
             raise Dropped(f"{fault}: {response.text.strip()!r:.120}", kind=fault.partition(" (")[0], caption=response.text)
-        return {**record, "fault": fault}
+        record.pop("fault", None)
+        return {**record, "fault": fault} if fault else {**record, "caption": text}
 
     def fault(self, text: str, record: Record) -> str | None:
         """Why a caption of a record cannot be used; None if it can."""
@@ -123,11 +119,6 @@ class Caption(Step):
         return max(least, self.shortest["ocr"]) if record.get("ocr") else least
 
 
-def _without_placeholders(text: str) -> str:
-    """OCR text and tags are material: a placeholder of an image in them is none."""
-    return re.sub(r"<(image|video)>", r"[\1]", text)
-
-
 def check_sees(generator: Generator) -> None:
     """Find out whether a model sees images: a prompt with one has more tokens than the same prompt without.
 
@@ -138,16 +129,12 @@ def check_sees(generator: Generator) -> None:
     image = Image.effect_mandelbrot((256, 256), (-2.0, -1.5, 1.0, 1.5), 64).convert("RGB")
     name = getattr(generator, "name", None) or "the model"
     counts = []
-    for images in ([], [image]):
+    for what, images in (("a question", []), ("an image", [image])):
         try:
             ((response,),) = generator.generate([Request.ask("Describe it.", images=images)], temperature=0.0, max_new_tokens=1)
         except GenerationError as error:
-            raise ValueError(
-                f"{name} refuses {'an image' if images else 'a question'}: {error}. Captions need a model that sees."
-            ) from None
+            raise ValueError(f"{name} refuses {what}: {error}. Captions need a model that sees.") from None
         counts.append(response.prompt_tokens)
     if None not in counts and counts[0] == counts[1]:
-        raise ValueError(
-            f"{name} does not see images: a prompt has {counts[0]} tokens with one and without. Give the address of a "
-            "vision-language model."
-        )
+        same = f"a prompt has {counts[0]} tokens with one and without"
+        raise ValueError(f"{name} does not see images: {same}. Give the address of a vision-language model.")

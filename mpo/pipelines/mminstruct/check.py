@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -19,14 +19,13 @@ from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mminstruct.against import figures, find_contradiction, has, other_value, unsupported, whole_numbers
 from mpo.pipelines.mminstruct.dialogue import find_round_fault
 from mpo.pipelines.mminstruct.domains import prompt
-from mpo.pipelines.mminstruct.generate import draw, mark_repeats, priors, same_answer
-from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, SHORTEST_LONG, found_in, length, other_language, rule
+from mpo.pipelines.mminstruct.generate import draw, lettered, mark_repeats, priors, same_answer
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, LONGEST_SHORT, SHORTEST_LONG, found_in, length, other_language, rule
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
 from mpo.verification.texts import read_yes_no
 
 YES_NO = {"en": ("Yes", "No"), "zh": ("是", "否")}
-_IDEOGRAPHS = CJK.pattern[1:-1]
 
 
 def find_fault(item: Record) -> str | None:
@@ -39,69 +38,98 @@ def find_fault(item: Record) -> str | None:
     >>> find_fault({"type": "short", "question": "What colour is the red car?", "answer": "red"})
     "leak: the question contains the answer 'red'"
     """
+    return next(_faults(item), None)
+
+
+def _faults(item: Record) -> Iterator[str]:
+    """The faults of an instruction, in the order in which they are looked for."""
     if item.get("fault"):
-        return str(item["fault"])
+        yield str(item["fault"])
     if earlier := item.get("earlier"):
         about = tuple((name, item[name]) for name in ("language", "caption", "ocr") if name in item)
         if not _usable(tuple((one["type"], one["question"], one["answer"]) for one in earlier), about):
-            return "dialogue: an earlier round cannot be used"
-    language, type = item.get("language", "en"), item["type"]
-    question, answer, choices = item["question"], item["answer"], item.get("choices") or []
+            yield "dialogue: an earlier round cannot be used"
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
+    for name, text in (("question", item["question"]), ("answer", item["answer"]), *(("option", one) for one in _options(item))):
+        yield from _of_text(name, text, item, known)
+    yield from _of_question(item, known)
+    yield from _FORM[item["type"]](item, item.get("language", "en"))
+    yield from _of_language(item, known)
+    yield from _leaks(item)
+    if "earlier" in item and (fault := find_round_fault(item)):
+        yield fault
+    if fault := unsupported(item) if item["type"] == "choice" else other_value(item) if known else None:
+        yield fault
+    if fault := find_contradiction(item):
+        yield fault
 
-    def found(text: str, name: str) -> str | None:  # the image may say it: a sign, a speech bubble, code
-        text = re.sub(r"(\\[A-Za-z]+|√) *(?=\{)", r"\1_", text) if name in ("marks", "signs") else text  # LaTeX
-        said = found_in(text, name)
-        return said if said and said.strip().casefold() not in known.casefold() else None
 
-    for name, text in (("question", question), ("answer", answer), *(("option", one) for one in choices)):
-        if not text.strip():
-            return f"malformed: the {name} is empty"
-        # "f(-1) is ____ f(0).", not "What is the ____?"
-        cloze = name == "question" and not re.search("[?？]", text) and length(re.sub("_{2,}", " ", text), language) > 2
-        if said := found(re.sub("_{3,}", "__", text) if cloze else text, "marks"):
-            return f"malformed: the {name} has {said!r:.40}"
-        if known and (name == "question" or type != "long") and (said := found(text, "signs")):
-            return f"malformed: the {name} has {said!r:.40}"
-        if name != "option" and (said := _cut(text.strip(), type if name == "answer" else name, language, known)):
-            return f"malformed: the {name} is cut off at {said!r:.40}"
-        if not re.search(r"\S" if choices and name != "question" else r"\w", text):
-            return f"malformed: the {name} {text!r:.40} has no word"
-        if name != "option" and (again := _repeats(text, 1 if name == "question" else 2)):
-            return f"malformed: the {name} repeats {again!r:.40}"
-        if said := found(text, "caption"):
-            return f"caption: the {name} speaks of the caption ({said!r})"
-        if said := found(text, "refuses") or (found(text, "undetermined") if name == "answer" else None):
-            return f"refusal: the {name} refuses ({said!r})"
+def _options(item: Record) -> list[str]:
+    return item.get("choices") or []
+
+
+def _new(text: str, name: str, known: str) -> str | None:
+    """What a rule finds in a text, unless the image may say it: a sign, a speech bubble, code."""
+    said = found_in(text, name)
+    return said if said and said.strip().casefold() not in known.casefold() else None
+
+
+def _of_text(name: str, text: str, item: Record, known: str) -> Iterator[str]:
+    """What is wrong with a question, an answer or an option by itself."""
+    language, type = item.get("language", "en"), item["type"]
+    if not text.strip():
+        yield f"malformed: the {name} is empty"
+    plain = re.sub(r"(\\[A-Za-z]+|√) *(?=\{)", r"\1_", text)  # LaTeX
+    # "f(-1) is ____ f(0).", not "What is the ____?"
+    cloze = name == "question" and not re.search("[?？]", text) and length(re.sub("_{2,}", " ", text), language) > 2
+    if said := _new(re.sub("_{3,}", "__", plain) if cloze else plain, "marks", known):
+        yield f"malformed: the {name} has {said!r:.40}"
+    if known and (name == "question" or type != "long") and (said := _new(plain, "signs", known)):
+        yield f"malformed: the {name} has {said!r:.40}"
+    if name != "option" and (said := _cut(text.strip(), type if name == "answer" else name, language, known)):
+        yield f"malformed: the {name} is cut off at {said!r:.40}"
+    if not re.search(r"\S" if _options(item) and name != "question" else r"\w", text):
+        yield f"malformed: the {name} {text!r:.40} has no word"
+    if name != "option" and (again := _repeats(text, 1 if name == "question" else 2)):
+        yield f"malformed: the {name} repeats {again!r:.40}"
+    if said := _new(text, "caption", known):
+        yield f"caption: the {name} speaks of the caption ({said!r})"
+    if said := _new(text, "refuses", known) or (_new(text, "undetermined", known) if name == "answer" else None):
+        yield f"refusal: the {name} refuses ({said!r})"
+
+
+def _of_question(item: Record, known: str) -> Iterator[str]:
+    """A question that asks nothing, needs no image, or is not of its type."""
+    question, answer, type, key = item["question"], item["answer"], item["type"], normalised(item["question"])
     bare = not item.get("turn") and rule("bare").search(question)  # "Why?", in a dialogue
-    if (CJK.search(question) and language == "zh" and not rule("asks_zh").search(question.strip())) or bare:
-        return f"malformed: the question {question!r:.40} asks nothing"
-    if said := found(question, "alone"):
-        return f"no image needed: the question alone gives the answer ({said!r:.60})"
-    if known and (said := found(question, "numbered")):
-        return f"malformed: the question has its number {said!r:.40}"
-    if (
-        not re.search("[?？(（_]", question)
-        and 30 < len(normalised(question)) < len(known) / 2
-        and normalised(question) in normalised(known)
-    ):
-        return f"malformed: the question {question!r:.40} is a sentence of the description"
+    cut = item.get("language") == "zh" and CJK.search(question) and not rule("asks_zh").search(question.strip())
+    if bare or cut:
+        yield f"malformed: the question {question!r:.40} asks nothing"
+    if said := _new(question, "alone", known):
+        yield f"no image needed: the question alone gives the answer ({said!r:.60})"
+    if known and (said := _new(question, "numbered", known)):
+        yield f"malformed: the question has its number {said!r:.40}"
+    if not re.search("[?？(（_]", question) and 30 < len(key) < len(known) / 2 and key in normalised(known):
+        yield f"malformed: the question {question!r:.40} is a sentence of the description"
     if type != "choice" and rule("by_letter").match(answer) and rule("lettered").search(question):
-        return f"malformed: the question {question!r:.40} has options, and is of the type {type}"
+        yield f"malformed: the question {question!r:.40} has options, and is of the type {type}"
     if type != "choice" and re.search(r"[?？]\W*$", answer) and answer.strip() not in known:
-        return f"malformed: the answer asks {answer!r:.40}"
-    if fault := _FORM[type](item, language):
-        return fault
+        yield f"malformed: the answer asks {answer!r:.40}"
+
+
+def _of_language(item: Record, known: str) -> Iterator[str]:
+    """A text that the image has not, or one in another language."""
+    question, answer, type, language = item["question"], item["answer"], item["type"], item.get("language", "en")
     if known and not rule("writing").search(known) and (said := found_in(f"{question}\n{answer}", "of_text")):
-        return f"caption: it speaks of a text ({said!r}), and the image has none"
+        yield f"caption: it speaks of a text ({said!r}), and the image has none"
     names = type == "short" and (not known or rule("writing").search(question))  # what is read in the image is in any language
     texts = [("question", question)] + [("answer", answer)] * (type in ("long", "short") and not names)
-    for name, text in [*texts, *(("option", one) for one in choices if known)]:  # without a caption, names are not known
-        theirs = name == "option" and answer != text and _foreign(answer, language) and answer.casefold() in known.casefold()
+    for name, text in [*texts, *(("option", one) for one in _options(item) if known)]:  # without a caption, names are not known
+        # What is read in the image is in the other script, and so may be the other options.
+        other = (CJK.search(answer) is None) == (language == "zh") and re.search(r"[^\W\d_]", answer)
+        theirs = name == "option" and answer != text and other and answer.casefold() in known.casefold()
         if not theirs and other_language(text, language, known):
-            return f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
-    fault = _leak(item) or (find_round_fault(item) if "earlier" in item else None)
-    return fault or (unsupported(item) if type == "choice" else other_value(item) if known else None) or find_contradiction(item)
+            yield f"language: the {name} is not in {'English' if language == 'en' else 'Chinese'}: {text!r:.60}"
 
 
 @lru_cache(maxsize=4096)
@@ -129,13 +157,14 @@ def _cut(text: str, kind: str, language: str, known: str) -> str | None:
     opened = [len(re.findall(one, text)) for one in (r"[(\[{（【《“「]", r"[)\]}）】》”」]", r'(?<!\d)"')]
     if (opened[0] > opened[1] and not re.search(r"[:;]\W?\(", text)) or opened[2] % 2:
         return text[-20:]
-    if not known or kind in ("judgement", "choice", "short"):
+    if not known or kind not in ("question", "long"):
         return None
-    if kind == "question":
-        ended = language == "zh" or re.search(r"[?？]|(?:[.!:)）\"”’'。$]|__)$", text) or _asks_all(text, known)
-        return None if ended and not found_in(text, "headless") else text[-20:] if not ended else text[:20]
-    listed = re.match(r"\s*(?:[-*•]|\d+[.)、])", text.rsplit("\n", 1)[-1])
-    return None if listed or re.search(r"[.!?。！？:]\W*$|[|`]$", text) else text[-20:]
+    if kind == "long":
+        listed = re.match(r"\s*(?:[-*•]|\d+[.)、])", text.rsplit("\n", 1)[-1])
+        return None if listed or re.search(r"[.!?。！？:]\W*$|[|`]$", text) else text[-20:]
+    if language == "zh" or re.search(r"[?？]|(?:[.!:)）\"”’'。$]|__)$", text) or _asks_all(text, known):
+        return text[:20] if found_in(text, "headless") else None
+    return text[-20:]
 
 
 def _asks_all(text: str, known: str) -> bool:
@@ -147,117 +176,87 @@ def _asks_all(text: str, known: str) -> bool:
 
 def _repeats(text: str, most: int) -> str | None:
     """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
-    if found := re.search(
-        rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}", text, re.IGNORECASE
-    ):
+    again = rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}"
+    if found := re.search(again, text, re.IGNORECASE):
         said: str = found[1] or found[2] or found[3]
         return None if said.isdigit() else said
     if len(twice := re.findall(r"\b([^\W\d]+) \1\b", text, re.IGNORECASE)) > 2:
         return str(twice[0])
     parts = map(normalised, re.split(r"(?<!\d)[.]|[.](?=\s|$)|[!?。！？\n]+", re.sub(r"(?m)^\s*(?:\d+[.)、]|[-*•])\s", "", text)))
     sentences = Counter(part for part in parts if len(part) > 5)
-    many = next(
-        (part for part, count in sentences.items() if count > (1 if len(part) > 40 or len(CJK.findall(part)) > 15 else most)), None
-    )
+    long = {part for part in sentences if len(part) > 40 or len(CJK.findall(part)) > 15}
+    many = next((part for part, count in sentences.items() if count > (1 if part in long else most)), None)
     return many or next((found.rule for found in find_degenerate(text)), None)
 
 
-def _judgement(item: Record, language: str) -> str | None:
+def _judgement(item: Record, language: str) -> Iterator[str]:
     if yes_or_no(item["answer"], language) is None:
-        return f"malformed: the answer is neither {' nor '.join(YES_NO[language])}: {item['answer']!r:.60}"
+        yield f"malformed: the answer is neither {' nor '.join(YES_NO[language])}: {item['answer']!r:.60}"
     if rule(f"open_{language}").match(item["question"]):
-        return f"malformed: {' or '.join(YES_NO[language])} does not answer {item['question']!r:.60}"
-    return None
+        yield f"malformed: {' or '.join(YES_NO[language])} does not answer {item['question']!r:.60}"
 
 
-def _choice(item: Record, language: str) -> str | None:
-    choices, answer = item.get("choices") or [], item["answer"]
+def _choice(item: Record, language: str) -> Iterator[str]:
+    choices, answer = _options(item), item["answer"]
     if not 2 <= len(choices) <= 8:
-        return f"options: there are {len(choices)} options, not 2 to 8"
+        yield f"options: there are {len(choices)} options, not 2 to 8"
     if answer not in choices:
-        return f"wrong letter: the answer {answer!r:.40} is none of the options"
+        yield f"wrong letter: the answer {answer!r:.40} is none of the options"
     others = [one for one in choices if rule("all").search(one)]
     if others and len(others) < len(choices):  # but points "A and B", "B and C"
-        return f"options: {others[0]!r:.40} refers to the others"
+        yield f"options: {others[0]!r:.40} refers to the others"
     plain = [normalised(one) for one in choices]
     if found := next((one for one in plain if sum(has(one, other) for other in {*plain} - {one, ""}) > 1), None):
-        return f"options: {found!r:.40} holds two of the others"
-    known = item.get("caption") or item.get("ocr")
-    if (
-        known
-        and choices == [*"ABCDEFGH"][: len(choices)]
-        and not re.search(
-            rf"(?i:letter)|字母|(?<![^\W{_IDEOGRAPHS}])[B-H](?![^\W{_IDEOGRAPHS}])", f"{item['question']} {item.get('caption', '')}"
-        )
-    ):
-        return "options: they are letters alone"
+        yield f"options: {found!r:.40} holds two of the others"
+    of_letters = rf"(?i:letter)|字母|(?<![^\W{IDEOGRAPHS}])[B-H](?![^\W{IDEOGRAPHS}])"
+    alone = choices == [*"ABCDEFGH"][: len(choices)] and (item.get("caption") or item.get("ocr"))
+    if alone and not re.search(of_letters, f"{item['question']} {item.get('caption', '')}"):
+        yield "options: they are letters alone"
     if (found := next(filter(rule("shown").search, choices), None)) is not None:
-        return f"leak: the option {found!r:.40} says whether it is right"
-    same = [(one, other) for place, one in enumerate(choices) for other in choices[:place] if same_answer(one, other)]
-    return f"options: {same[0][0]!r:.40} is the same as {same[0][1]!r:.40}" if same else None
+        yield f"leak: the option {found!r:.40} says whether it is right"
+    same = ((one, other) for place, one in enumerate(choices) for other in choices[:place] if same_answer(one, other))
+    for one, other in same:
+        yield f"options: {one!r:.40} is the same as {other!r:.40}"
 
 
-def _long(item: Record, language: str) -> str | None:
-    count = length(item["answer"], language)
-    return f"malformed: a long answer of {count} words" if count < SHORTEST_LONG[language] else _unasked(item, language)
-
-
-def _short(item: Record, language: str) -> str | None:
-    count = length(item["answer"], language)
-    return f"malformed: a short answer of {count} words" if count > LONGEST_SHORT[language] else _unasked(item, language)
-
-
-def _unasked(item: Record, language: str) -> str | None:
-    """An answer of another kind than the question asks for: yes or no, a number, a colour."""
-    question, answer = item["question"], item["answer"].strip()
-    bare = found_in(answer, "bare_yes_no")
-    polar = found_in(question, f"polar_{language}") and item["type"] == "short" and read_yes_no(answer) is None
-    number = re.search(r"\d", figures(answer)) or found_in(answer, "some")
-    if (bare and rule(f"open_{language}").match(question)) or polar:
-        return f"malformed: {answer!r:.40} does not answer {question!r:.60}"
-    if item["type"] == "short" and not number and found_in(question, "how_many"):
-        return f"malformed: {answer!r:.40} is no number"
+def _open(item: Record, language: str) -> Iterator[str]:
+    """A long or short answer of another length or kind than is asked for: yes or no, a number, a colour."""
+    question, answer, short = item["question"], item["answer"].strip(), item["type"] == "short"
+    count = length(answer, language)
+    if count > LONGEST_SHORT[language] if short else count < SHORTEST_LONG[language]:
+        yield f"malformed: a {item['type']} answer of {count} words"
+    polar = short and found_in(question, f"polar_{language}") and read_yes_no(answer) is None
+    if polar or (found_in(answer, "bare_yes_no") and rule(f"open_{language}").match(question)):
+        yield f"malformed: {answer!r:.40} does not answer {question!r:.60}"
+    if short and found_in(question, "how_many") and not re.search(r"\d", figures(answer)) and not found_in(answer, "some"):
+        yield f"malformed: {answer!r:.40} is no number"
     if re.fullmatch(r"[\d.,]+", figures(answer)) and found_in(question, "which_colour"):
-        return f"malformed: {answer!r:.40} is no colour"
-    return None
+        yield f"malformed: {answer!r:.40} is no colour"
 
 
-_FORM = {"judgement": _judgement, "choice": _choice, "long": _long, "short": _short}
+_FORM = {"judgement": _judgement, "choice": _choice, "long": _open, "short": _open}
 
 
-def _leak(item: Record) -> str | None:
-    question, answer = item["question"], item["answer"]
+def _leaks(item: Record) -> Iterator[str]:
+    """A question that says its answer."""
+    question, answer, type = item["question"], item["answer"], item["type"]
     asked, said = (normalised(whole_numbers(text)) for text in (question, answer))
-    if (found := rule("given").search(question)) and re.match(
-        rf"{re.escape(said)}(?!\w)" if said else "$", normalised(found[1] or found[2] or "")
-    ):
-        return f"leak: the question says {found[0]!r:.40}"
-    if (kind := {"judgement": "told", "choice": "letter"}.get(item["type"])) and (told := found_in(question, kind)):
-        return f"leak: the question says {told!r:.40}"
-    if item["type"] == "judgement":
-        return None
+    given = rule("given").search(question)
+    if given and re.match(rf"{re.escape(said)}(?!\w)" if said else "$", normalised(given[1] or given[2] or "")):
+        yield f"leak: the question says {given[0]!r:.40}"
+    if (kind := {"judgement": "told", "choice": "letter"}.get(type)) and (told := found_in(question, kind)):
+        yield f"leak: the question says {told!r:.40}"
+    if type == "long" and (first := normalised(re.split(r"(?<=[.!?。！？])", answer)[0])) and first in asked:
+        yield "leak: the question contains the answer's first sentence"
     said = re.sub(r"^(?:an?|the) (?=\w)", "", said)
-    others = [normalised(one) for one in item.get("choices") or () if one != answer]
-    if item["type"] == "long":
-        first = normalised(re.split(r"(?<=[.!?。！？])", answer)[0])
-        return "leak: the question contains the answer's first sentence" if first and first in asked else None
-    if said in ("a", "i"):  # words, too
-        return None
-    alternatives = (
-        re.search(r"\bor\b|\bamong\b|\bcompar|\b(?:of|between)\b.*\band\b|还是|或|[和与跟].*[哪谁]", asked.replace(said, " "))
-        is not None
-    )
-    alternatives = alternatives or re.search(r"[(（][^()（）]*[,，、][^()（）]*[)）]", question) is not None
-    if re.fullmatch(r"[\d_]+", said) and rule("bound").search(re.sub(rf"(?<![\w_]){said}(?![\w_])", "#", asked)):
-        return None
-    if said and has(asked, said) and not alternatives and not any(has(asked, one) for one in others):
-        return f"leak: the question contains the answer {answer!r:.60}"
-    return None
-
-
-def _foreign(text: str, language: str) -> bool:
-    """Whether a text that is read in the image is in the other script: so may be the other options."""
-    return (CJK.search(text) is None) == (language == "zh") and re.search(r"[^\W\d_]", text) is not None
+    if type in ("judgement", "long") or said in ("", "a", "i") or not has(asked, said):  # words, too
+        return
+    rest = re.sub(rf"(?<![A-Za-z]){re.escape(said)}(?![A-Za-z])", " ", asked)
+    alternatives = re.search(r"\bor\b|\bamong\b|\bchoose\b|\bcompar|\b(?:of|between)\b.*\band\b|还是|或|[和与跟].*[哪谁]", rest)
+    listed = re.search(r"[(（][^()（）]*[,，、][^()（）]*[)）]", question)
+    limit = re.fullmatch(r"[\d_]+", said) and rule("bound").search(re.sub(rf"(?<![\w_]){said}(?![\w_])", "#", asked))
+    if not (alternatives or listed or limit or any(has(asked, normalised(one)) for one in _options(item) if one != answer)):
+        yield f"leak: the question contains the answer {answer!r:.60}"
 
 
 class Check(Step):
@@ -270,7 +269,7 @@ class Check(Step):
             raise Dropped(fault, kind=fault.partition(":")[0])
         if record["type"] == "judgement":
             language = record.get("language", "en")
-            record["answer"] = YES_NO[language][0 if yes_or_no(record["answer"], language) else 1]
+            record["answer"] = YES_NO[language][not yes_or_no(record["answer"], language)]
         return record
 
 
@@ -306,14 +305,10 @@ class Blind(Step):
         return [draw(record["id"], number).sample(choices, len(choices)) for number in range(self.n)]
 
     def requests(self, record: Record) -> list[Request]:  # noqa: D102
-        found = []
-        for order in self._orders(record):
-            lines = [f"{chr(ord('A') + place)}. {one}" for place, one in enumerate(order)]
-            settings: dict[str, Any] = {"long": record["type"] == "long", "choice": record["type"] == "choice"}
-            settings |= {"question": "\n".join([record["question"], *lines]), "earlier": record.get("earlier", ())}
-            asked = prompt("blind", record.get("language", "en"), **settings)
-            found.append(Request.ask(asked))
-        return found
+        given: dict[str, Any] = {name: record["type"] == name for name in ("long", "choice")}
+        given["earlier"], language = record.get("earlier", ()), record.get("language", "en")
+        asked = ["\n".join([record["question"], *lettered(order)]) for order in self._orders(record)]
+        return [Request.ask(prompt("blind", language, question=one, **given)) for one in asked]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         said = [several[0].text.strip() for several in responses]

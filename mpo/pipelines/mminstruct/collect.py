@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,22 @@ NAMES = {
 """Fields of a line about an image, and the names that are read for each."""
 BITS, COMPARED = 3, 64
 """Largest number of differing hash bits of two images to compare, and of earlier images that one is compared with in a bucket."""
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """The lines of a JSONL, JSON or Parquet file, each with its place. Raises BadRecord for one that cannot be read."""
+    for shard in open_files(path):
+        for where, line in shard.lines():
+            if isinstance(line, BadRecord):
+                raise line
+            yield where, line
+
+
+def image_of(value: Any) -> Any:
+    """The image of a field as data sets have it: bytes, or a path."""
+    if isinstance(value, Mapping):
+        return value["bytes"] if value.get("bytes") is not None else value.get("path")
+    return value
 
 
 @dataclass
@@ -79,14 +96,11 @@ class Images:
             raise ValueError(f"{self.path} has no images: {found}. Images end in {', '.join(ENDINGS)}.")
 
     def __iter__(self) -> Iterator[Record]:
-        count = 0
-        for record in self._of_folder() if Path(self.path).is_dir() else self._of_lines():
-            if count == self.limit:
-                return
-            yield record
-            count += 1
-        if not count:
+        records = islice(self._of_folder() if Path(self.path).is_dir() else self._of_lines(), self.limit)
+        if (first := next(records, None)) is None:
             raise ValueError(f"{self.path} has no images. Leave it out.")
+        yield first
+        yield from records
 
     def _files(self) -> Iterator[str]:
         for folder, inner, files in os.walk(self.path):
@@ -119,29 +133,21 @@ class Images:
                 raise BadRecord(f"{file}:{number}", f"{path!r} is listed twice. Remove one of the lines.")
             said[path] = line
         for path in self._in_order():
-            about = _about(said.pop(path, {}))
-            about.pop("id", None)
+            about = {name: value for name, value in _about(said.pop(path, {})).items() if name != "id"}
             yield self._record(path, os.path.join(self.path, path), about, path)
         if said:
             raise ValueError(f"{file}: there is no image {next(iter(said))!r} in {self.path}. Fix its 'file_name'.")
 
     def _of_lines(self) -> Iterator[Record]:
-        root = Path(self.path).parent
-        for shard in open_files(self.path):
-            for where, line in shard.lines():
-                if isinstance(line, BadRecord):
-                    raise line
-                about = _about(line)
-                image = about.pop("image", None)
-                image = image[0] if isinstance(image, list) and len(image) == 1 else image
-                if isinstance(image, Mapping):
-                    image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-                if not image or not isinstance(image, str | bytes):
-                    raise BadRecord(where, f"it has no image. Name it {' or '.join(NAMES['image'])}; each line has one.")
-                shown = inside(root, image, where=where) if isinstance(image, str) else image
-                place = where.rpartition(":")[2]
-                name = str(about.pop("id", image if isinstance(image, str) else place))
-                yield self._record(name, shown, about, str(image) if isinstance(image, str) else "", where)
+        for where, line in read_lines(self.path):
+            about = _about(line)
+            image = about.pop("image", None)
+            image = image_of(image[0] if isinstance(image, list) and len(image) == 1 else image)
+            if not image or not isinstance(image, str | bytes):
+                raise BadRecord(where, f"it has no image. Name it {' or '.join(NAMES['image'])}; each line has one.")
+            path = image if isinstance(image, str) else ""
+            shown = inside(Path(self.path).parent, path, where=where) if path else image
+            yield self._record(str(about.pop("id", path or where.rpartition(":")[2])), shown, about, path, where)
 
     def _record(self, name: str, image: Any, about: dict[str, Any], path: str, where: str = "") -> Record:
         domain = about.pop("domain", None)
@@ -150,9 +156,7 @@ class Images:
             if len(parts) < 2:
                 raise ValueError(f"{self.path}: {path or name} is in no folder, and folders name the domains. Move it into one.")
             domain = parts[0]
-        elif self.domain is not None:
-            domain = domain or self.domain
-        if domain is not None:
+        if domain := domain or self.domain:
             domain = check_domain(domain, self._known, where or os.path.join(self.path, path))
         given = {"domain": domain, "licence": self.licence, "origin": self.origin, **about}
         if isinstance(image, str) and os.path.isfile(image):

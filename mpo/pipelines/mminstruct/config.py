@@ -44,6 +44,10 @@ class Sampling(Group):
     max_new_tokens: Whole = 1024
     seed: Seed = 0
 
+    def sampling(self) -> dict[str, Any]:
+        """The settings."""
+        return {name: getattr(self, name) for name in Sampling.model_fields if name != "model"}
+
 
 class Captioning(Sampling):
     """Arguments of `Caption`, and how often it asks."""
@@ -111,15 +115,16 @@ def read_config(path: str | Path) -> Config:
     config = read_yaml(path, Config)
     asked = (config.caption, config.generate, config.blind, config.judge, config.collect)
     models = [one.model for one in asked if one is not None and one.model is not None]
-    for group in (*config.images, *config.expand, *models):
-        for name in ("path", "image_root", "model", "base", "template"):
-            value = getattr(group, name, None)
-            if value and (Path(path).parent / value).exists():
-                setattr(group, name, str((Path(path).parent / value).absolute()))
-    here = [Path(path).parent / one for one in config.domains]
-    config.domains = [str(near.absolute() if near.exists() else one) for near, one in zip(here, config.domains, strict=True)]
-    if config.collect.clip and (Path(path).parent / config.collect.clip).exists():
-        config.collect.clip = str((Path(path).parent / config.collect.clip).absolute())
+
+    def near(given: str) -> str:
+        here = Path(path).parent / given
+        return str(here.absolute()) if here.exists() else given
+
+    for group in (*config.images, *config.expand, *models, config.collect):
+        for name in ("path", "image_root", "model", "base", "template", "clip"):
+            if isinstance(value := getattr(group, name, None), str) and value:
+                setattr(group, name, near(value))
+    config.domains = [*map(near, config.domains)]
     if not config.images and not config.expand:
         raise ValueError(f"{path}: it has neither images nor expand. Give a folder of images, or a public set.")
     lacks: Any = {

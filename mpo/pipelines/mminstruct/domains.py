@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from jinja2 import StrictUndefined
@@ -51,15 +52,11 @@ class Domain(BaseModel):
     def _check(self) -> Domain:
         if {*self.about} != {*LANGUAGES}:
             raise ValueError("about needs a text in en and in zh")
-        if lost := next(
-            (f"{one}: {language}" for one in TYPES for language in LANGUAGES if not self.questions(one, language)), None
-        ):
-            raise ValueError(f"there are no seeds for {lost}")
         known = {*prompts()["placeholders"], *self.placeholders}
-        for found in (
-            name for one in self.seeds.values() for texts in one.values() for text in texts for name in PLACEHOLDER.findall(text)
-        ):
-            if found not in known:
+        for type, language in product(TYPES, LANGUAGES):
+            if not (texts := self.questions(type, language)):
+                raise ValueError(f"there are no seeds for {type}: {language}")
+            for found in (name for text in texts for name in PLACEHOLDER.findall(text) if name not in known):
                 raise ValueError(f"unknown placeholder <{found}>.{did_you_mean(found, known)} List it under placeholders")
         return self
 
@@ -78,17 +75,15 @@ def load_domains(paths: Iterable[str | Path] = ()) -> dict[str, Domain]:
     Raises:
         ValueError: for a file that is missing or no domain, naming the key.
     """
-    given = [Path(path) for path in paths]
-    if lost := next((path for path in given if not path.exists()), None):
-        raise ValueError(f"There is no file {lost}. Give the YAML file of a domain, or a folder of such files.")
-    files = [file for path in given for file in (sorted(path.glob("*.y*ml")) if path.is_dir() else [path])]
-    if none := next((path for path in given if path.is_dir() and not [*path.glob("*.y*ml")]), None):
-        raise ValueError(f"{none} has no YAML file. Give that of a domain, or a folder of such files.")
     found: dict[str, Path] = {}
-    for file in dict.fromkeys(files):
-        if (other := found.get(file.stem, file)) != file:
-            raise ValueError(f"Two domains are called {file.stem!r}: {other} and {file}. Rename one of the files.")
-        found[file.stem] = file
+    for path in map(Path, paths):
+        files = sorted(path.glob("*.y*ml")) if path.is_dir() else [path] if path.exists() else []
+        if not files:
+            said = f"{path} has no YAML file. Give that of" if path.is_dir() else f"There is no file {path}. Give the YAML file of"
+            raise ValueError(f"{said} a domain, or a folder of such files.")
+        for file in files:
+            if (other := found.setdefault(file.stem, file)) != file:
+                raise ValueError(f"Two domains are called {file.stem!r}: {other} and {file}. Rename one of the files.")
     return _ours() | {name: _read(file, file.stat().st_mtime_ns) for name, file in found.items()}
 
 
@@ -123,8 +118,7 @@ def check_domain(name: Any, domains: Mapping[str, Domain], where: str) -> str:
 @cache
 def prompts() -> dict[str, Any]:
     """The file of prompts."""
-    found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
-    return found
+    return cast(dict[str, Any], yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8")))
 
 
 def prompt(*place: str, **values: Any) -> str:
@@ -133,6 +127,11 @@ def prompt(*place: str, **values: Any) -> str:
     for key in place:
         found = found[key]
     return _compiled(found).render(**values).strip()
+
+
+def without_placeholders(text: str) -> str:
+    """A prompt in which OCR text and tags are material: a placeholder of an image in them is none."""
+    return re.sub(r"<(image|video)>", r"[\1]", text)
 
 
 _compiled = cache(ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string)

@@ -13,16 +13,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mpo.data.files import open_files
 from mpo.data.paths import inside
-from mpo.io import BadRecord, bad_record, did_you_mean, read_json_object
+from mpo.io import bad_record, did_you_mean, read_json_object
 from mpo.pipelines.flow import log
 from mpo.pipelines.mminstruct.check import YES_NO, yes_or_no
+from mpo.pipelines.mminstruct.collect import image_of, read_lines
 from mpo.pipelines.mminstruct.domains import TYPES, Domain, check_domain, load_domains
 from mpo.pipelines.mminstruct.language import CJK, SHORTEST_LONG, length
 from mpo.pipelines.step import Record
@@ -78,16 +79,13 @@ class Expansion:
             self.domain = check_domain(self.domain, self.domains or load_domains(), str(self.path))
 
     def __iter__(self) -> Iterator[Record]:
-        number, seen = 0, Counter[str]()
-        for where, line in READERS[self.set](self):
+        seen = Counter[str]()
+        for number, (where, line) in enumerate(islice(READERS[self.set](self), self.limit)):
             with bad_record(where):
                 found = self._instruction(line)
             seen[found["language"]] += 1
             yield {"id": f"{self.name}/{line.get('id', number)}", "source": str(self.name), **found}
-            number += 1
-            if number == self.limit:
-                break
-        if not number:
+        if not (number := seen.total()):
             raise ValueError(f"{self.path} has no questions of {self.set}. Give its file of questions.")
         if self.set == "mminstruct" and (said := re.search(r"(?:^|_)(cn|zh|en)(?=[_.]|$)", Path(self.path).stem)):
             named = "en" if said[1] == "en" else "zh"
@@ -103,9 +101,7 @@ class Expansion:
         language = line.get("language") or ("zh" if len(CJK.findall(question)) > len(question) / 8 else "en")
         if language not in YES_NO:
             raise ValueError(f"its language is {language!r}. Expected en or zh.")
-        if isinstance(answer, bool):
-            answer = YES_NO[language][0 if answer else 1]
-        answer = str(answer).strip()
+        answer = YES_NO[language][not answer] if isinstance(answer, bool) else str(answer).strip()
         choices = [re.sub(r"^\s*[(（]?[A-H][.):：．、）]\s*(?=\S)", "", str(one)) for one in line.get("choices") or ()]
         if choices and answer not in choices and re.fullmatch(r"[(（]?[A-H][.)）]?", answer):
             place = "ABCDEFGH".index(re.sub(r"\W", "", answer))
@@ -114,44 +110,30 @@ class Expansion:
         if type not in TYPES:
             raise ValueError(f"its type is {type!r}. Expected {', '.join(TYPES)}.")
         if type == "judgement" and (said := yes_or_no(answer, language)) is not None:
-            answer = YES_NO[language][0 if said else 1]
-        image = line["image"]
-        domain = self.domain or line.get("domain")
-        if domain is not None:
+            answer = YES_NO[language][not said]
+        if (image := image_of(line["image"])) is None:
+            raise ValueError("its image has neither bytes nor a path.")
+        if domain := self.domain or line.get("domain"):
             domain = check_domain(domain, self.domains or load_domains(), "its domain")
-        if isinstance(image, str):
-            image = inside(self.image_root or line["root"], image)
-        elif isinstance(image, Mapping):
-            image = image["bytes"] if image.get("bytes") is not None else inside(self.image_root or line["root"], image.get("path"))
+        image = inside(self.image_root or line["root"], image) if isinstance(image, str) else image
         given = {"domain": domain, "licence": self.licence, "choices": choices if type == "choice" else None}
-        rounds = {name: line[name] for name in ("dialogue", "turn") if name in line}
-        texts = rounds | {"type": type, "language": language, "question": question.strip(), "answer": answer}
-        return {"images": [image], **texts, **{name: value for name, value in given.items() if value}}
+        given = {name: value for name, value in given.items() if value} | {
+            one: line[one] for one in ("dialogue", "turn") if one in line
+        }
+        return {"images": [image], "type": type, "language": language, "question": question.strip(), "answer": answer, **given}
 
 
 def _type(answer: str, choices: list[str], language: str) -> str:
-    if choices:
-        return "choice"
-    if yes_or_no(answer, language) is not None:
-        return "judgement"
-    return "long" if length(answer, language) > 2 * SHORTEST_LONG[language] else "short"
+    is_long = length(answer, language) > 2 * SHORTEST_LONG[language]
+    return "choice" if choices else "judgement" if yes_or_no(answer, language) is not None else "long" if is_long else "short"
 
 
 def _file(given: Expansion, pattern: str) -> Path:
     path = Path(given.path)
     found = sorted(path.rglob(pattern)) if path.is_dir() else [path]
     if len(found) != 1:
-        what = f"{len(found)} files" if found else "no file"
-        raise ValueError(f"{path} has {what} {pattern}. Give the file of {given.set}'s questions.")
+        raise ValueError(f"{path} has {len(found) or 'no'} files {pattern}. Give the file of {given.set}'s questions.")
     return found[0]
-
-
-def _lines(path: Path) -> Lines:
-    for shard in open_files(path):
-        for where, line in shard.lines():
-            if isinstance(line, BadRecord):
-                raise line
-            yield where, line
 
 
 class _Plain(pickle.Unpickler):
@@ -193,9 +175,8 @@ def _tabmwp(given: Expansion) -> Lines:
 def _dvqa(given: Expansion) -> Lines:
     """``*_qa.json``: a list with ``image`` (a name in ``images``), ``question``, ``answer``, ``question_id``."""
     path = _file(given, "*_qa.json")
-    near = [path.parent / "images", path.parent.parent / "images"]
-    root = next((one for one in near if one.is_dir()), path.parent)
-    for where, one in _lines(path):
+    root = next((one / "images" for one in path.parents[:2] if (one / "images").is_dir()), path.parent)
+    for where, one in read_lines(path):
         with bad_record(where):
             yield where, {"id": one["question_id"], "root": root, **{name: one[name] for name in ("image", "question", "answer")}}
 
@@ -217,7 +198,7 @@ def _mminstruct(given: Expansion) -> Lines:
     Each round is an instruction; those of one conversation have its id as ``dialogue`` and stay one, as a later round may speak of
     an earlier one.
     """
-    for place, (where, one) in enumerate(_lines(_file(given, "*.jsonl"))):
+    for place, (where, one) in enumerate(read_lines(_file(given, "*.jsonl"))):
         with bad_record(where):
             turns = one["conversations"]
             if len(turns) % 2 or [turn["from"] for turn in turns] != ["human", "gpt"] * (len(turns) // 2) or not turns:
@@ -238,7 +219,7 @@ def _mminstruct(given: Expansion) -> Lines:
 
 def _fields(given: Expansion) -> Lines:
     path = Path(given.path)
-    for number, (where, line) in enumerate(_lines(path)):
+    for number, (where, line) in enumerate(read_lines(path)):
         with bad_record(where):
             needed = [given.fields[ours] for ours in ("question", "answer", "image")]
             if lost := [name for name in needed if name not in line]:

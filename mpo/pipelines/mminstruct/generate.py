@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from itertools import pairwise
@@ -15,8 +15,8 @@ from unicodedata import normalize
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
-from mpo.pipelines.mminstruct.domains import ASKED, TYPES, check_domain, load_domains, prompt
-from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, found_in, length, rule, words
+from mpo.pipelines.mminstruct.domains import ASKED, TYPES, check_domain, load_domains, prompt, without_placeholders
+from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, found_in, length, pairs, rule, words
 from mpo.pipelines.step import Record, Step
 from mpo.verification.dress import undress
 from mpo.verification.texts import read_yes_no, same_text
@@ -27,41 +27,18 @@ ROUNDS = 4
 """Rounds of a dialogue."""
 KEPT = ("images", "source", "domain", "language", "caption", "image_id", "licence", "origin", "ocr", "tags", "width", "height")
 """Fields of an image that its instructions have too."""
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "items": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "question": {"type": "string"},
-                    "choices": {"type": "array", "items": {"type": "string"}},
-                    "answer": {"type": "string"},
-                },
-                "required": ["question", "choices", "answer"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["items"],
-    "additionalProperties": False,
-}
+_TEXT = {"type": "string"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+_INSTRUCTION = _object(question=_TEXT, choices={"type": "array", "items": _TEXT}, answer=_TEXT)
+SCHEMA = _object(items={"type": "array", "items": _INSTRUCTION})
 RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "instructions", "strict": True, "schema": SCHEMA}}
 """Field of a request by which a server keeps to the schema: OpenAI's, vLLM's, SGLang's; LMDeploy's with guided decoding."""
-_IN_IMAGE = re.compile(
-    r"(?:as )?(?:shown |seen |visible |depicted )?(?:in|on) (?:the|this) (?:given |provided )?(?:image|picture|photo|photograph)\b"
-    r"|(?:这|该)?(?:张|幅)?(?:图片|图像|照片|图)(?:中|里|内|上)?|请问?(?:告诉我)?"
-)
-_FILLERS = frozenset(
-    "a an the please kindly tell me us can could would you say do exactly precisely actually really so now".split()
-)
 _CLAUSE = re.compile(r"[^,:，：?？]{1,100}[,:，：]\s*")
-_LOOSE = frozenset("is are was were does did have has had of this that these those any there".split())
-_LOOSE_ZH = re.compile(r"的|[呢吗啊吧呀]|[这那][一]?[口个只张台辆位把条幅棵座种]?|什么|请")
-_LESS = "lower:higher smaller:larger shorter:longer fewer:more darker:brighter younger:older thinner:thicker less:more"
-_OPPOSITE = dict(pair.split(":") for pair in [*_LESS.split(), *"低:高 小:大 短:长 少:多 暗:亮".split()])
-_NOT = re.compile(r"\bnot\b|\bn t\b|不(?!是不|同)")
 _TAG = re.compile(r"<(/?)([QCA])(\d{1,3})>")
 _LETTERED = re.compile(r"\s*(?:[-*•]\s+)?[(（]?([A-HＡ-Ｈ])\s*[.):：．、）]\s*(\S.*?)\s*", re.DOTALL)
 _SPACED = re.compile(r"\s*([A-H])\s+(\S.*?)\s*", re.DOTALL)
@@ -159,21 +136,13 @@ class Generate(Step):
             raise ValueError("it has no seeds. Choose some (mpo mminstruct seed).")
         domain = self._known[check_domain(record.get("domain"), self._known, record["id"])]
         language, found = record.get("language", "en"), []
+        given = {"about": domain.about[language], "priors": priors(record), "caption": record["caption"]}  # type: ignore[index]
         for seed in record["seeds"]:
             type, count = seed["type"], self.counts.get(seed["type"], ROUNDS)
-            asked = prompt(
-                "generate",
-                language,
-                count=count,
-                kind=prompt("kind", language, type),
-                about=domain.about[language],  # type: ignore[index]
-                priors=priors(record),
-                caption=record["caption"],
-                seeds=seed["questions"],
-                rule=prompt("rule", language, type),
-                form=prompt("form", self.form, language, choice=type == "choice", count=count),
-            )
-            found.append(Request.ask(re.sub(r"<(image|video)>", r"[\1]", asked)))
+            given |= {"count": count, "kind": prompt("kind", language, type), "rule": prompt("rule", language, type)}
+            given["form"] = prompt("form", self.form, language, choice=type == "choice", count=count)
+            asked = prompt("generate", language, seeds=seed["questions"], **given)
+            found.append(Request.ask(without_placeholders(asked)))
         return found
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> list[Record]:  # noqa: D102
@@ -209,6 +178,11 @@ def priors(record: Record) -> str:
     tags = ", ".join(record.get("tags", ()))
     parts = (("tags", tags), ("text in the image", record.get("ocr", "")))
     return "; ".join(f"{name}: {value}" for name, value in parts if value)
+
+
+def lettered(choices: Sequence[str]) -> list[str]:
+    """Options as lines, each after its letter."""
+    return [f"{chr(ord('A') + place)}. {one}" for place, one in enumerate(choices)]
 
 
 def read_items(text: str, type: str, *, cut: bool = False) -> list[dict[str, Any]]:
@@ -250,32 +224,32 @@ def read_items(text: str, type: str, *, cut: bool = False) -> list[dict[str, Any
 
 
 def _from_json(text: str, type: str) -> list[dict[str, Any]]:
+    nothing = [{"fault": "malformed: the response is not JSON of the schema", "raw": text}]
     try:
         given = parse_json(text, "the response")["items"]
-        found = []
-        for one in given:
-            question, answer, choices = one["question"], one["answer"], one.get("choices") or []
-            if not all(isinstance(text, str) for text in (question, answer, *choices)):
-                raise TypeError
-            if choices and type != "choice" and rule("by_letter").match(answer):
-                found.append({"fault": f"malformed: it has options, and is of the type {type}", "raw": text})
-                continue
-            found.append(_item(question.strip(), list(choices) if type == "choice" else None, answer.strip(), text))
-        if found:
-            return found
-    except (BadRecord, TypeError, KeyError, AttributeError):
-        pass
-    return [{"fault": "malformed: the response is not JSON of the schema", "raw": text}]
+    except (BadRecord, TypeError, KeyError):
+        return nothing
+    return [_of_object(one, type, text) for one in given] or nothing if isinstance(given, list) else nothing
+
+
+def _of_object(given: Any, type: str, raw: str) -> dict[str, Any]:
+    given = given if isinstance(given, dict) else {}
+    question, answer, choices = given.get("question"), given.get("answer"), given.get("choices") or []
+    if not isinstance(question, str) or not isinstance(answer, str) or not isinstance(choices, list):
+        return {"fault": "malformed: an item is not of the schema", "raw": raw}
+    if not all(isinstance(one, str) for one in choices):
+        return {"fault": "malformed: an option is no text", "raw": raw}
+    if choices and type != "choice" and rule("by_letter").match(answer):
+        return {"fault": f"malformed: it has options, and is of the type {type}", "raw": raw}
+    return _item(question.strip(), choices if type == "choice" else None, answer.strip(), raw)
 
 
 def _listed(text: str) -> list[str]:
     """Options, each after a letter, on lines of their own or on one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) == 1:
-        lines = [
-            part.strip(" ;,；，|") for part in re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", lines[0])
-        ]
-    return lines
+    if len(lines) > 1:
+        return lines
+    return [part.strip(" ;,；，|") for part in re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", text.strip())]
 
 
 def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> dict[str, Any]:
@@ -284,18 +258,14 @@ def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> di
     if choices is None:
         return {"question": question, "answer": answer}
     read = [_LETTERED.fullmatch(one) for one in choices]
-    if not any(read):
-        read = [_SPACED.fullmatch(one) for one in choices]
+    read = read if any(read) else [_SPACED.fullmatch(one) for one in choices]
     letters = "".join(normalize("NFKC", one[1]) for one in read if one)
     if len(letters) < len(choices) or letters != "ABCDEFGH"[: len(letters)] or len(letters) < 2:
         return {"fault": "malformed: the options are not A, B, ... in order", "raw": raw}
-    texts = [one[2] for one in read if one]
-    answer = _LEAD.sub("", undress(answer))
+    texts, answer = [one[2] for one in read if one], _LEAD.sub("", undress(answer))
     said = _LETTERED.fullmatch(answer)
     bare = normalize("NFKC", said[1] if said else answer.strip(" .()（）。"))
-    same = [
-        place for place, one in enumerate(texts) if bare == letters[place] or (not said and normalised(one) == normalised(bare))
-    ]
+    same = [at for at, one in enumerate(texts) if bare == letters[at] or (not said and normalised(one) == normalised(bare))]
     if len(same) != 1:
         return {"fault": f"wrong letter: {answer!r:.40} is none of the options", "raw": raw}
     right, letter = texts[same[0]], letters[same[0]]
@@ -315,32 +285,36 @@ def mark_repeats(items: Sequence[Record]) -> None:
     for item in items:
         if item.get("fault") or not item.get("question") or (item.get("earlier") and rule("goes_on").search(item["question"])):
             continue
-        strict, loose = question_key(item["question"]), question_key(item["question"], loose=True)
-        key, negated = (_NOT.sub("", loose), bool(_NOT.search(loose))) if item["type"] == "judgement" else (loose, False)
-        key = " ".join(key.split())
-        earlier = seen.setdefault("".join(sorted(key)) if CJK.search(key) else key, [])
-        if read_yes_no(item["answer"]) and any(_opposed(loose, one) for own in seen.values() for one in own):
-            item["fault"] = "contradiction: an earlier instruction has the same answer to the opposite question"
-        slips = [one for own in seen.values() for one in own if own is not earlier and _slip(one["question"], item["question"])]
-        if any(one["type"] == item["type"] and _alike(one["answer"], item["answer"]) for one in slips):
-            item["fault"] = "repeat: an earlier instruction about the image asks the same, but for a letter"
-        for other in earlier:
-            same = strict == other["strict"]
-            alike = item["type"] == "long" or _alike(other["answer"], item["answer"])
-            if item["type"] == "judgement" and negated != other["negated"]:
-                alike = not alike
-            if other["type"] == item["type"] and alike and (same or item["type"] != "long" or len(key.split()) > 2):
-                item["fault"] = "repeat: an earlier instruction about the image asks the same"
-            elif alike or not (other["type"] == item["type"] or {other["type"], item["type"]} == {"choice", "short"}):
-                continue
-            elif same or (key == other["key"] and (item["type"] == "judgement" or len(key.split()) > 2)):
-                item["fault"] = (
-                    f"contradiction: an earlier instruction has the same question and the answer {other['answer']!r:.60}"
-                )
-            if item.get("fault"):
-                break
+        loose, negation = question_key(item["question"], loose=True), rule("negation")
+        negated = item["type"] == "judgement" and negation.search(loose) is not None
+        key = " ".join((negation.sub("", loose) if negated else loose).split())
+        one = {**item, "strict": question_key(item["question"]), "loose": loose, "key": key, "negated": negated}
+        same = seen.setdefault("".join(sorted(key)) if CJK.search(key) else key, [])
+        if fault := next(_repeats_of(one, same, [other for own in seen.values() for other in own]), None):
+            item["fault"] = fault
         else:
-            earlier.append({**item, "strict": strict, "key": key, "negated": negated, "loose": loose})
+            same.append(one)
+
+
+def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> Iterator[str]:
+    """What an instruction repeats or contradicts of `seen`, among them the `same` words in their order."""
+    type, plain = one["type"], one["type"] != "long" or len(one["key"].split()) > 2
+    for other in same:
+        asks_the_same, kinds = one["strict"] == other["strict"], {type, other["type"]}
+        alike = type == "long" or _alike(other["answer"], one["answer"])
+        if type == "judgement" and one["negated"] != other["negated"]:
+            alike = not alike
+        if alike and len(kinds) == 1 and (asks_the_same or plain):
+            yield "repeat: an earlier instruction about the image asks the same"
+        in_order = one["key"] == other["key"] and (type == "judgement" or len(one["key"].split()) > 2)
+        if not alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or in_order):
+            yield f"contradiction: an earlier instruction has the same question and the answer {other['answer']!r:.60}"
+    if read_yes_no(one["answer"]) and any(_opposed(one["loose"], other) for other in seen):
+        yield "contradiction: an earlier instruction has the same answer to the opposite question"
+    for other in seen:
+        if other["type"] == type and other not in same and _slip(other["question"], one["question"]):
+            if _alike(other["answer"], one["answer"]):
+                yield "repeat: an earlier instruction about the image asks the same, but for a letter"
 
 
 def _opposed(loose: str, other: Record) -> bool:
@@ -348,10 +322,10 @@ def _opposed(loose: str, other: Record) -> bool:
     if other["type"] != "judgement" or not read_yes_no(other["answer"]):
         return False
     split = [[*text] if CJK.search(text) else text.split() for text in (loose, other["loose"])]
-    plain = [[_OPPOSITE.get(word, word) for word in said] for said in split]
+    plain = [[pairs("opposite").get(word, word) for word in said] for said in split]
     if sorted(plain[0]) != sorted(plain[1]) or not {"than", "比"} & {*plain[0]}:
         return False
-    return sum(word in _OPPOSITE for said in split for word in said) % 2 != (plain[0] != plain[1])
+    return sum(word in pairs("opposite") for said in split for word in said) % 2 != (plain[0] != plain[1])
 
 
 def question_key(question: str, *, loose: bool = False) -> str:
@@ -363,11 +337,11 @@ def question_key(question: str, *, loose: bool = False) -> str:
     question = rule("asked").sub("", question)
     while (clause := _CLAUSE.match(question)) and _frames(clause[0]):
         question = question[clause.end() :]
-    said = normalised(question).replace("colour", "color").replace("grey", "gray")
-    said = _IN_IMAGE.sub(" ", said)
+    said = rule("in_image").sub(" ", normalised(question).replace("colour", "color").replace("grey", "gray"))
     if loose:
-        said = _LOOSE_ZH.sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
-    return " ".join(word for word in said.split() if word not in _FILLERS and not (loose and word in _LOOSE))
+        said = rule("loose_zh").sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
+    left_out = words("fillers") | words("loose") if loose else words("fillers")
+    return " ".join(word for word in said.split() if word not in left_out)
 
 
 def _frames(clause: str) -> bool:
@@ -380,8 +354,8 @@ def _frames(clause: str) -> bool:
 
 def _slip(one: str, other: str) -> bool:
     """Whether two questions differ by a letter that one of them lacks, or by spaces, and not by two words, such as he and she."""
-    pairs = list(zip(re.findall(r"\w+", one), re.findall(r"\w+", other), strict=False))
-    differ = [word for pair in pairs if pair[0].casefold() != pair[1].casefold() for word in pair]
+    matched = zip(re.findall(r"\w+", one), re.findall(r"\w+", other), strict=False)
+    differ = [word for pair in matched if pair[0].casefold() != pair[1].casefold() for word in pair]
     if all(word.isupper() or word.casefold() in words("english") - {"the"} for word in differ):
         return False
     short, long = sorted((normalised(text).replace(" ", "") for text in (one, other)), key=len)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unicodedata import normalize
 
 import yaml
@@ -13,7 +13,8 @@ import yaml
 LONGEST_SHORT = {"en": 12, "zh": 24}
 SHORTEST_LONG = {"en": 8, "zh": 12}
 """Limits of answers: words in English, characters in Chinese."""
-CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+IDEOGRAPHS = r"\u3400-\u9fff\uf900-\ufaff"
+CJK = re.compile(f"[{IDEOGRAPHS}]")
 _KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uac00-\ud7af]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _LATIN = 0x250
@@ -24,21 +25,28 @@ _LATIN = 0x250
 def _rules() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
     return {
-        name: re.compile("|".join(own), re.IGNORECASE) if isinstance(own, list) else frozenset(own.split())
+        name: re.compile("|".join(own), re.IGNORECASE)
+        if isinstance(own, list)
+        else frozenset(own.split())
+        if isinstance(own, str)
+        else own
         for name, own in found.items()
     }
 
 
 def rule(name: str) -> re.Pattern[str]:
     """A regular expression of ``rules.yaml``."""
-    found: re.Pattern[str] = _rules()[name]
-    return found
+    return cast(re.Pattern[str], _rules()[name])
 
 
 def words(name: str) -> frozenset[str]:
     """Words of ``rules.yaml``."""
-    found: frozenset[str] = _rules()[name]
-    return found
+    return cast(frozenset[str], _rules()[name])
+
+
+def pairs(name: str) -> dict[str, str]:
+    """Words of ``rules.yaml``, each with another one."""
+    return cast(dict[str, str], _rules()[name])
 
 
 def length(text: str, language: str) -> int:

@@ -14,7 +14,7 @@ from mpo.pipelines.job import Job
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages, check_sees
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check
 from mpo.pipelines.mminstruct.collect import Classify, Images, Look, check_unique, duplicates
-from mpo.pipelines.mminstruct.config import Captioning, Collecting, Config, Generating
+from mpo.pipelines.mminstruct.config import Collecting, Config, Generating
 from mpo.pipelines.mminstruct.config import Images as Given
 from mpo.pipelines.mminstruct.domains import load_domains
 from mpo.pipelines.mminstruct.expand import Expansion
@@ -30,24 +30,23 @@ REPORT = "report.json"
 
 
 def collect(
-    sources: Sequence[Images],
+    sources: Sequence[Any],
     folder: Path,
     *,
     min_side: int = 64,
     near: bool = True,
     classify: Classify | None = None,
-    index: Callable[[Path, Images], Iterable[Record]] | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Collect images in a folder: ``output.jsonl``, and ``dropped.jsonl`` with the reason of each that is not in it.
 
     Args:
-        sources: folders and data sets.
+        sources: folders and data sets, or those of their images that are retrieved
+            (`mpo.pipelines.mminstruct.retrieve.Retrieved`).
         folder: the folder, new or of the same collection, which goes on.
         min_side: as in `Look`.
         near: whether near copies are duplicates too.
         classify: the step that names the domains of images without one.
-        index: returns the images of a source that are retrieved; it gets a folder for the index.
         how: arguments of `mpo.pipelines.job.Job.run`.
 
     Returns:
@@ -57,33 +56,31 @@ def collect(
     Raises:
         ValueError: as `Job.run`, and if no image is left, with the reasons.
     """
-    check_unique(sources)
-    for source in sources:
+    own: list[Images] = [getattr(one, "source", one) for one in sources]
+    check_unique(own)
+    for source in own:
         if folder.resolve().is_relative_to(Path(source.path).resolve()):
             raise ValueError(f"{folder} lies in the folder of images {source.path}. Give an output folder outside.")
         source.order = folder / "look" / f"{file_name(str(source.name))}.jsonl"
-    chosen = [one if index is None else index(folder / "index", one) for one in sources]
-    reports, dropped, seen = [], list[Record](), list[Record]()
-    for source, records in zip(sources, chosen, strict=True):  # a job each: more sources may come
-        job = Job([Look(min_side=min_side)], records, folder / "look" / file_name(str(source.name)))
+    reports, dropped = [], list[Record]()
+
+    def run(step: Step, records: Iterable[Record], name: str) -> list[Record]:  # a job each: more sources may come
+        job = Job([step], records, folder / step.verb / file_name(name))
         reports.append(job.run(**how))
-        dropped += Records(job.folder, DROPPED)
-        seen += Records(job.folder)
+        dropped.extend(Records(job.folder, DROPPED))
+        return [*Records(job.folder)]
+
+    seen = [one for records, of in zip(sources, own, strict=True) for one in run(Look(min_side=min_side), records, str(of.name))]
     before = {one["id"] for one in read_json_lines(folder / OUTPUT)} if (folder / OUTPUT).is_file() else set[str]()
     twice = duplicates(seen, near=near, before=before)
-    dropped += [
-        {"id": one["id"], "step": "duplicates", "reason": twice[one["id"]], "kind": "duplicate", "record": one}
-        for one in seen
-        if one["id"] in twice
-    ]
     kept = [one for one in seen if one["id"] not in twice]
-    for name in dict.fromkeys(one["source"] for one in kept if classify is not None and "domain" not in one):
-        assert classify is not None
-        own = [one for one in kept if one["source"] == name]
-        named = Job([classify], own, folder / "classify" / file_name(name))
-        reports.append(named.run(**how))
-        kept = [*(one for one in kept if one["source"] != name), *Records(named.folder)]
-        dropped += Records(named.folder, DROPPED)
+    same = [one for one in seen if one["id"] in twice]
+    dropped += [
+        {"id": one["id"], "step": "duplicates", "reason": twice[one["id"]], "kind": "duplicate", "record": one} for one in same
+    ]
+    for name in dict.fromkeys(one["source"] for one in kept if "domain" not in one) if classify else ():
+        named, others = ([one for one in kept if (one["source"] == name) == of] for of in (True, False))
+        kept = others + run(classify, named, name)  # type: ignore[arg-type]
     (folder / REPORT).unlink(missing_ok=True)  # of other files, and after a kill of none
     write_json_lines(folder / OUTPUT, kept)
     write_json_lines(folder / DROPPED, dropped)
@@ -96,34 +93,23 @@ def collect(
 
 
 def _collected(kept: Sequence[Record], dropped: Sequence[Record], reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    counts, spent = Counter[str](), Counter[str]()
+    reasons, spent = Counter[str](), Counter[str]()
     for one in dropped:
-        count_reason(counts, "", one["reason"])
+        count_reason(reasons, "", one["reason"])
     for report in reports:
         spent.update(report["spent"])
-    return {
-        "images": len(kept) + len(dropped),
-        "kept": len(kept),
-        "dropped": len(dropped),
-        "reasons": {name.rpartition("/reason/")[2]: count for name, count in counts.most_common()},
+    numbers = {"images": len(kept) + len(dropped), "kept": len(kept), "dropped": len(dropped)}
+    return numbers | {
+        "reasons": {name.rpartition("/reason/")[2]: count for name, count in reasons.most_common()},
         "domains": {**Counter(one.get("domain") or "none" for one in kept)},
         "licences": {**Counter(one.get("licence") or "not said" for one in kept)},
         "spent": {**spent},
     }
 
 
-def caption_steps(generator: Generator, own: Captioning, domains: Sequence[str] = ()) -> list[Step]:
-    """The steps that ask for captions, and again for those that cannot be used."""
-    settings = {"shortest": own.shortest, "max_side": own.max_side, "domains": domains, **_sampling(own)}
-    steps: list[Step] = []
-    for attempt in range(own.attempts):
-        seed = {"seed": own.seed + attempt}
-        steps.append(Caption(generator, last=attempt == own.attempts - 1, **{**settings, **seed}))  # type: ignore[arg-type]
-    return steps
-
-
-def _sampling(own: Any) -> dict[str, Any]:
-    return {name: getattr(own, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+def caption_steps(generator: Generator, attempts: int, *, seed: int = 0, **settings: Any) -> list[Step]:
+    """The steps that ask for captions (`Caption`), and again, with other seeds, for those that cannot be used."""
+    return [Caption(generator, last=left == 1, seed=seed + attempts - left, **settings) for left in range(attempts, 0, -1)]
 
 
 def writer(own: Generating, opened: Callable[[Model], Any]) -> tuple[Generator, str]:
@@ -172,16 +158,14 @@ def make(
     asked = [config.collect.model, *(one.model for one in (config.caption, config.generate, config.blind, config.judge) if one)]
     if workers > 1 and (local := [one.model for one in asked if one is not None and not is_server(one.model)]):
         raise ValueError(f"workers={workers} needs servers, which they share; each would load {local[0]}. Leave it out.")
-    how = {"workers": workers, "retry_dropped": retry_dropped}
+    how: dict[str, Any] = {"workers": workers, "retry_dropped": retry_dropped}
     domains = load_domains(config.domains)
     sets = [Expansion(**dict(one), domains=domains) for one in config.expand]
     generators: dict[str, Any] = {}
 
     def opened(model: Model) -> Any:
         key = model.model_dump_json()
-        if key not in generators:
-            generators[key] = open_model(model)
-        return generators[key]
+        return generators.get(key) or generators.setdefault(key, open_model(model))
 
     with locked(output, "mminstruct"):
         folder, jobs, collected = output / "jobs", list[tuple[Job, dict[str, Any]]](), None
@@ -202,7 +186,8 @@ def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: di
     Two jobs for each source and language, so that sources, images and languages may be added.
     """
     assert config.caption is not None and config.generate is not None
-    seeing, own = opened(config.caption.model), config.generate
+    told_by, own = config.caption, config.generate
+    seeing, settings = opened(told_by.model), {"shortest": told_by.shortest, "max_side": told_by.max_side, **told_by.sampling()}
     if not (folder / "sees").exists():
         check_sees(seeing)
         (folder / "sees").touch()
@@ -213,12 +198,12 @@ def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: di
         own_images = [one for one in images if one["source"] == name]
         for language in config.languages:
             place = folder / f"caption-{file_name(name)}-{language}"
-            steps = caption_steps(seeing, config.caption, config.domains)
+            steps = caption_steps(seeing, told_by.attempts, domains=config.domains, **settings)
             told.append(_run(steps, InLanguages(own_images, [language]), place, drop_bad, how))
     _refuse_nothing(told, "caption")
     generator, form = writer(own, opened)
     seed = Seed(types=config.types, rounds=own.rounds, per=own.seeds, domains=config.domains, seed=config.seed)
-    steps = [seed, Generate(generator, counts=own.counts, form=form, domains=config.domains, **_sampling(own)), Check()]
+    steps = [seed, Generate(generator, counts=own.counts, form=form, domains=config.domains, **own.sampling()), Check()]
     steps += [Blind(opened(config.blind.model or own.model), n=config.blind.n, seed=config.blind.seed)] if config.blind else []
     steps += [Agree(opened(config.judge.model or own.model), seed=config.judge.seed)] if config.judge else []
     made = []
@@ -251,22 +236,18 @@ def _take_over(folder: Path, name: str, languages: Sequence[str]) -> None:
 
 def collect_as(own: Collecting, given: Sequence[Given], extra: Sequence[Any], folder: Path, how: dict[str, Any]) -> dict[str, Any]:
     """Collect images as a configuration says; arguments of `how` and the report as in `collect`."""
-    domains, sources = load_domains(extra), list[Images]()
+    domains, sources = load_domains(extra), list[Any]()
     for one in given:
         domain = None if one.domain in ("prompt", "query") else one.domain
-        sources.append(Images(one.path, one.name, domain, one.licence, one.origin, domains, one.limit))
-    asked = dict(zip(map(id, sources), given, strict=True))
+        source: Any = Images(one.path, one.name, domain, one.licence, one.origin, domains, one.limit)
+        if one.retrieve:
+            from mpo.pipelines.mminstruct.retrieve import Retrieved
 
-    def index(place: Path, source: Images) -> Any:
-        one = asked[id(source)]
-        if not one.retrieve:
-            return source
-        from mpo.pipelines.mminstruct.retrieve import Retrieved
-
-        return Retrieved(source, place, str(own.clip), most=one.retrieve, queries=one.queries, by_query=one.domain == "query")
-
+            by = {"most": one.retrieve, "queries": one.queries, "by_query": one.domain == "query"}
+            source = Retrieved(source, folder / "index", str(own.clip), **by)  # type: ignore[arg-type]
+        sources.append(source)
     classify = None if own.model is None else Classify(open_model(own.model), domains=extra)
-    return collect(sources, folder, min_side=own.min_side, near=own.near, classify=classify, index=index, **how)
+    return collect(sources, folder, min_side=own.min_side, near=own.near, classify=classify, **how)
 
 
 def _run(steps: list[Step], records: Any, folder: Path, drop_bad: bool, how: dict[str, Any]) -> tuple[Job, dict[str, Any]]:

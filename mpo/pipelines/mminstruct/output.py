@@ -21,7 +21,7 @@ from mpo.pipelines.job import Job
 from mpo.pipelines.mminstruct.check import YES_NO, Check
 from mpo.pipelines.mminstruct.config import Config
 from mpo.pipelines.mminstruct.domains import TYPES, prompts
-from mpo.pipelines.mminstruct.generate import draw
+from mpo.pipelines.mminstruct.generate import draw, lettered
 from mpo.pipelines.mminstruct.language import length
 from mpo.pipelines.mmpr.config import file_name
 from mpo.pipelines.mmpr.make import Correct, Records
@@ -38,8 +38,22 @@ SAME = 0.9
 """Share of n-grams by which two long answers are the same."""
 SHOWN_SIDE = 160
 """Pixels of an image on the page."""
+TITLES = {
+    "per instruction": "Cost of a kept instruction",
+    "spent": "Spent",
+    "drops": "Dropped, by step and kind",
+    "collected": "Images",
+    "mean length": "Mean length, in words (Chinese: characters)",
+    "dialogues": "Dialogues, by rounds",
+    "judgements": "Judgements",
+    "letters": "Letters of right options",
+}
 KINDS = {"judgement": "yes_no", "choice": "choice", "short": None}
 """Kinds of answers in `mpo.verification`, of the types that have a known one."""
+
+
+def _lost(one: Record, step: str, reason: str) -> Record:
+    return {"id": one["id"], "job": step, "step": step, "reason": reason, "record": one}
 
 
 def distinct(instructions: Iterable[Record], lost: list[Record]) -> list[Record]:
@@ -54,8 +68,9 @@ def distinct(instructions: Iterable[Record], lost: list[Record]) -> list[Record]
             bands = [(at, band.tobytes()) for at, band in enumerate(minima)]
             before = next((first[band] for band in bands if band in first and _same(first[band]["answer"], one["answer"])), None)
             if before is not None:
-                reason = f"repeat: the same was said before, about this image or another ({before['id']})"
-                lost.append({"id": one["id"], "job": "distinct", "step": "distinct", "reason": reason, "record": one})
+                lost.append(
+                    _lost(one, "distinct", f"repeat: the same was said before, about this image or another ({before['id']})")
+                )
                 continue
             for band in bands:
                 first.setdefault(band, one)
@@ -75,8 +90,7 @@ def whole(instructions: Iterable[Record], lost: list[Record]) -> list[Record]:
     for one in instructions:
         of = (one["source"], one["dialogue"]) if "dialogue" in one else ("", "")
         if of[1] and one["turn"] != rounds[of]:
-            reason = "dialogue: an earlier round was dropped"
-            lost.append({"id": one["id"], "job": "dialogue", "step": "dialogue", "reason": reason, "record": one})
+            lost.append(_lost(one, "dialogue", "dialogue: an earlier round was dropped"))
         else:
             kept.append(one)
             rounds[of] += 1
@@ -92,20 +106,14 @@ def balance(instructions: Sequence[Record], seed: int = 0) -> tuple[list[Record]
     surplus: set[str] = set()
     for language, (yes, no) in YES_NO.items():
         own = [one for one in instructions if one["type"] == "judgement" and one.get("language", "en") == language]
-        counts = Counter(one["answer"] for one in own)
-        many = yes if counts[yes] > counts[no] else no
-        left = {one.get("domain"): Counter[str]() for one in own}
-        for one in own:
-            left[one.get("domain")][one["answer"]] += 1
-        pools: dict[Any, list[Record]] = {}
+        many = yes if sum(one["answer"] == yes for one in own) > len(own) / 2 else no
+        others = Counter(one.get("domain") for one in own if one["answer"] != many)
+        pools: dict[Any, list[str]] = {}
         for one in sorted(own, key=lambda one: ("dialogue" not in one, draw(seed, one["id"]).random())):  # dialogues last
             if one["answer"] == many:
-                pools.setdefault(one.get("domain"), []).append(one)
-        few = no if many == yes else yes
-        for _ in range(counts[many] - counts[few]):
-            domain = max(filter(pools.get, pools), key=lambda name: left[name][many] - left[name][few])
-            surplus.add(pools[domain].pop()["id"])
-            left[domain][many] -= 1
+                pools.setdefault(one.get("domain"), []).append(one["id"])
+        for _ in range(len(own) - 2 * others.total()):
+            surplus.add(pools[max(pools, key=lambda name: len(pools[name]) - others[name])].pop())
     return [one for one in instructions if one["id"] not in surplus], [one for one in instructions if one["id"] in surplus]
 
 
@@ -113,8 +121,7 @@ def even(instructions: Sequence[Record], lost: list[Record], seed: int = 0) -> l
     """Balance instructions, with dialogues `whole`; what is not kept is added to `lost`."""
     kept, surplus = balance(whole(instructions, lost), seed)
     while surplus:  # the rest of a dialogue, which goes with one of them, may have judgements too
-        reason = "balance: more judgements have this answer than the other"
-        lost += [{"id": one["id"], "job": "balance", "step": "balance", "reason": reason, "record": one} for one in surplus]
+        lost += [_lost(one, "balance", "balance: more judgements have this answer than the other") for one in surplus]
         kept, surplus = balance(whole(kept, lost), seed)
     return kept
 
@@ -146,8 +153,7 @@ def _phrased(one: Record) -> Record:
     """Add the prompt and the response that an arranged instruction has."""
     choices = one["choices"] if one["type"] == "choice" else []
     response = chr(ord("A") + choices.index(one["answer"])) if choices else one["answer"]
-    lines = [f"{chr(ord('A') + number)}. {choice}" for number, choice in enumerate(choices)]
-    return {**one, "response": response, "prompt": "\n".join([one["question"], *lines, one["suffix"]])}
+    return {**one, "response": response, "prompt": "\n".join([one["question"], *lettered(choices), one["suffix"]])}
 
 
 def _reviewed(instructions: Iterable[Record], correct: Correct | None, lost: list[Record]) -> list[Record]:
@@ -162,7 +168,7 @@ def _reviewed(instructions: Iterable[Record], correct: Correct | None, lost: lis
             except (Dropped, ValueError) as error:
                 new, reason = None, f"as changed in review: {error}"
         if new is None:
-            lost.append({"id": one["id"], "job": "review", "step": "review", "reason": reason, "record": one})
+            lost.append(_lost(one, "review", reason))
         else:
             kept.append(new)
     return kept
@@ -198,10 +204,7 @@ def write(
     kept = even(distinct(_reviewed(made, correct, lost), lost), lost, config.seed)
     kept = whole(_reviewed(arrange(kept, config.seed), correct, lost), lost)
     root = os.path.commonpath([os.path.dirname(path) for one in kept for path in one["images"]]) if kept else str(output)
-    spent = Counter[str](collected["spent"] if collected else {})
-    for _, report in jobs:
-        spent.update(report["spent"])
-    report = _report(kept, lost, config, collected, jobs, spent, root)
+    report = _report(kept, lost, config.manual_price, collected, [report for _, report in jobs], root)
     for name in (META, REPORT, PAGE):  # of other files, and after a kill of none
         (output / name).unlink(missing_ok=True)
     meta = _write_files(output, kept, config.turns, root)
@@ -220,24 +223,20 @@ def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) ->
     groups = [*conversations(kept, turns)]
     lines: dict[str, list[dict[str, Any]]] = {}
     shared, trl = [], []
-    for group in groups:
-        first = group[0]
-        ids = first["id"] if len(group) == 1 else f"{first['id']}+{len(group) - 1}"
-        said = [(f"<image>\n{one['prompt']}" if one is first else one["prompt"], one["response"]) for one in group]
-        told = [{"from": who, "value": text} for pair in said for who, text in zip(("human", "gpt"), pair, strict=True)]
+    for first, *rest in groups:
+        group, images = [first, *rest], [first["images"][0]]
+        id = f"{first['id']}+{len(rest)}" if rest else first["id"]
+        said = [text for one in group for text in (one["prompt"], one["response"])]
+        told = [{"from": ("human", "gpt")[at % 2], "value": text} for at, text in enumerate([f"<image>\n{said[0]}", *said[1:]])]
         about = {name: first[name] for name in ("domain", "language", "licence", "origin", "source") if first.get(name)}
-        about["types"] = [one["type"] for one in group]
-        image = os.path.relpath(first["images"][0], root)
-        name = file_name(str(first.get("domain") or "none"))
-        lines.setdefault(name, []).append({"id": ids, "image": image, "conversations": told, "metadata": about})
-        shared.append({"conversations": told, "images": [first["images"][0]]})
-        messages = [
-            {"role": role, "content": [{"type": "text", "text": text.removeprefix("<image>\n")}]}
-            for pair in said
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-        messages[0]["content"] = [{"type": "image"}, *messages[0]["content"]]  # type: ignore[misc]
-        trl.append({"id": ids, "images": [first["images"][0]], "messages": messages})
+        line = {"id": id, "image": os.path.relpath(images[0], root), "conversations": told}
+        line["metadata"] = {**about, "types": [one["type"] for one in group]}
+        lines.setdefault(file_name(str(first.get("domain") or "none")), []).append(line)
+        shared.append({"conversations": told, "images": images})
+        parts: list[list[dict[str, str]]] = [[{"type": "text", "text": text}] for text in said]
+        parts[0].insert(0, {"type": "image"})
+        messages = [{"role": ("user", "assistant")[at % 2], "content": content} for at, content in enumerate(parts)]
+        trl.append({"id": id, "images": images, "messages": messages})
     for old in (output / LINES).glob("*.jsonl"):  # of an earlier run, with other domains
         old.unlink()
     near = os.path.relpath(root, output) if Path(root).is_relative_to(output) else root
@@ -252,8 +251,8 @@ def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) ->
     # Alone, later rounds may lack what they speak of.
     later = {one["id"] for group in groups if "dialogue" in group[0] for one in group[1:]}
     write_json_lines(output / QUESTIONS, (_question(one) for one in kept if one["id"] not in later))
-    whole = [one for own in lines.values() for one in own]
-    for file, value in ((LLAVA, whole), (SHAREGPT, shared), ("dataset_info.json", {"mminstruct": info})):
+    all_lines = [one for own in lines.values() for one in own]
+    for file, value in ((LLAVA, all_lines), (SHAREGPT, shared), ("dataset_info.json", {"mminstruct": info})):
         write_text(output / file, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
     return meta
 
@@ -268,34 +267,22 @@ def _question(one: Record) -> dict[str, Any]:
 
 
 def _report(
-    kept: Sequence[Record],
-    lost: Sequence[Record],
-    config: Config,
-    collected: Mapping[str, Any] | None,
-    jobs: Sequence[tuple[Job, dict[str, Any]]],
-    spent: Counter[str],
-    root: str,
+    kept: Sequence[Record], lost: Sequence[Record], price: float | None, collected: Any, jobs: Sequence[dict[str, Any]], root: str
 ) -> dict[str, Any]:
+    spent = Counter[str]()
+    for one in (*([collected] if collected else []), *jobs):
+        spent.update(one["spent"])
+    number = max(len(kept), 1)
+    cost: dict[str, Any] = {f"{name} tokens": round(spent[f"{name}_tokens"] / number, 1) for name in ("prompt", "completion")}
+    if "cost" in spent:
+        cost["cost"] = spent["cost"] / number
+        cost |= {"manual price": price, "of the manual price": cost["cost"] / price} if price else {}
+    unused = sum(job.get("unused", 0) for job in jobs)  # responses to what is gone or has changed
+    rounds = Counter(Counter((one["source"], one["dialogue"]) for one in kept if "dialogue" in one).values())
     domains: dict[str, dict[str, int]] = {}
-    dialogues = Counter((one["source"], one["dialogue"]) for one in kept if "dialogue" in one)
     for one in kept:
         domains.setdefault(one.get("domain") or "none", dict.fromkeys(TYPES, 0))[one["type"]] += 1
     drops = Counter(f"{one['step']}: {one['reason'].partition(':')[0].partition(' (')[0][:80]}" for one in lost)
-    means: dict[str, dict[str, float]] = {}
-    for type in TYPES:
-        if own := [one for one in kept if one["type"] == type]:
-            means[type] = {
-                part: round(sum(length(one[part], one.get("language", "en")) for one in own) / len(own), 1)
-                for part in ("question", "answer")
-            }
-    number = max(len(kept), 1)
-    cost: dict[str, Any] = {name: round(spent.get(f"{name}_tokens", 0) / number, 1) for name in ("prompt", "completion")}
-    cost = {f"{name} tokens": value for name, value in cost.items()}
-    if "cost" in spent:
-        cost["cost"] = spent["cost"] / number
-        if config.manual_price:
-            cost |= {"manual price": config.manual_price, "of the manual price": spent["cost"] / number / config.manual_price}
-    unused = sum(report.get("unused", 0) for _, report in jobs)  # responses to what is gone or has changed
     return {
         "instructions": len(kept),
         "dropped": len(lost),
@@ -303,23 +290,24 @@ def _report(
         "images": len({one["images"][0] for one in kept}),
         "domains": dict(sorted(domains.items())),
         "types": {**Counter(one["type"] for one in kept)},
-        **(
-            {"dialogues": {f"of {count}": number for count, number in sorted(Counter(dialogues.values()).items())}}
-            if dialogues
-            else {}
-        ),
+        **({"dialogues": {f"of {count}": number for count, number in sorted(rounds.items())}} if rounds else {}),
         "languages": {**Counter(one.get("language", "en") for one in kept)},
         "judgements": {**Counter(one["answer"] for one in kept if one["type"] == "judgement")},
         "letters": dict(sorted(Counter(one["response"] for one in kept if one["type"] == "choice").items())),
-        "mean length": means,
+        "mean length": {type: _mean_lengths(own) for type in TYPES if (own := [one for one in kept if one["type"] == type])},
         "drops": dict(drops.most_common()),
         "collected": dict(collected) if collected else None,
         "per instruction": cost,
         "paper: of the manual price": round(PAPER_RATIO, 3),
         "spent": {**spent},
         "image_root": root,
-        "jobs": [report for _, report in jobs],
+        "jobs": [*jobs],
     }
+
+
+def _mean_lengths(own: Sequence[Record]) -> dict[str, float]:
+    lengths = {part: [length(one[part], one.get("language", "en")) for one in own] for part in ("question", "answer")}
+    return {part: round(sum(counts) / len(own), 1) for part, counts in lengths.items()}
 
 
 def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
@@ -334,31 +322,19 @@ def page(report: Mapping[str, Any], kept: Sequence[Record]) -> str:
     for group in conversations(kept):
         first.setdefault((group[0].get("domain") or "none", group[0]["type"] if len(group) == 1 else "dialogue"), group)
     parts = [("Domains and types", f"<table><tr><th></th>{heads}</tr>{rows}</table>")]
-    parts += [
-        (title, table({key: value for key, value in report[name].items() if key not in ("domains", "spent")}))
-        for title, name in (
-            ("Cost of a kept instruction", "per instruction"),
-            ("Spent", "spent"),
-            ("Dropped, by step and kind", "drops"),
-            ("Images", "collected"),
-            ("Mean length, in words (Chinese: characters)", "mean length"),
-            ("Dialogues, by rounds", "dialogues"),
-            ("Judgements", "judgements"),
-            ("Letters of right options", "letters"),
-        )
-        if report.get(name)
-    ]
+    for name, title in TITLES.items():
+        if own := report.get(name):
+            parts.append((title, table({key: value for key, value in own.items() if key not in ("domains", "spent")})))
     parts[1] = (parts[1][0], f"{parts[1][1]}<p>In the paper: a sixth ({PAPER_RATIO:.3f}).</p>")
     shown = "".join(_example(kind, group) for (_, kind), group in sorted(first.items(), key=lambda one: one[0]))
     title = f"{report['instructions']:,} instructions about {report['images']:,} images; {report['dropped']:,} dropped"
     title += f"; unused responses, to what is gone or has changed: {report['unused']:,}" if "unused" in report else ""
     style = f"{STYLE}.g{{display:flex;flex-wrap:wrap;gap:0 2em}}.e{{display:flex;gap:1em;margin:.8em 0}}.e div{{flex:1}}"
+    style += "pre{margin:.2em 0}"
+    sections = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in parts)
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
-        f"<style>{style}pre{{margin:.2em 0}}</style></head>"
-        f"<body><h1>{escape(title)}</h1><div class='g'>"
-        + "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in parts)
-        + f"</div><h2>Examples</h2>{shown}</body></html>\n"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style></head>"
+        f"<body><h1>{escape(title)}</h1><div class='g'>{sections}</div><h2>Examples</h2>{shown}</body></html>\n"
     )
 
 

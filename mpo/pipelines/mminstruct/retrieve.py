@@ -47,13 +47,11 @@ class Index:
             self._model: Any = AutoModel.from_pretrained(model, dtype=torch.float32).eval().to(usable_device(device))
             self._processor: Any = AutoProcessor.from_pretrained(model)
         except OSError as error:
-            raise ValueError(
-                f"{model} cannot be loaded ({str(error).splitlines()[0]}). Give a folder or a name on the Hub."
-            ) from None
-        if not hasattr(self._model, "get_image_features") or not hasattr(self._model, "get_text_features"):
-            raise ValueError(
-                f"{model} is a {type(self._model).__name__}, which embeds no images and texts. Give a CLIP-like model."
-            )
+            why = str(error).splitlines()[0]
+            raise ValueError(f"{model} cannot be loaded ({why}). Give a folder or a name on the Hub.") from None
+        if not all(hasattr(self._model, f"get_{what}_features") for what in ("image", "text")):
+            kind = type(self._model).__name__
+            raise ValueError(f"{model} is a {kind}, which embeds no images and texts. Give a CLIP-like model.")
         self.size = int(self._text(["image"]).shape[1])
         own, file = {"model": model, "size": self.size}, self.folder / SETTINGS
         if file.is_file() and (there := read_json_object(file)) != own:
@@ -121,18 +119,13 @@ class Index:
             return []
         vectors = np.memmap(self.folder / VECTORS, np.float32, "r").reshape(-1, self.size)[: len(lines)]
         scores = vectors @ self._text([text])[0]
-        places = (int(place) for place in np.argsort(-scores, kind="stable"))
-        chosen = [
-            (lines[place]["content"], float(scores[place])) for place in places if among is None or lines[place]["content"] in among
-        ]
-        return chosen[:most]
+        found = [(lines[place]["content"], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
+        return [one for one in found if among is None or one[0] in among][:most]
 
     def _text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        inputs = self._processor(text=list(texts), padding="max_length", truncation=True, return_tensors="pt").to(
-            self._model.device
-        )
+        inputs = self._processor(text=list(texts), padding="max_length", truncation=True, return_tensors="pt")
         with torch.inference_mode():
-            return _unit(self._model.get_text_features(**inputs))
+            return _unit(self._model.get_text_features(**inputs.to(self._model.device)))
 
 
 def _unit(found: Any) -> NDArray[np.float32]:
@@ -168,22 +161,16 @@ class Retrieved:
     def __iter__(self) -> Iterator[Record]:
         if self._found is None:
             records = [*self.source]
-            if wrong := next((one for one in records if not isinstance(one["images"][0], str)), None):
-                raise ValueError(
-                    f"{wrong['id']!r} has its image as bytes, and images are retrieved from files. Write them to a folder."
-                )
+            if wrong := next((one["id"] for one in records if not isinstance(one["images"][0], str)), None):
+                raise ValueError(f"{wrong!r} has its image as bytes, and images are retrieved from files. Write them to a folder.")
             index = Index(self.folder, self.model)
             index.add(one["images"][0] for one in records)
             contents = {content_hash(one["images"][0]): one for one in reversed(records)}
-            best: dict[str, tuple[float, str, str | None]] = {}
+            best: dict[str, tuple[float, Record]] = {}
             for query, domain in self.queries:
+                own = {"domain": domain} if self.by_query else {}
                 for content, score in index.search(query, self.most, {*contents}):
-                    best[content] = max(best.get(content, (-2.0, "", None)), (score, query, domain), key=lambda one: one[0])
-            self._found = []
-            for content, record in contents.items():
-                if content in best:
-                    score, query, domain = best[content]
-                    own = {"domain": domain} if self.by_query else {}
-                    self._found.append({**record, **own, "query": query, "score": round(score, 4)})
-            self._found.sort(key=lambda one: one["id"])
+                    if content not in best or score > best[content][0]:
+                        best[content] = score, {**contents[content], **own, "query": query, "score": round(score, 4)}
+            self._found = sorted((one for _, one in best.values()), key=lambda one: str(one["id"]))
         yield from self._found

@@ -44,6 +44,13 @@ CHOICE = "<Q1>Which colour?</Q1><C1>A. red\nB. blue\nC. green</C1><A1>{}</A1>"
         ('{"items": []}', "judgement", ["malformed"]),
         ('{"items": [{"question": "Is it?", "answer": 3}]}', "judgement", ["malformed"]),
         ('{"items": [{"question"', "judgement", ["malformed"]),
+        ('{"items": {"question": "Is it?", "answer": "No"}}', "judgement", ["malformed"]),
+        (
+            '{"items": [{"question": "Is it?", "answer": "No"}, {"question": "Is it so?", "answer": 3}, "Is it?", null, '
+            '{"question": "Is it not?", "choices": [4], "answer": "No"}, {"question": "Was it?", "answer": "Yes"}]}',
+            "judgement",
+            ["No", "malformed", "malformed", "malformed", "malformed", "Yes"],
+        ),
     ],
 )
 def test_responses_are_parsed_strictly(text, type, found):
@@ -375,6 +382,13 @@ def test_what_asks_the_same(type, earlier, later, kind):
         ("short", "Which tag is around the title?", "<title>", None, "A screenshot of code: <title>Home</title>"),
         ("short", "Between the cat and the dog, which is larger?", "The dog", None, "A large dog and a small cat."),
         ("short", "小猫与大狗相比，谁更大？", "大狗", None, "一只大狗和一只小猫。"),
+        ("short", "What colour are the lemons?", "yellow", None, "A red bowl with lemons stands on a blue table."),
+        ("choice", "What colour are the lemons?", "yellow", ["yellow", "red"], "A red bowl with lemons."),
+        ("short", "柠檬是什么颜色？", "黄色", None, "红色的碗里有几个柠檬。"),
+        ("short", "What colour is the car?", "scarlet", None, "A red car and two blue bikes."),
+        ("choice", "What colour is the car?", "scarlet", ["scarlet", "blue"], "A red car and two blue bikes."),
+        ("choice", "How many cats are there?", "13", ["12", "13"], "12 dogs and some cats play."),
+        ("judgement", "Are there 7 windows in the house?", "Yes", None, "Two windows on the left are open. The house is white."),
     ],
 )
 def test_keeps_right_ones_that_look_like_faults(type, question, answer, choices, caption):

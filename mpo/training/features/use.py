@@ -146,6 +146,7 @@ class CachedTower:
             begin[one.known] = end
             # An image at a time: its features then depend on nothing else, in any batch, on any rank, in a resumed run.
             parts.append(values if one.known else self._encoded(one, values))
+        self.cache.flush()
         return torch.cat(parts).index_select(0, index)
 
     def _encoded(self, one: OneImage, pixels: Tensor) -> Tensor:

@@ -56,12 +56,11 @@ def _paths(values: Any) -> Iterable[str]:
 
 def _file_states(paths: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return each file's size in bytes and modification time in nanoseconds; -1 for a missing file."""
-
-    def state(path: str) -> tuple[int, int]:
+    found = []
+    for path in paths:
         try:
             status = os.stat(path)
+            found.append((path, status.st_size, status.st_mtime_ns))
         except (OSError, ValueError):
-            return -1, -1
-        return status.st_size, status.st_mtime_ns
-
-    return [(path, *state(path)) for path in paths]
+            found.append((path, -1, -1))
+    return found

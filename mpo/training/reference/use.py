@@ -122,11 +122,7 @@ class UsesReference(Trainer):  # type: ignore[misc]
         """Open the cache of reference log-probs. A reference model of its own fills it now and is released."""
         assert fingerprint is not None
         refuse_augmented(self.train_dataset)
-        self._references = ReferenceCache(
-            self.args.reference_cache or default_folder(),
-            fingerprint,
-            rank=self.accelerator.process_index,
-        )
+        self._references = ReferenceCache(self.args.reference_cache or default_folder(), fingerprint)
         self._reference_is_base = self.ref_model is None
         if self.ref_model is None:  # the base model computes what is missing
             self.add_callback(ShareEveryEpoch(self._references, self.accelerator))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mpo.encoding.keys import KEY_BYTES
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import FEATURES, SHARD_NAME, Store, open_shard, read_caches, read_tensor, shards, what_of
+from mpo.training.store import FEATURES, META_FILE, SHARD_NAME, Store, open_shard, read_fingerprint, read_tensor, shards, what_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,8 @@ class FeatureCache(Store):
     """Cache the features of images on disk, for one fingerprint (`mpo.training.features.use.vision_fingerprint`).
 
     Args:
-        folder: see `Store`.
-        fingerprint: see `Store`.
+        folder: see `Store`, and `fingerprint`, and the errors, which `find` and `read` raise too.
         limit_bytes: maximum size of all features in the root folder.
-
-    Raises:
-        ValueError: see `Store`; from `find` and `read` too.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, limit_bytes: float = LIMIT_GB * 1e9) -> None:
@@ -97,14 +93,7 @@ class FeatureCache(Store):
         return torch.cat([read_tensor(one.file, one.path, self.fingerprint, one.value) for one in images])
 
     def add(self, key: bytes, image: bytes, size: tuple[int, int], features: Tensor) -> None:
-        """Add the features of an image, which `flush` writes; not those that are not finite.
-
-        Args:
-            key: see `key`.
-            image: key of its pixels.
-            size: its width and height.
-            features: shape (tiles, tokens, channels), on any device.
-        """
+        """Add the features of an image, shape (tiles, tokens, channels), which `flush` writes; not those that are not finite."""
         if not self._is_full and bool(features.isfinite().all()):
             self._pending[key] = (image, size, features.detach().cpu().contiguous())
             if sum(tensor.nbytes for _, _, tensor in self._pending.values()) > SHARD_BYTES:
@@ -119,8 +108,8 @@ class FeatureCache(Store):
         if not self._has_room(sum(tensor.nbytes for tensor in tensors)):
             self._is_full = True
             logger.warning(
-                f"{self.holds()}: all that is in use now. Further images are not cached, but encoded each time; a higher "
-                "vision_feature_cache_gb keeps them."
+                f"{self.holds()}. All of it is in use, so further images are encoded each time; a higher vision_feature_cache_gb "
+                "keeps them."
             )
             return
         try:
@@ -141,12 +130,12 @@ class FeatureCache(Store):
 
     def _states(self) -> Iterator[tuple[int, int, Path]]:
         """Time of the last use, size and path of the shards of features in the root folder, and of nothing else there."""
-        for folder, fingerprint in read_caches(self.folder.parent)[0]:
-            for path in shards(folder) if what_of(fingerprint) == FEATURES else ():
-                with suppress(FileNotFoundError):  # another process removes shards too
-                    if SHARD_NAME.fullmatch(path.name):
-                        status = path.stat()
-                        yield status.st_mtime_ns, status.st_size, path
+        for meta in self.folder.parent.glob(f"*/{META_FILE}"):
+            with suppress(ValueError, OSError):  # damaged, of an earlier format, or of another user
+                if what_of(read_fingerprint(meta.parent)) == FEATURES:
+                    for path in filter(lambda path: SHARD_NAME.fullmatch(path.name), shards(meta.parent)):
+                        with suppress(FileNotFoundError):  # another process removes shards too
+                            yield (status := path.stat()).st_mtime_ns, status.st_size, path
 
     def _has_room(self, size: int) -> bool:
         """Whether so many bytes more can be written. Removes what has not been used since this cache was opened."""

@@ -29,13 +29,10 @@ class ReferenceCache(Store):
     """Cache reference log-probs on disk, for one fingerprint. A killed process loses at most what it had not flushed.
 
     Args:
-        folder: see `Store`.
+        folder: see `Store`, and the errors.
         fingerprint: fingerprint of the reference model and the processing (see `mpo.training.reference.fingerprint.fingerprint`).
         flush_every: number of entries after which `add` writes a shard.
-        flush_seconds: seconds after which `add` writes a shard.
-
-    Raises:
-        ValueError: see `Store`.
+        flush_seconds: seconds after which it does.
 
     Example:
         >>> import tempfile
@@ -65,7 +62,6 @@ class ReferenceCache(Store):
         self._flushed_at = time.monotonic()
 
     def __len__(self) -> int:
-        """Return the number of entries, as of `Store`."""
         return super().__len__() + len(self._pending)
 
     def get(self, keys: Sequence[bytes]) -> Found:
@@ -77,15 +73,9 @@ class ReferenceCache(Store):
         return Found(known, np.where(known, values["logps"], np.float32(np.nan)), values["tokens"])
 
     def add(self, keys: Sequence[bytes], logps: Any, tokens: Any) -> None:
-        """Add entries. Existing ones are not changed.
+        """Add entries of N keys: log-prob sums and numbers of labelled tokens, sequences or tensors of shape (N,).
 
-        Args:
-            keys: N keys.
-            logps: log-prob sums, a sequence or tensor of shape (N,).
-            tokens: numbers of labelled tokens, a sequence or tensor of shape (N,).
-
-        Raises:
-            ValueError: for a log-prob that is not finite.
+        Existing ones are not changed. Raises ValueError for a log-prob that is not finite.
         """
         values = torch.as_tensor(logps).detach().float().tolist()
         counts = torch.as_tensor(tokens).detach().tolist()

@@ -18,11 +18,8 @@ def finished_name(dataset: Any, settings: Any) -> str | None:
     """Name the finished file of a data set under some settings. The name changes when a file that its records name changes.
 
     Args:
-        dataset: a `datasets.Dataset`. Its images may be paths, whose files may be replaced under the same name.
+        dataset: a `datasets.Dataset`; for another class, or with a transform of the user's, None is returned.
         settings: everything else that determines the keys.
-
-    Returns:
-        None when the records cannot be identified: another class, or a data set with a transform of the user's.
     """
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return None

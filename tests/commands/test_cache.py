@@ -14,7 +14,7 @@ import pytest
 from mpo.commands import main
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.reference.shards import Entries, read_shard, shards, write_shard
+from mpo.training.store import LOG_PROBS, Entries, read_shard, shards, write_shard
 
 HERE = Fingerprint(
     {"model weights": "w", "compute dtype": "float32"},
@@ -29,7 +29,7 @@ def key(number: int) -> bytes:
 
 def entries(values: dict[int, float], tokens: int = 4) -> Entries:
     keys = np.frombuffer(b"".join(key(number) for number in values), "S16")
-    return Entries(keys, np.array(list(values.values()), np.float32), np.full(len(values), tokens, np.int32))
+    return Entries.of(keys, LOG_PROBS, logps=list(values.values()), tokens=tokens)
 
 
 def write(cache: ReferenceCache, values: dict[int, float], tokens: int = 4):
@@ -136,7 +136,7 @@ def test_prune_merges_small_shards_and_removes_leftovers_and_damage(cache, run):
     status, said = run("prune", cache.folder)
     assert status == 0 and f"remove {old.name}" in said and f"remove {truncated.name}" in said and "merge 3 shards" in said
     (merged,) = shards(cache.folder)
-    assert len(read_shard(merged, HERE)) == 4
+    assert len(read_shard(merged, HERE).keys) == 4
     assert not list(cache.folder.glob("*.tmp"))
     assert list(values_in(cache)) == [0, 1, 2, 3]
     assert run("verify", cache.folder)[0] == 0
@@ -182,15 +182,15 @@ def test_a_run_that_has_the_cache_open_goes_on_after_a_pruning(cache, run):
     reader = ReferenceCache(cache.folder, HERE)
     run("prune", cache.folder)
     reader.add([key(9)], [-9.0], [1])
-    reader.close()
+    reader.flush()
     reader.refresh()
     assert values_in(cache)[9] == -9.0 and len(reader) == 5
 
 
 def _write_slowly(folder, count: int) -> None:
-    with ReferenceCache(folder, HERE, flush_every=2) as cache:
-        for number in range(count):
-            cache.add([key(number)], [-number], [1])
+    cache = ReferenceCache(folder, HERE, flush_every=2)
+    for number in range(count):
+        cache.add([key(number)], [-number], [1])
 
 
 def test_pruning_again_and_again_while_another_process_writes(tmp_path, run):

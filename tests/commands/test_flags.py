@@ -17,7 +17,7 @@ from mpo.commands import command_line, main
 from mpo.commands.flags import FLAGS
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.reference.shards import Entries, write_shard
+from mpo.training.store import LOG_PROBS, Entries, write_shard
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +133,7 @@ def folder(tmp_path, monkeypatch):
     keys = np.frombuffer(b"".join(number.to_bytes(16, "big") for number in range(2)), "S16")
     write_shard(
         cache.folder,
-        Entries(keys, np.array([-1.0, -2.0], np.float32), np.full(2, 4, np.int32)),
+        Entries.of(keys, LOG_PROBS, logps=[-1.0, -2.0], tokens=4),
         Fingerprint({"model weights": "w"}, {}, {"model": "InternVL"}),
     )
     return tmp_path

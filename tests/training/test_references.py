@@ -17,7 +17,7 @@ from mpo import MPOConfig, MPOTrainer
 from mpo.models.small import small_internvl, small_processor
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.filling import default_folder
-from mpo.training.reference.shards import shards
+from mpo.training.store import shards
 
 
 def cached(tmp_path, **settings):

@@ -9,8 +9,7 @@ import torch
 from ranks import run_on_ranks
 from small_runs import difference, record, small_run
 
-from mpo.training.reference.shards import read_shard
-from mpo.training.store import read_fingerprint
+from mpo.training.store import read_fingerprint, read_shard
 
 pytestmark = pytest.mark.slow
 

@@ -37,9 +37,10 @@ from mpo.models.tower import find_tower
 from mpo.preflight.dry_run import feature_lines
 from mpo.schema import Question
 from mpo.training.checkpoint import latest_checkpoint
-from mpo.training.features.cache import FeatureCache, feature_files, open_features
+from mpo.training.features.cache import FeatureCache
+from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import write_tensors
+from mpo.training.store import META_FILE, read_fingerprint, read_shard, shards
 
 
 def cached(folder, **settings):
@@ -142,8 +143,7 @@ def test_a_frozen_projector_does_not_run_either(tmp_path):
     projector.register_forward_hook(lambda *_: calls.append(1))
     trainer.evaluate(image_pairs(8))
     assert not calls
-    (path, *_) = feature_files(trainer._cached_tower.cache.folder)
-    assert trainer._cached_tower.cache.read([trainer._cached_tower.cache.find(bytes.fromhex(path.stem))]).shape[1:] == (4, 32)
+    assert trainer._cached_tower.cache.read(_all(trainer._cached_tower.cache)).shape[1:] == (4, 32)
 
 
 def test_a_fuser_reads_the_same_layers(tmp_path, encoded):
@@ -271,9 +271,9 @@ def test_a_fuser_of_a_llava_and_a_crop_of_no_fixed_size(tmp_path):
 def test_workers_find_what_the_run_has_added(tmp_path, processed):
     settings = {"pairs": 2, "num_train_epochs": 2}
     first = ended(small_run(tmp_path, **cached(tmp_path), dataloader_num_workers=2, **settings), tmp_path)
-    files = len(list(feature_files(next((tmp_path / "features").iterdir()))))
+    known = keys_in(next((tmp_path / "features").iterdir()))
     alone = ended(small_run(tmp_path, **cached(tmp_path, vision_feature_cache=str(tmp_path / "b")), **settings), tmp_path)
-    assert files == 2 and difference(first["weights"], alone["weights"]) == 0
+    assert len(known) == 2 and difference(first["weights"], alone["weights"]) == 0
 
 
 def _trained(trainer):
@@ -296,7 +296,7 @@ def test_two_ranks_share_it(tmp_path):
         one, ranks = ended(trainer, tmp_path)["weights"], torch.load(tmp_path / f"{name}.pt")["weights"]
         assert difference({key: one[key] for key in ranks}, ranks) < 1e-6 and ranks.keys() >= _trained(trainer)
     for folder in (tmp_path / "features").iterdir():
-        assert len(list(feature_files(folder))) == 4
+        assert len(keys_in(folder)) == 4
 
 
 @pytest.mark.slow
@@ -570,10 +570,22 @@ def test_cached_references_of_live_features_are_found(tmp_path, monkeypatch):
 HERE = Fingerprint({"cache": "vision features", "vision weights": "w"}, {}, {"model": "InternVL"})
 
 
-def put(cache, number, tiles=2):
-    key = FeatureCache.key(bytes([number]) * 16, {})
-    cache.add(key, bytes([number]) * 16, (10, 20), torch.full((tiles, 3, 4), float(number), dtype=torch.bfloat16))
+def put(cache, *numbers, tiles=2):
+    """Add images as one batch does; return the key of the last."""
+    for number in numbers:
+        key = FeatureCache.key(bytes([number]) * 16, {})
+        cache.add(key, bytes([number]) * 16, (10, 20), torch.full((tiles, 3, 4), float(number), dtype=torch.bfloat16))
+    cache.flush()
     return key
+
+
+def keys_in(folder):
+    fingerprint = read_fingerprint(folder)
+    return [key for path in shards(folder) for key in read_shard(path, fingerprint).keys.tolist()]
+
+
+def shard_of(cache, key):
+    return cache.find(key).path
 
 
 def test_what_is_added_is_found_by_others(tmp_path):
@@ -603,7 +615,7 @@ def test_killed_while_writing_only_whole_files_remain(tmp_path, capsys):
     for least in range(3, 40, 12):
         process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(tmp_path,))
         process.start()
-        while len(list(feature_files(cache.folder))) < least:
+        while len(shards(cache.folder)) < least:
             assert process.is_alive()
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -612,42 +624,72 @@ def test_killed_while_writing_only_whole_files_remain(tmp_path, capsys):
 
 
 def _all(cache):
-    return [cache.find(bytes.fromhex(path.stem)) for path in feature_files(cache.folder)]
+    cache.refresh()
+    return [cache.find(key) for block in cache._blocks for key in block.keys.view("V16").tolist()]
 
 
 def test_the_least_recently_used_go_first(tmp_path, caplog):
     cache = FeatureCache(tmp_path, HERE)
-    keys = [put(cache, number) for number in range(6)]
-    for age, key in enumerate(keys):
-        os.utime(cache._path(key), (1000 + age, 1000 + age))
+    keys = [put(cache, number, tiles=999) for number in range(6)]
+    paths = [shard_of(cache, key) for key in keys]
+    for age, path in enumerate(paths):
+        os.utime(path, (1000 + age, 1000 + age))
     cache.read([cache.find(keys[0])])  # used now
     held = cache.find(keys[1])
-    size = cache._path(keys[0]).stat().st_size
+    size = paths[0].stat().st_size
     other = FeatureCache(tmp_path, Fingerprint({**HERE.parts, "vision weights": "v"}), limit_bytes=4.5 * size)
     with caplog.at_level("INFO"):
-        new = put(other, 9)
+        new = put(other, 9, tiles=999)
     assert other.find(new) and [cache.find(key) is not None for key in keys] == [True, False, False, False, True, True]
     assert cache.read([held])[0, 0, 0] == 1  # opened before
-    assert "3 images" in caplog.text
+    assert "3 shards" in caplog.text
+
+
+def test_of_images_that_do_not_all_fit_those_that_a_run_has_stay(tmp_path, caplog):
+    """In any order, in every epoch: only those that do not fit are encoded again."""
+    earlier = FeatureCache(tmp_path, Fingerprint({**HERE.parts, "vision weights": "v"}))
+    put(earlier, 0, tiles=999), put(earlier, 1, tiles=999)
+    for path in shards(earlier.folder):
+        os.utime(path, (1000, 1000))
+    cache, again = FeatureCache(tmp_path, HERE, limit_bytes=4.5 * path.stat().st_size), []
+    for epoch in range(3):
+        for number in (5, 3, 1, 4, 2, 6) if epoch % 2 else range(1, 7):
+            if (found := cache.find(FeatureCache.key(bytes([number]) * 16, {}))) is None:
+                again.append((epoch, number))
+                put(cache, number, tiles=999)
+            else:
+                cache.read([found])
+    assert not shards(earlier.folder) and len(shards(cache.folder)) == 4
+    assert [number for epoch, number in again if epoch] == [5, 6, 5, 6]
+    assert caplog.text.count("vision_feature_cache_gb keeps them") == 1
 
 
 def test_only_files_of_caches_are_removed(tmp_path):
-    others = [tmp_path / "models" / "7b" / "model.safetensors", tmp_path / "models" / "00" / f"{'0' * 32}.safetensors"]
+    """Among them no log-probs in the same root."""
+    logps = ReferenceCache(tmp_path, Fingerprint({"model weights": "w"}))
+    logps.add([b"k" * 16], [-1.0], [1])
+    logps.flush()
+    old = FeatureCache(tmp_path, Fingerprint({**HERE.parts, "vision weights": "v"}))
+    put(old, 1)
+    others = [tmp_path / "models" / "7b" / "model.safetensors", tmp_path / "models" / f"{'0' * 32}.safetensors"]
+    others += [old.folder / "notes.safetensors", old.folder / f"{'0' * 32}.safetensors" / "mine"]
     for path in others:
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"weights" * 100)
+    for path in (*others, *shards(logps.folder), *shards(old.folder)):
+        os.utime(path, (1000, 1000))
     cache = FeatureCache(tmp_path, HERE, limit_bytes=1)
-    inside = cache.folder / "ab" / "notes.safetensors"
-    inside.parent.mkdir()
-    inside.write_bytes(b"mine")
     assert cache.find(put(cache, 1)) is None  # beyond the limit
-    assert all(path.exists() for path in (*others, inside)) and "0 images" in cache.holds()
+    assert all(path.exists() for path in others) and "0 images" in cache.holds() and len(shards(logps.folder)) == 1
+    assert [path.name for path in shards(old.folder)] == ["notes.safetensors"]
 
 
 def test_files_of_another_user_and_those_that_vanish_stop_nothing(tmp_path, monkeypatch):
     import mpo.training.features.cache as cache_module
 
-    cache = FeatureCache(tmp_path, HERE, limit_bytes=1e3)
+    old = FeatureCache(tmp_path, HERE)
+    for path in [shard_of(old, put(old, number)) for number in range(4)]:
+        os.utime(path, (1000, 1000))
     unlink = cache_module.Path.unlink
 
     def denied(path, **kwargs):
@@ -656,10 +698,10 @@ def test_files_of_another_user_and_those_that_vanish_stop_nothing(tmp_path, monk
         unlink(path, **kwargs)
 
     monkeypatch.setattr(cache_module.Path, "unlink", denied)
-    keys = [put(cache, number) for number in range(4)]
-    assert all(cache.find(key) for key in keys)
-    gone = [*feature_files(cache.folder), cache.folder / "ab" / f"{'0' * 32}.safetensors"]
-    monkeypatch.setattr(cache_module, "feature_files", lambda folder: gone)
+    cache = FeatureCache(tmp_path, HERE, limit_bytes=1e3)
+    assert cache.find(put(cache, 9)) is None and "4 images" in cache.holds()
+    gone = [*shards(cache.folder), cache.folder / f"{'0' * 32}.safetensors"]
+    monkeypatch.setattr(cache_module, "shards", lambda folder: gone)
     assert "4 images" in cache.holds()
 
 
@@ -684,17 +726,19 @@ def test_bytes_of_any_type_come_before_a_path(tmp_path):
         assert opened.entry_key == FeatureCache.key(image_key(content), {})
 
 
-@pytest.mark.parametrize("place", [0, 5, 40, -1, "cut", "empty"])
+@pytest.mark.parametrize("place", [0, 5, 40, -1, "tensor", "cut", "empty"])
 def test_damage_is_refused_by_name_and_pruned(tmp_path, place, capsys):
     cache = FeatureCache(tmp_path, HERE)
     key = put(cache, 1)
-    path = cache._path(key)
+    path = shard_of(cache, key)
     data = bytearray(path.read_bytes())
+    if place == "tensor":
+        place = data.index(torch.ones(4, dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes())
     if isinstance(place, int):
         data[place] ^= 1
     path.write_bytes(data[:-3] if place == "cut" else b"" if place == "empty" else data)
     with pytest.raises(ValueError, match="not a file of vision features") as error:
-        cache.read([cache.find(key)])
+        (another := FeatureCache(tmp_path, HERE)).read([another.find(key)])
     assert str(path) in str(error.value) and f"mpo cache prune {cache.folder}" in str(error.value)
     assert main(["cache", "verify", str(tmp_path)]) == 1 and str(path) in capsys.readouterr().out
     assert main(["cache", "prune", str(tmp_path)]) == 0 and not path.exists() and cache.find(key) is None
@@ -702,21 +746,21 @@ def test_damage_is_refused_by_name_and_pruned(tmp_path, place, capsys):
 
 def test_every_byte_of_a_file_is_guarded(tmp_path):
     cache = FeatureCache(tmp_path, HERE)
-    key = put(cache, 1)
-    path = cache._path(key)
+    put(cache, 1)
+    path = shard_of(cache, put(cache, 2, 3))
     data = path.read_bytes()
     for place in range(len(data)):
         changed = bytearray(data)
         changed[place] ^= 2
         path.write_bytes(changed)
         with pytest.raises(ValueError, match="vision features|another model"):
-            cache.read([cache.find(key)])
+            (another := FeatureCache(tmp_path, HERE)).read(_all(another))
 
 
 def test_damage_stops_a_run_that_skips_bad_records(tmp_path):
     settings = {**cached(tmp_path), "pairs": 2, "on_bad_record": "skip"}
     small_run(tmp_path, **settings).train()
-    for path in feature_files(next((tmp_path / "features").iterdir())):
+    for path in shards(next((tmp_path / "features").iterdir())):
         path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match="not a file of vision features"):
         small_run(tmp_path, **settings).train()
@@ -729,46 +773,57 @@ def test_damage_is_no_fault_of_a_question_or_a_worker(tmp_path, capsys):
         part.save_pretrained(tmp_path / "start")
     words = ("--vision-feature-cache", str(tmp_path / "features"))
     _evaluated(tmp_path, capsys, tmp_path / "start", "whole", *words)
-    path = min(feature_files(next((tmp_path / "features").iterdir())))
+    path = shards(next((tmp_path / "features").iterdir()))[0]
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(AssertionError, match=f"mpo: error: {path} is not a file of vision features"):
         _evaluated(tmp_path, capsys, tmp_path / "start", "damaged", *words)
 
     def in_worker():
-        return len([*DataLoader([0], num_workers=1, collate_fn=lambda _: open_features(path, HERE))])
+        return len([*DataLoader([0], num_workers=1, collate_fn=lambda _: read_shard(path, HERE))])
 
     assert user_errors(in_worker) == 2
     assert capsys.readouterr().err.startswith(f"mpo: error: {path} is not a file of vision features")
 
 
-def test_a_file_under_the_name_of_another_is_refused_by_name(tmp_path, capsys):
-    """A whole file of the same tower, renamed: features of another image. Those without a key, of earlier versions, are read."""
+def test_names_of_shards_mean_nothing(tmp_path):
+    """No image gets the features of another: a shard holds its keys."""
     cache = FeatureCache(tmp_path, HERE)
-    one, other = put(cache, 1), put(cache, 2)
-    cache._path(one).write_bytes(cache._path(other).read_bytes())
-    with pytest.raises(ValueError, match=f"it was written as {other.hex()}.safetensors, of another image") as error:
-        cache.find(one)
-    assert f"mpo cache prune {cache.folder}" in str(error.value)
-    assert main(["cache", "verify", str(tmp_path)]) == 1 and str(cache._path(one)) in capsys.readouterr().out
-    assert main(["cache", "prune", str(tmp_path)]) == 0 and cache.find(one) is None and cache.find(other) is not None
-    write_tensors({"features": torch.ones(2, 3, 4)}, cache._path(one), HERE, {"image": "01" * 16, "size": "10 20"})
-    assert cache.find(one).tiles == 2
+    keys = [put(cache, 1), put(cache, 2)]
+    one, other = (shard_of(cache, key) for key in keys)
+    held = one.read_bytes()
+    one.write_bytes(other.read_bytes()), other.write_bytes(held)
+    another = FeatureCache(tmp_path, HERE)
+    assert another.read([another.find(key) for key in keys])[:, 0, 0].tolist() == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        cache.read([cache.find(keys[0])])  # opened before that
 
 
 def test_a_file_of_another_model_is_refused_by_name(tmp_path):
     cache, other = FeatureCache(tmp_path, HERE), FeatureCache(tmp_path, Fingerprint({**HERE.parts, "vision weights": "v"}))
-    key = put(other, 1)
-    cache._path(key).parent.mkdir()
-    os.rename(other._path(key), cache._path(key))
-    with pytest.raises(ValueError, match="another model"):
+    path = shard_of(other, key := put(other, 1))
+    os.rename(path, cache.folder / path.name)
+    with pytest.raises(ValueError, match=f"{path.name} has vision features of another model"):
         cache.find(key)
+
+
+def test_a_folder_of_an_earlier_format_is_refused_by_name(tmp_path):
+    """A file for each image, in sub-folders."""
+    folder = FeatureCache(tmp_path, HERE).folder
+    meta = folder / META_FILE
+    meta.write_text(meta.read_text().replace('"format": 3', '"format": 2'))
+    (folder / "0a").mkdir()
+    (folder / "0a" / f"{'0a' * 16}.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"has format 2, and this version of mpo reads 3. Delete {folder} .*mpo cache prune --old"):
+        FeatureCache(tmp_path, HERE)
+    assert main(["cache", "prune", "--old", str(tmp_path)]) == 0 and not folder.exists()
+    FeatureCache(tmp_path, HERE)
 
 
 def test_a_full_disk_stops_writing_not_training(tmp_path, monkeypatch, caplog):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mpo.training.features.cache.write_tensors", full)
+    monkeypatch.setattr("mpo.training.store.write_shard", full)
     small_run(tmp_path, **cached(tmp_path), pairs=4).train()
     assert caplog.text.count("No space left") == 1
 

@@ -33,37 +33,27 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _contents(folder: Path, fingerprint: Any) -> dict[str, Any]:
-    from mpo.training.features.cache import feature_files
-    from mpo.training.reference.shards import shards
-    from mpo.training.store import FEATURES, leftovers, what_of
+    from mpo.training.store import FEATURES, leftovers, read_shard, shards, what_of
 
-    temporary, has_features = leftovers(folder), what_of(fingerprint) == FEATURES
-    files = list(feature_files(folder)) if has_features else shards(folder)
-    rows, times = (
-        [1 if has_features else _rows(path, fingerprint) for path in files],
-        sorted(path.stat().st_mtime for path in files),
-    )
+    temporary, files, entries, unreadable = leftovers(folder), shards(folder), 0, 0
+    for shard in files:
+        try:
+            entries += len(read_shard(shard, fingerprint).keys)
+        except (ValueError, OSError):
+            unreadable += 1
+    times = sorted(shard.stat().st_mtime for shard in files)
     return {
         "folder": str(folder),
-        "images" if has_features else "completions": sum(count or 0 for count in rows),
+        "images" if what_of(fingerprint) == FEATURES else "completions": entries,
         "shards": len(files),
-        "unreadable": rows.count(None),
-        "bytes": sum(path.stat().st_size for path in files),
+        "unreadable": unreadable,
+        "bytes": sum(shard.stat().st_size for shard in files),
         "written": [datetime.fromtimestamp(time).isoformat(" ", "minutes") for time in (times[0], times[-1])] if times else [],
-        "temporary": {"files": len(temporary), "bytes": sum(path.stat().st_size for path in temporary)},
+        "temporary": {"files": len(temporary), "bytes": sum(file.stat().st_size for file in temporary)},
         "about": fingerprint.about,
         "settings": fingerprint.settings,
         "fingerprint": {"digest": fingerprint.digest, "parts": fingerprint.parts},
     }
-
-
-def _rows(path: Path, fingerprint: Any) -> int | None:
-    from mpo.training.store import StoreError, open_tensors
-
-    try:
-        return int(open_tensors(path, fingerprint).get_slice("keys").get_shape()[0])
-    except (StoreError, OSError):
-        return None
 
 
 def _table(found: dict[str, Any]) -> str:

@@ -32,16 +32,14 @@ def run(args: argparse.Namespace) -> Report:
     caches, unread = read_caches(args.folder)
     for folder, fingerprint in caches:
         check = check_folder(folder, fingerprint)
-        problems = [str(problem) for problem in check.problems]
+        problems = check.problems
         folders.append({"folder": folder, "entries": check.entries, "intact_shards": len(check.whole), "problems": problems})
         lines.append(f"{folder}: {check.entries:,} entries in {len(check.whole)} intact shards, {len(problems)} problems")
         lines += [f"  {problem}" for problem in problems[:MOST_LINES]]
         if len(problems) > MOST_LINES:
             lines.append(f"  ... and {len(problems) - MOST_LINES:,} more")
     bad = any(found["problems"] for found in folders)
-    if bad:
-        lines.append(
-            f"Run `mpo cache prune {args.folder}` to remove damaged and invalid entries; the next run computes them again."
-        )
+    fix = f"Run `mpo cache prune {args.folder}` to remove damaged and invalid entries; the next run computes them again."
+    lines += [fix] if bad else []
     others = list(map(str, unread.values()))
     return Report("\n".join([*lines, *others]), {"folders": folders, "problems": others}, int(bad or bool(unread)))

@@ -1,39 +1,34 @@
-"""A cache of vision features on disk, a file per image, that ranks, data loader workers and runs share.
+"""A cache of vision features on disk, a `mpo.training.store.Store` that ranks, data loader workers and runs share.
 
-A root folder holds one sub-folder per fingerprint, as that of `mpo.training.reference.cache`:
-
-    cache/
-      InternVLForConditionalGeneration-91c2d7aa03fe/
-        meta.json                                        the fingerprint by parts, and its origin
-        0a/0a3b…e1.safetensors                           the features of an image, by its key; memory-mapped when it is read
-        0a/0a77…c2.safetensors.0a1b2c3d4e5f.tmp          a leftover of a killed writer; never read
-
-The file system is the index: shards with one in memory, as log-probs have, find an image no faster (`benchmarks/feature_files.py`).
-A file's modification time is that of its last use: when the files of all fingerprints take more than the limit, those that were not
-used for longest are removed.
+A shard has the images of a batch that were not known: a killed run loses no more, and others find them at once. Its modification
+time is that of its last use. When the shards of all fingerprints take more than the limit, those that were not used for longest are
+removed, but none that has been used since this run began: of images that do not all fit, it keeps the first, and no others.
 """
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mpo.encoding.keys import KEY_BYTES
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import META_FILE, SHARD_NAME, damaged, open_folder, open_tensors, read_tensors, write_meta, write_tensors
+from mpo.training.store import FEATURES, META_FILE, SHARD_NAME, Store, open_shard, read_fingerprint, read_tensor, shards, what_of
 
 logger = logging.getLogger(__name__)
 
 LIMIT_GB = 200.0
 SLACK = 0.01
 """Fraction of the limit that a process may write before it looks at the folder's size again, and that is removed beyond it."""
+SHARD_BYTES = 64e6
+"""Size of the features at which a shard is written before its batch is complete."""
 
 
 class Found(NamedTuple):
@@ -45,26 +40,23 @@ class Found(NamedTuple):
     tiles: int
     path: Path
     file: Any  # opened, so that it can be read after its removal
+    value: Any  # its columns in the store
 
 
-class FeatureCache:
+class FeatureCache(Store):
     """Cache the features of images on disk, for one fingerprint (`mpo.training.features.use.vision_fingerprint`).
 
     Args:
-        folder: root folder or sub-folder, as in `mpo.training.reference.cache.ReferenceCache`.
-        fingerprint: likewise.
+        folder: see `Store`, and `fingerprint`, and the errors, which `find` and `read` raise too.
         limit_bytes: maximum size of all features in the root folder.
-
-    Raises:
-        ValueError: when `folder` is a sub-folder of another fingerprint; from `find` and `read`, for damaged and foreign files.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, limit_bytes: float = LIMIT_GB * 1e9) -> None:
-        self.fingerprint, self.limit_bytes = fingerprint, limit_bytes
-        self.folder, why_new = open_folder(Path(folder), fingerprint)
-        if why_new:
-            logger.info(why_new)
-        write_meta(self.folder, fingerprint)
+        super().__init__(folder, fingerprint, durable=False)
+        self.limit_bytes = limit_bytes
+        self._began = time.time_ns() - 10**9  # the clock of files is coarser
+        self._look_again = 0.0
+        self._pending: dict[bytes, tuple[bytes, tuple[int, int], Tensor]] = {}
         self._unseen = float("inf")  # bytes written since the folder's size was looked at
         self._is_full = False
 
@@ -73,89 +65,92 @@ class FeatureCache:
         """Return the key of an image's tiles, of the key of its file or pixels and its tile limits (`mpo.encoding.tiles`)."""
         return hashlib.blake2b(image + repr(sorted(limits.items())).encode(), digest_size=KEY_BYTES).digest()
 
-    def _path(self, key: bytes) -> Path:
-        return self.folder / key.hex()[:2] / f"{key.hex()}.safetensors"
-
     def find(self, key: bytes) -> Found | None:
-        """Look an image up."""
-        with suppress(FileNotFoundError):
-            return open_features(self._path(key), self.fingerprint)
+        """Look an image up, again among the shards that others have written since."""
+        if (found := self._find(key)) is None and time.monotonic() >= self._look_again:
+            start = time.thread_time()
+            self.refresh()
+            # Of many thousands of shards the names alone take a while: at most a twentieth of the time.
+            spent = time.thread_time() - start
+            self._look_again = time.monotonic() + 20 * spent if spent > 5e-3 else 0.0
+            found = self._find(key)
+        return found
+
+    def _find(self, key: bytes) -> Found | None:
+        (known,), (value,) = self.look_up([key])
+        if known:
+            path, (width, height) = self.folder / self._names[value["shard"]], value["size"].tolist()
+            with suppress(FileNotFoundError):  # removed since
+                file = open_shard(path, self.fingerprint)
+                return Found(key, value["image"].tobytes(), (width, height), int(value["rows"]), path, file, value)
         return None
 
     def read(self, images: Sequence[Found]) -> Tensor:
         """Read the features of images, shape (tiles of all, tokens, channels)."""
-        for one in images:
+        for path in {one.path for one in images}:
             with suppress(OSError):  # removed meanwhile, or of another user
-                os.utime(one.path)
-        return torch.cat([read_tensors(one.file, one.path, self.fingerprint)["features"] for one in images])
+                os.utime(path)
+        return torch.cat([read_tensor(one.file, one.path, self.fingerprint, one.value) for one in images])
 
     def add(self, key: bytes, image: bytes, size: tuple[int, int], features: Tensor) -> None:
-        """Add the features of an image; not those that are not finite.
+        """Add the features of an image, shape (tiles, tokens, channels), which `flush` writes; not those that are not finite."""
+        if not self._is_full and bool(features.isfinite().all()):
+            self._pending[key] = (image, size, features.detach().cpu().contiguous())
+            if sum(tensor.nbytes for _, _, tensor in self._pending.values()) > SHARD_BYTES:
+                self.flush()
 
-        Args:
-            key: see `key`.
-            image: key of its pixels.
-            size: its width and height.
-            features: shape (tiles, tokens, channels), on any device.
-        """
-        values, path = features.detach().cpu().contiguous(), self._path(key)
-        if self._is_full or not bool(values.isfinite().all()):
+    def flush(self) -> None:
+        """Write what was added since the last time as one shard, where it fits."""
+        added, self._pending = self._pending, {}
+        if not added or self._is_full:
             return
-        about = {"key": key.hex(), "image": image.hex(), "size": "{} {}".format(*size)}
+        images, sizes, tensors = zip(*added.values(), strict=True)
+        if not self._has_room(sum(tensor.nbytes for tensor in tensors)):
+            self._is_full = True
+            logger.warning(
+                f"{self.holds()}. All of it is in use, so further images are encoded each time; a higher vision_feature_cache_gb "
+                "keeps them."
+            )
+            return
         try:
-            path.parent.mkdir(exist_ok=True)
-            written = write_tensors({"features": values}, path, self.fingerprint, about, durable=False)
+            self.write(list(added), tensors, image=np.frombuffer(b"".join(images), np.uint8).reshape(-1, KEY_BYTES), size=sizes)
         except OSError as error:
             self._is_full = True
             logger.warning(f"Vision features cannot be written to {self.folder} ({error.strerror}), so new images are not cached.")
-            return
-        self._unseen += written
-        if self._unseen > SLACK * self.limit_bytes:
-            self._remove_unused()
 
     def holds(self) -> str:
         """Describe what the cache holds."""
-        sizes = [(size, path.parent.parent == self.folder) for _, size, path in self._states()]
-        own = [size for size, is_own in sizes if is_own]
+        self.refresh()
+        states = list(self._states())
+        own = {path.name: size for _, size, path in states if path.parent == self.folder}
         return (
-            f"{self.folder} holds vision features of {len(own):,} images, {sum(own) / 1e9:.2f} GB; with other settings "
-            f"{sum(size for size, _ in sizes) / 1e9:.2f} of at most {self.limit_bytes / 1e9:g} GB"
+            f"{self.folder} holds vision features of {self.count(own):,} images, {sum(own.values()) / 1e9:.2f} GB; with other "
+            f"settings {sum(size for _, size, _ in states) / 1e9:.2f} of at most {self.limit_bytes / 1e9:g} GB"
         )
 
     def _states(self) -> Iterator[tuple[int, int, Path]]:
-        """Time of the last use, size and path of the files of all fingerprints of the root folder, and of nothing else there."""
+        """Time of the last use, size and path of the shards of features in the root folder, and of nothing else there."""
         for meta in self.folder.parent.glob(f"*/{META_FILE}"):
-            for path in feature_files(meta.parent):
-                with suppress(FileNotFoundError):  # another process removes files too
-                    status = path.stat()
-                    yield status.st_mtime_ns, status.st_size, path
+            with suppress(ValueError, OSError):  # damaged, of an earlier format, or of another user
+                if what_of(read_fingerprint(meta.parent)) == FEATURES:
+                    for path in filter(lambda path: SHARD_NAME.fullmatch(path.name), shards(meta.parent)):
+                        with suppress(FileNotFoundError):  # another process removes shards too
+                            yield (status := path.stat()).st_mtime_ns, status.st_size, path
 
-    def _remove_unused(self) -> None:
-        self._unseen, states = 0, sorted(self._states())
-        excess, removed = sum(size for _, size, _ in states) - self.limit_bytes, 0
-        for _, size, path in states if excess > 0 else ():
-            if excess <= -SLACK * self.limit_bytes:
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more can be written. Removes what has not been used since this cache was opened."""
+        self._unseen += size
+        if self._unseen <= SLACK * self.limit_bytes:
+            return True
+        states, removed = sorted(self._states()), 0
+        total, self._unseen = size + sum(size for _, size, _ in states), size
+        least = self.limit_bytes * (1 - SLACK) if total > self.limit_bytes else self.limit_bytes
+        for used, freed, path in states:
+            if total <= least or used >= self._began:
                 break
             with suppress(OSError):  # of another user
                 path.unlink(missing_ok=True)
-                excess, removed = excess - size, removed + 1
+                total, removed = total - freed, removed + 1
         if removed:
-            logger.info(f"Vision features of {removed:,} images, not used for longest, were removed: {self.holds()}.")
-
-
-def feature_files(folder: Path) -> Iterable[Path]:
-    """Return the files of features in a folder, in no order."""
-    return (path for path in folder.glob("??/*.safetensors") if SHARD_NAME.fullmatch(path.name))
-
-
-def open_features(path: Path, fingerprint: Fingerprint) -> Found:
-    """Open the features of an image; errors as of `mpo.training.store.open_tensors`."""
-    file = open_tensors(path, fingerprint)
-    try:
-        about, (tiles, *_) = file.metadata(), file.get_slice("features").get_shape()
-        width, height = map(int, about["size"].split())
-        if about.get("key", path.stem) != path.stem:  # files of earlier versions have none
-            raise ValueError(f"it was written as {about['key']}{path.suffix}, of another image or other tile limits")
-        return Found(bytes.fromhex(path.stem), bytes.fromhex(about["image"]), (width, height), tiles, path, file)
-    except (SafetensorError, LookupError, ValueError) as error:
-        raise damaged(path, fingerprint, f"{type(error).__name__}: {error}") from error
+            logger.info(f"{removed:,} shards of vision features, not used for longest, were removed: {self.holds()}.")
+        return total <= self.limit_bytes

@@ -49,7 +49,6 @@ def vision_fingerprint(
 
     Args:
         model: the model, wrapped or not, before it is sharded.
-        processing_class: its processor.
         projected: whether features are the projector's output.
         dtype: dtype and ...
         device: ... type of device that the model computes in and on.
@@ -127,7 +126,6 @@ class CachedTower:
     Args:
         cache: the features that are known.
         backbone: model without its head, whose tower, and projector if `projected`, encode what the cache lacks.
-        projected: whether features are the projector's output.
         autocast: makes the context that the model computes in.
     """
 
@@ -146,6 +144,7 @@ class CachedTower:
             begin[one.known] = end
             # An image at a time: its features then depend on nothing else, in any batch, on any rank, in a resumed run.
             parts.append(values if one.known else self._encoded(one, values))
+        self.cache.flush()
         return torch.cat(parts).index_select(0, index)
 
     def _encoded(self, one: OneImage, pixels: Tensor) -> Tensor:
@@ -159,17 +158,10 @@ class CachedTower:
 
 
 def cached_tower(model: nn.Module, processing_class: Any, folder: str | Path) -> CachedTower:
-    """Give a model that is not trained the features in a cache of vision features, which trainings may share.
+    """Give a model that is not trained, on its device, the features in the folder of a cache, which trainings may share.
 
-    Features before the projector serve all models with this tower. Those after it are used where the cache has them.
-
-    Args:
-        model: the model, on its device. Its tower and projector take no gradients any more.
-        processing_class: its processor.
-        folder: folder of the cache, as for `FeatureCache`.
-
-    Raises:
-        ValueError: where features depend on more than their image.
+    Features before the projector serve all models with this tower. Those after it are used where the cache has them. Tower and
+    projector take no gradients any more. Raises ValueError where features depend on more than their image.
     """
     base = base_model(model)
     vision_modules(base.base_model, projected=True).requires_grad_(False)
@@ -198,13 +190,9 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
     _cached_tower: CachedTower | None = None
 
     def _open_features(self, others: bool = False) -> None:
-        """Open the cache of vision features, if the run has one.
+        """Open the cache of vision features, if the run has one; `others`: the reference is no copy of the policy.
 
-        Args:
-            others: whether the reference is another model than a copy of the policy.
-
-        Raises:
-            ValueError: where features may change, or depend on more than their image.
+        Raises ValueError where features may change, or depend on more than their image.
         """
         args, models = self.args, [base_model(self.accelerator.unwrap_model(model)) for model in self._all_models()]
         if args.vision_features == "live":

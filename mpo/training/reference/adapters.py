@@ -65,15 +65,10 @@ class AdapterStart:
 
     @contextlib.contextmanager
     def restored(self, model: PeftModel) -> Iterator[None]:
-        """Restore the start values of `model` within the context; afterwards it is bitwise as before.
+        """Restore the start values of `model`, which FSDP2 may have sharded, within the context; then it is bitwise as before.
 
-        The graph of an earlier forward pass remains valid, since its values are back before the backward pass.
-
-        Args:
-            model: the model without accelerate's wrappers; may be sharded by FSDP2.
-
-        Raises:
-            ValueError: when a weight that was frozen at the start is trained now, since it has no start value.
+        The graph of an earlier forward pass remains valid, since its values are back before the backward pass. Raises ValueError
+        when a weight that was frozen at the start is trained now, since it has no start value.
         """
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and _plain_name(name) in self._frozen:
@@ -127,13 +122,9 @@ class AdapterStart:
             save_file({name: value.contiguous().cpu() for name, value in self.values.items()}, Path(folder, START_FILE))
 
     def restore(self, folder: str | os.PathLike[str], *, fixed: str | None = None) -> None:
-        """Load the start values of the run that wrote a checkpoint.
+        """Load the start values of the run that wrote a checkpoint; `fixed`: why others than the current ones cannot be loaded.
 
-        Args:
-            fixed: why other values than the current ones cannot be loaded, or None.
-
-        Raises:
-            ValueError: when the checkpoint has none, or those of other parameters, or values that cannot be loaded.
+        Raises ValueError when the checkpoint has none, or those of other parameters, or values that cannot be loaded.
         """
         if not self.values:
             return
@@ -158,14 +149,9 @@ class AdapterStart:
 def adapted(
     model: nn.Module, config: PeftConfig, wrap: Callable[[nn.Module, PeftConfig], PeftModel]
 ) -> tuple[PeftModel, AdapterStart]:
-    """Add a fresh adapter to a model, and return the start values that its reference needs.
+    """Add a fresh adapter to a model without one by `wrap` (`get_peft_model`); return the start values that its reference needs.
 
-    Args:
-        model: model without adapters.
-        wrap: peft's `get_peft_model`, or a function that calls it.
-
-    Raises:
-        ValueError: for a method that does not start at the base model, by name.
+    Raises ValueError for a method that does not start at the base model, by name.
     """
     _check_method(config, fresh=True)
     init = str(getattr(config, "init_lora_weights", "")).lower()
@@ -193,8 +179,7 @@ def adapted(
 def continued(model: PeftModel) -> AdapterStart:
     """Return the start values that the reference of a model with adapters needs: the current ones.
 
-    Raises:
-        ValueError: for adapters that cannot be trained further, or that start elsewhere, by name.
+    Raises ValueError for adapters that cannot be trained further, or that start elsewhere, by name.
     """
     if isinstance(model, PeftMixedModel):
         raise ValueError("A PeftMixedModel cannot be saved. Pass a PeftModel.")
@@ -241,20 +226,13 @@ def _check_head(model: PeftModel) -> None:
     elif any(getattr(config, "ensure_weight_tying", False) for config in model.peft_config.values()):
         setting, fix = "ensure_weight_tying=True puts the embeddings' adapter on", "leave it out"
     else:
-        setting, fix = (
-            "target_modules puts an adapter on",
-            "take the head out of them; modules_to_save=['lm_head'] trains it as a whole",
-        )
+        setting = "target_modules puts an adapter on"
+        fix = "take the head out of them; modules_to_save=['lm_head'] trains it as a whole"
     raise ValueError(f"{setting} the output head, whose weight the loss reads directly, without adapters: {fix}.")
 
 
 def identity(model: nn.Module, *, frozen: bool = False) -> str:
-    """Return a checksum of a model's weights, by which a resumed run checks that it starts from the same.
-
-    Args:
-        model: the model before it is sharded.
-        frozen: include only weights that are not trained.
-    """
+    """Return a checksum of unsharded weights (`frozen`: of those not trained), by which a resumed run checks its start."""
     checksums = [(name, _checksum(p)) for name, p in model.named_parameters() if not (frozen and p.requires_grad)]
     return hashlib.blake2b(repr(checksums).encode(), digest_size=16).hexdigest()
 

@@ -42,11 +42,7 @@ class ShareEveryEpoch(TrainerCallback):  # type: ignore[misc]
 
 
 def refuse_augmented(dataset: Any, message: str = AUGMENTED_AND_CACHED) -> None:
-    """Refuse training records whose images change every epoch. (Those of a stream are refused when they are read.)
-
-    Raises:
-        ValueError: when a record's ``augment`` is true.
-    """
+    """Raise ValueError for records whose images change every epoch. (Those of a stream are refused when they are read.)"""
     if "augment" in (getattr(dataset, "column_names", None) or []) and hasattr(dataset, "__len__") and any(dataset["augment"]):
         raise ValueError(message)
 
@@ -56,12 +52,9 @@ def look_up(cache: ReferenceCache, batch: Batch, compute: Compute | None, on_any
 
     Args:
         batch: batch with ``completion_keys``. Records that do not count need not be in the cache; their sums are then 0.
-        compute: computes what the cache does not have, which is then added. None: raise an error.
+        compute: computes what the cache does not have, which is then added. None: raise ValueError.
         on_any_rank: tells whether a value is true on any rank. A forward pass of sharded weights needs all ranks, so all of them
             compute when one of them has to.
-
-    Raises:
-        ValueError: when a completion is missing and cannot be computed.
     """
     assert batch.completion_keys is not None
     found = cache.get(batch.completion_keys)
@@ -104,12 +97,9 @@ def fill(
 
     Args:
         batches: this rank's batches of the whole data set.
-        compute: computes what the cache does not have.
-        accelerator: accelerator of the ranks that fill it.
+        compute: see `look_up`, and `on_any_rank`.
         name: name of the data set, for the progress bar.
-        dataset: see `mpo.training.reference.finished.finished_name`.
-        settings: settings of the collator that determine the keys.
-        on_any_rank: see `look_up`.
+        dataset: see `mpo.training.reference.finished.finished_name`, and `settings`.
     """
     # Named before anything is computed: a file that changes meanwhile then gives the next run another name.
     file_name = finished_name(dataset, settings) if accelerator.is_main_process else None

@@ -24,6 +24,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from mpo.encoding.keys import KEY_BYTES
+from mpo.models.parts import base_model
 
 FORMAT = "2"
 """Increased when the same model gets other log-probs, so that a cache of an earlier version is not read. 2: always in evaluation
@@ -98,7 +99,7 @@ def fingerprint(
     Raises:
         ValueError: when weights are sharded or not loaded, or a setting is not a plain value.
     """
-    base = _base_model(model)
+    base = base_model(model)
     config = plain({"class": type(base).__name__, "config": base.config.to_dict()}, "the model's config")
     config["modules"] = hash_settings(module_settings(base))
     if adapters := _adapter_settings(model):
@@ -123,11 +124,7 @@ def fingerprint(
 
 
 def processor_parts(processing_class: Any) -> dict[str, str]:
-    """Return the parts of a fingerprint that say how text and images become input: part -> hash.
-
-    Raises:
-        ValueError: for a setting that is not a plain value.
-    """
+    """Hash how text and images become input, part -> hash. Raises ValueError for a setting that is not a plain value."""
     return {
         "tokenizer": _hash_tokenizer(getattr(processing_class, "tokenizer", processing_class)),
         "chat template": hash_settings({"template": _chat_template(processing_class)}),
@@ -135,17 +132,8 @@ def processor_parts(processing_class: Any) -> dict[str, str]:
     }
 
 
-def _base_model(model: nn.Module) -> Any:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return getattr(base, "_orig_mod", base)  # torch.compile's wrapper
-
-
 def hash_weights(model: nn.Module) -> str:
-    """Hash everything that the forward of a model, or of modules, reads, including adapters.
-
-    Raises:
-        ValueError: when weights are sharded or not loaded.
-    """
+    """Hash all that the forward of a model, or of modules, reads. Raises ValueError when weights are sharded or not loaded."""
     tensors = dict(sorted(_reference_tensors(model)))
     # Tied weights are hashed once. sha256 and copies from a GPU run outside the interpreter's lock, so threads help.
     places = {name: (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for name, tensor in tensors.items()}
@@ -243,8 +231,7 @@ def _image_settings(processing_class: Any) -> dict[str, Any]:
     if image_processor is not None:
         settings["image_processor"] = image_processor.to_dict()
         settings["processor"].pop("image_processor", None)
-    found: dict[str, Any] = plain(settings, "the processor")
-    return found
+    return dict(plain(settings, "the processor"))
 
 
 def plain(value: Any, where: str) -> Any:
@@ -258,10 +245,9 @@ def plain(value: Any, where: str) -> Any:
         }
     if isinstance(value, enum.Enum):
         return plain(value.value, where)
-    if isinstance(value, (set, frozenset)):
-        return sorted(plain(item, where) for item in value)
-    if isinstance(value, (list, tuple)):
-        return [plain(item, where) for item in value]
+    if isinstance(value, (set, frozenset, list, tuple)):
+        items = [plain(item, where) for item in value]
+        return sorted(items) if isinstance(value, (set, frozenset)) else items
     if isinstance(value, (np.ndarray, np.generic, Tensor)):
         return value.tolist()
     if value is None or isinstance(value, (str, int, float, bool)):

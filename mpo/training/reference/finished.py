@@ -18,11 +18,8 @@ def finished_name(dataset: Any, settings: Any) -> str | None:
     """Name the finished file of a data set under some settings. The name changes when a file that its records name changes.
 
     Args:
-        dataset: a `datasets.Dataset`. Its images may be paths, whose files may be replaced under the same name.
+        dataset: a `datasets.Dataset`; for another class, or with a transform of the user's, None is returned.
         settings: everything else that determines the keys.
-
-    Returns:
-        None when the records cannot be identified: another class, or a data set with a transform of the user's.
     """
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return None
@@ -56,12 +53,11 @@ def _paths(values: Any) -> Iterable[str]:
 
 def _file_states(paths: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return each file's size in bytes and modification time in nanoseconds; -1 for a missing file."""
-
-    def state(path: str) -> tuple[int, int]:
+    found = []
+    for path in paths:
         try:
             status = os.stat(path)
+            found.append((path, status.st_size, status.st_mtime_ns))
         except (OSError, ValueError):
-            return -1, -1
-        return status.st_size, status.st_mtime_ns
-
-    return [(path, *state(path)) for path in paths]
+            found.append((path, -1, -1))
+    return found

@@ -43,15 +43,11 @@ class UsesReference(Trainer):  # type: ignore[misc]
             self._tower = SharedTower(self.model, (self.ref_model if is_copy else None) or self.model)
 
     def compute_ref_log_probs(self, model: nn.Module, batch: Batch, *, same_images: bool = False) -> Tensor:
-        """Compute the log-prob sums of a batch under the reference.
+        """Compute the log-prob sums of a batch's chosen and rejected completions under the reference, shape (2, pairs), float32.
 
         Args:
             model: the reference model, or the policy, whose adapters are then switched off.
-            batch: a batch on the model's device.
             same_images: the policy's last forward pass had the same images, so a frozen tower's output can be reused.
-
-        Returns:
-            sums of the chosen and of the rejected completions, shape (2, pairs), float32.
         """
         start: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.ref_model is None and self._adapter_start is not None:
@@ -77,8 +73,7 @@ class UsesReference(Trainer):  # type: ignore[misc]
             return self.compute_ref_log_probs(reference, batch, same_images=self._tower_is_shared)
         compute = None
         if self._reference_is_base:  # a separate reference model has been released by now
-            base: Any = self.model
-            compute = partial(self.compute_ref_log_probs, base, same_images=self._tower_is_shared)
+            compute = partial(self.compute_ref_log_probs, self.model, same_images=self._tower_is_shared)
         elif self._policy_is_reference(self._references):
             compute = partial(self.compute_ref_log_probs, self.model)
         return look_up(self._references, batch, compute, self._on_any_rank).to(batch.shift_labels.device)
@@ -116,17 +111,11 @@ class UsesReference(Trainer):  # type: ignore[misc]
             "the trainer was made. Fix that, or pass the intended reference as ref_model."
         )
 
-    # --- The cache
-
     def _open_references(self, fingerprint: Fingerprint | None) -> None:
         """Open the cache of reference log-probs. A reference model of its own fills it now and is released."""
         assert fingerprint is not None
         refuse_augmented(self.train_dataset)
-        self._references = ReferenceCache(
-            self.args.reference_cache or default_folder(),
-            fingerprint,
-            rank=self.accelerator.process_index,
-        )
+        self._references = ReferenceCache(self.args.reference_cache or default_folder(), fingerprint)
         self._reference_is_base = self.ref_model is None
         if self.ref_model is None:  # the base model computes what is missing
             self.add_callback(ShareEveryEpoch(self._references, self.accelerator))

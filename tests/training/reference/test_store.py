@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,8 +15,7 @@ from safetensors.torch import save_file
 
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.reference.shards import read_shard, shards
-from mpo.training.store import META_FILE, leftovers
+from mpo.training.store import META_FILE, Entries, leftovers, read_shard, shards, write_shard
 
 HERE = Fingerprint(
     {"model weights": "w", "chat template": "t", "image processor": "i"},
@@ -49,6 +49,14 @@ def known(cache: ReferenceCache, numbers) -> list[int]:
     return has
 
 
+@contextmanager
+def flushed(*args, **settings):
+    """A cache that writes what is left at the end."""
+    cache = ReferenceCache(*args, **settings)
+    yield cache
+    cache.flush()
+
+
 def in_process(work, *arguments) -> multiprocessing.Process:
     process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
     process.start()
@@ -59,7 +67,7 @@ def in_process(work, *arguments) -> multiprocessing.Process:
 
 
 def test_what_is_added_is_found_now_and_after_reopening(tmp_path):
-    with ReferenceCache(tmp_path, HERE) as cache:
+    with flushed(tmp_path, HERE) as cache:
         assert known(cache, range(5)) == []
         fill(cache, [3, 1])
         assert known(cache, range(5)) == [1, 3]
@@ -78,7 +86,7 @@ def test_tensors_on_any_dtype_are_taken(tmp_path):
 
 
 def test_an_answer_known_stays_as_it_is_and_is_written_once(tmp_path):
-    with ReferenceCache(tmp_path, HERE) as cache:
+    with flushed(tmp_path, HERE) as cache:
         fill(cache, [1, 1])
         cache.flush()
         cache.add([key(1)], [-99.0], [7])
@@ -89,7 +97,7 @@ def test_an_answer_known_stays_as_it_is_and_is_written_once(tmp_path):
 def test_a_key_may_end_in_zero_bytes(tmp_path):
     """NumPy's fixed-width strings hide trailing zeros; two such keys must not be taken for one another."""
     keys = [b"k" * 16, b"k" * 15 + b"\0", b"k" * 14 + b"\0\0", b"\0" * 16]
-    with ReferenceCache(tmp_path, HERE) as cache:
+    with flushed(tmp_path, HERE) as cache:
         cache.add(keys, [-1.0, -2.0, -3.0, -4.0], [1, 1, 1, 1])
     assert ReferenceCache(tmp_path, HERE).get(keys).logps.tolist() == [-1.0, -2.0, -3.0, -4.0]
 
@@ -123,7 +131,7 @@ def test_many_small_shards_are_few_blocks_in_memory(tmp_path):
 
 
 def test_an_empty_look_up_and_an_empty_add(tmp_path):
-    with ReferenceCache(tmp_path, HERE) as cache:
+    with flushed(tmp_path, HERE) as cache:
         cache.add([], [], [])
         assert cache.get([]).logps.shape == (0,)
     assert shards(cache.folder) == []
@@ -140,8 +148,8 @@ def _write_until_killed(folder, start: int) -> None:
     signal.pause()
 
 
-def _write(folder, rank: int, numbers: range) -> None:
-    with ReferenceCache(folder, HERE, rank=rank, flush_every=7) as cache:
+def _write(folder, numbers: range) -> None:
+    with flushed(folder, HERE, flush_every=7) as cache:
         for i in numbers:
             fill(cache, [i])
 
@@ -163,14 +171,14 @@ def test_killed_while_writing_only_whole_shards_remain_and_the_rest_can_be_added
         interrupted = len(leftovers(folder))
         has = known(ReferenceCache(tmp_path, HERE), range(5000))
         assert has == list(range(len(has))) and len(has) % 20 == 0 and len(has) >= before + 40
-    with ReferenceCache(tmp_path, HERE) as cache:
+    with flushed(tmp_path, HERE) as cache:
         fill(cache, range(5000))
     assert known(ReferenceCache(tmp_path, HERE), range(5000)) == list(range(5000))
     assert len(leftovers(folder)) == interrupted  # nothing else touches them
 
 
 def test_a_leftover_is_never_read(tmp_path):
-    with ReferenceCache(tmp_path, HERE) as cache:
+    with flushed(tmp_path, HERE) as cache:
         fill(cache, [1])
     whole = shards(cache.folder)[0]
     whole.with_name("answers-r0-1-0123456789ab.safetensors.ba9876543210.tmp").write_bytes(whole.read_bytes()[:50])
@@ -180,7 +188,7 @@ def test_a_leftover_is_never_read(tmp_path):
 
 def test_processes_write_the_same_folder_at_once(tmp_path):
     """They start with an empty root, so they create the folder and its meta.json at once; half of the entries are added twice."""
-    processes = [in_process(_write, tmp_path, rank, range(100 * rank, 100 * rank + 200)) for rank in range(3)]
+    processes = [in_process(_write, tmp_path, range(100 * rank, 100 * rank + 200)) for rank in range(3)]
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -191,8 +199,8 @@ def test_processes_write_the_same_folder_at_once(tmp_path):
 
 
 def test_refresh_shows_what_others_wrote(tmp_path):
-    mine = ReferenceCache(tmp_path, HERE, rank=0)
-    with ReferenceCache(tmp_path, HERE, rank=1) as theirs:
+    mine = ReferenceCache(tmp_path, HERE)
+    with flushed(tmp_path, HERE) as theirs:
         fill(theirs, [5])
     assert known(mine, [5]) == []
     mine.refresh()
@@ -200,23 +208,21 @@ def test_refresh_shows_what_others_wrote(tmp_path):
 
 
 def test_a_shard_that_is_merged_away_while_shards_are_read(tmp_path, monkeypatch):
-    import mpo.training.reference.shards as reference
+    import mpo.training.store as store
 
-    with ReferenceCache(tmp_path, HERE, flush_every=1) as cache:
+    with flushed(tmp_path, HERE, flush_every=1) as cache:
         fill(cache, [0])
         fill(cache, [1])
-    real = reference.read_shard
+    real = store.read_shard
 
     def read(path, fingerprint):
-        if len(shards(cache.folder)) == 2:
-            parts = [real(path, fingerprint) for path in shards(cache.folder)]
-            old = shards(cache.folder)
-            reference.write_shard(cache.folder, reference.Entries.merged(parts), HERE)
-            for path in old:
-                path.unlink()
+        if len(old := shards(cache.folder)) == 2:
+            write_shard(cache.folder, Entries.merged([real(path, fingerprint) for path in old]), HERE)
+            for path_ in old:
+                path_.unlink()
         return real(path, fingerprint)
 
-    monkeypatch.setattr(reference, "read_shard", read)
+    monkeypatch.setattr(store, "read_shard", read)
     assert known(ReferenceCache(tmp_path, HERE), range(3)) == [0, 1]
 
 
@@ -232,7 +238,7 @@ def test_a_shard_on_its_way_that_somebody_removes_is_written_again(tmp_path, mon
     cache = ReferenceCache(tmp_path, HERE)
     fill(cache, [1])
     monkeypatch.setattr(os, "replace", remove_once)
-    cache.close()
+    cache.flush()
     assert removed and known(ReferenceCache(tmp_path, HERE), range(3)) == [1]
 
 
@@ -247,7 +253,7 @@ def test_what_could_not_be_written_is_kept_for_the_next_time(tmp_path, monkeypat
         full_disk.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="No space"):
             cache.flush()
-    cache.close()
+    cache.flush()
     assert known(ReferenceCache(tmp_path, HERE), range(3)) == [1]
 
 
@@ -256,7 +262,7 @@ def test_what_could_not_be_written_is_kept_for_the_next_time(tmp_path, monkeypat
 
 @pytest.fixture
 def cache(tmp_path):
-    with ReferenceCache(tmp_path / "cache", HERE) as cache:
+    with flushed(tmp_path / "cache", HERE) as cache:
         fill(cache, range(50))
     return cache
 
@@ -303,7 +309,7 @@ def test_every_single_cut_is_noticed(cache):
 
 
 def test_a_shard_of_another_model_is_refused_by_name(cache, tmp_path):
-    with ReferenceCache(tmp_path / "cache", other(model_weights="v")) as stranger:
+    with flushed(tmp_path / "cache", other(model_weights="v")) as stranger:
         fill(stranger, [1])
     moved = shards(stranger.folder)[0].rename(cache.folder / shards(stranger.folder)[0].name)
     with pytest.raises(ValueError, match="another model") as error:

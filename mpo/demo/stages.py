@@ -10,7 +10,6 @@ from typing import Any
 from datasets import Dataset, Features, Image, List, Value
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from trl import SFTConfig, SFTTrainer
 
 from mpo.demo.data import KINDS
 from mpo.demo.folder import DemoFolder, DemoSettings
@@ -26,6 +25,8 @@ from mpo.pipelines.mmpr.sample import Sample
 from mpo.pipelines.mmpr.verify import Verify
 from mpo.pipelines.step import Dropped
 from mpo.training.job import TrainJob, run_train_job
+from mpo.training.sft import PackedSFTTrainer
+from mpo.training.sft_config import PackedSFTConfig
 
 MAX_NEW_TOKENS = 64
 """Maximum length of a response in tokens; worked examples have about 35."""
@@ -36,7 +37,7 @@ _FEATURES = Features({"images": List(Image()), "prompt": _MESSAGES, "completion"
 
 
 def warm_up(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
-    """Build the model and train it on the worked examples with TRL's SFTTrainer.
+    """Build the model and train it on the worked examples with PackedSFTTrainer.
 
     Returns:
         The numbers of parameters, tokens and steps, and the last loss.
@@ -186,15 +187,17 @@ def _generator(model: Path, progress: str) -> LocalGenerator:
     return LocalGenerator(loaded.model, loaded.processor, responses_per_batch=RESPONSES_PER_BATCH, progress=progress)
 
 
-def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, str]], output: Path, **settings: Any) -> SFTTrainer:
-    """Train a model with TRL's SFTTrainer, on the CPU in float32, and save it with its processor.
+def train_on_examples(
+    model: Any, processor: Any, rows: Iterable[Mapping[str, str]], output: Path, **settings: Any
+) -> PackedSFTTrainer:
+    """Train a model with PackedSFTTrainer, on the CPU in float32, and save it with its processor.
 
     Args:
         model: the model, trained in place.
         processor: its processor.
         rows: `{"image", "question", "text"}`: the path of an image, the question and the completion.
         output: folder of the model, and of `train.log`.
-        settings: further arguments of `SFTConfig`.
+        settings: further arguments of `PackedSFTConfig`.
     """
 
     def turn(role: str, text: str) -> list[dict[str, str]]:
@@ -204,14 +207,15 @@ def train_on_examples(model: Any, processor: Any, rows: Iterable[Mapping[str, st
         {"images": [row["image"]], "prompt": turn("user", row["question"]), "completion": turn("assistant", row["text"])}
         for row in rows
     ]
-    fixed: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 0.05, "max_length": None}
+    fixed: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 0.05}
+    fixed |= {"batching": "conversations", "loss_average": "token"}
     checkpointing = "activation_checkpointing"  # the name since transformers 5.24, where the other one warns
-    fixed[checkpointing if checkpointing in SFTConfig.__dataclass_fields__ else "gradient_checkpointing"] = False
+    fixed[checkpointing if checkpointing in PackedSFTConfig.__dataclass_fields__ else "gradient_checkpointing"] = False
     fixed |= {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}
     fixed |= {"logging_steps": 20, "save_strategy": "no", "report_to": "none"}
-    trainer = SFTTrainer(
+    trainer = PackedSFTTrainer(
         model=model,
-        args=SFTConfig(output_dir=str(output), **fixed, **settings),
+        args=PackedSFTConfig(output_dir=str(output), **fixed, **settings),
         train_dataset=Dataset.from_list(conversations, features=_FEATURES),
         processing_class=processor,
     )

@@ -234,11 +234,11 @@ def _known(place: Path, name: str, scorer: Any, *, retry_dropped: bool) -> dict[
     for one in sorted(place.glob(f"rank-{name}-*/report.json")):
         by_scorer.setdefault(_short(read_json_object(one.parent / SETTINGS)["steps"]["rank"]["scorer"]), []).append(one.parent)
     chosen = next(iter(by_scorer)) if scorer is None and len(by_scorer) == 1 else _short(scorer)
-    found: dict[str, list[float]] = {}
+    found: dict[Any, list[float]] = {}
     for folder in by_scorer.get(chosen, ()):
         lost = [] if retry_dropped else [one["record"] for one in read(folder / "dropped.jsonl").values()]
         for ranked in (*lost, *read(folder / "output.jsonl").values()):
-            found[ranked["key"]] = ranked.get("ranks") or found.get(ranked["key"], [])
+            found[ranked.get("key")] = ranked.get("ranks") or found.get(ranked.get("key"), [])
     return found
 
 

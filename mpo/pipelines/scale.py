@@ -106,9 +106,11 @@ def run_local(job: Job, workers: int, *, progress: bool = True) -> None:
         return total(part.progress() for part in job.parts())
 
     bar = Progress(job.count, done()[0]["records"], show=progress)
+    sent: dict[int, BaseException | None] = {}  # read as it comes: a pipe that is full holds its process up
     try:
         while any(process.is_alive() for process in processes):
             wait([process.sentinel for process in processes if process.is_alive()], POLL_SECONDS)
+            sent |= {rank: _received(one) for rank, one in enumerate(receivers) if rank not in sent and one.poll()}
             bar.update(*done())
     except KeyboardInterrupt:
         for process in processes:
@@ -118,8 +120,11 @@ def run_local(job: Job, workers: int, *, progress: bool = True) -> None:
         raise
     finally:
         bar.close()
-    for process, receiver in zip(processes, receivers, strict=True):
-        if error := _error(process, receiver):
+    for rank, process in enumerate(processes):
+        error = sent[rank] if rank in sent else _received(receivers[rank])
+        if error is None and process.exitcode:
+            error = ChildProcessError(f"A worker was killed (exit code {process.exitcode}).")
+        if error is not None:
             if not all(part.finished for part in job.parts()):
                 raise error
             log.warning("%s The others took over.", error)
@@ -140,10 +145,10 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _error(process: Any, receiver: Any) -> BaseException | None:
-    """What a process that has ended has sent, or how it ended."""
+def _received(receiver: Any) -> BaseException | None:
+    """The error that a process has sent; None if it has ended without one."""
     try:
-        sent: BaseException = receiver.recv()
-        return sent
+        error: BaseException = receiver.recv()
+        return error
     except EOFError:
-        return None if process.exitcode == 0 else ChildProcessError(f"A worker was killed (exit code {process.exitcode}).")
+        return None

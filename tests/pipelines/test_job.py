@@ -360,6 +360,13 @@ def test_workers_go_on_with_a_job_that_one_process_began(whole, half):
     assert contents(half) == contents(whole[0])
 
 
+@pytest.mark.slow
+def test_an_error_of_a_worker_is_raised_however_long_it_is(tmp_path):
+    """It names the record, whose id is longer than a pipe holds (64 KiB)."""
+    with pytest.raises(KeyError, match="responses"):
+        Job([Judge()], [{"id": "q" * 200_000}], tmp_path).run(workers=2)
+
+
 def test_a_job_of_one_part_is_divided(whole, half):
     """What was paid for is found in all parts and counted once, also with an unfinished line; and they are gone on with in one."""
     there, before = complete(half / "ledger.jsonl"), read_json_lines(half / "ledger.jsonl")

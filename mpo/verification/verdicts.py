@@ -16,6 +16,7 @@ from mpo.verification.sequences import read_list
 from mpo.verification.statements import Extraction, no_answer
 from mpo.verification.texts import normalize, read_yes_no, same_text
 
+_UNKNOWN = re.compile(r"(?i)\W*(?:un(?:answerable|known)|not (?:given|answerable)|无法回答|未知)\W*")
 _RANKS = re.compile(
     r"(?i)\b(?:order|rank|sort|arrange)\b[^.?]*\b(?:from|by)\b|\b(?:ascending|descending|increasing|decreasing|in) order(?! to)\b"
     r"|\bfrom \w+ (?:the )?\w+est to\b|从.{1,4}到.{1,4}(?:排|列)"
@@ -90,9 +91,7 @@ def verify(response: str, question: Question) -> Verdict:
         extraction = final_answer(response, question, kind=kind)
         if _is_truth(response, truth, kind) and not (kind == "choice" and question.choices and ASKS_LETTER.search(_text(question))):
             return Verdict(True, "equal", "the response is the ground truth")
-        unknown = re.fullmatch(
-            r"(?i)\W*(?:un(?:answerable|known)|not (?:given|answerable)|无法回答|未知)\W*", truth
-        ) or REFUSAL.search(truth)
+        unknown = _UNKNOWN.fullmatch(truth) or REFUSAL.search(truth)
         if extraction.reason == "refusal" and unknown and kind in {"text", "document"}:
             return Verdict(True, kind, "neither says an answer")
         said_nothing = Verdict(False, "none", f"no answer: {extraction.reason}")
@@ -138,14 +137,13 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     percent = re.compile(r"percent|%|百分", re.IGNORECASE)
     told = question.unit is None and kind in {"number", "chart", "math"} and percent.search(answer + asked)
     if not verdict.correct and kind in {"number", "chart", "math"} and (scale := _SCALES.search(f"{asked} {question.unit or ''}")):
-        plain = re.sub(
-            rf"(?i)(?<=\d)\s?{scale[0].rstrip('s')}s?(?![a-z])", "", answer
-        )  # 3.2 million of what is asked for in millions
+        # 3.2 million of what is asked for in millions
+        plain = re.sub(rf"(?i)(?<=\d)\s?{scale[0].rstrip('s')}s?(?![a-z])", "", answer)
         if plain != answer and read_number(truth) is not None:
             return match(plain, truth, kind, tolerance=tolerance)
-    if not verdict.correct and told and (known := read_number(truth)) and not known.unit:
-        if abs(known.value) >= 1 or percent.search(asked):
-            return match(answer, truth, kind, unit="%", tolerance=tolerance)
+    known = read_number(truth) if told and not verdict.correct else None
+    if known and not known.unit and (abs(known.value) >= 1 or percent.search(asked)):
+        return match(answer, truth, kind, unit="%", tolerance=tolerance)
     return verdict
 
 
@@ -165,12 +163,8 @@ def restated(response: str, asked: str) -> bool | None:
     told = (*filter(CUE.search, reversed(sentences)), *sentences[:1])
     for sentence in (clause for whole in told for clause in (*_CLAUSES.split(whole), whole)):
         following = iter(content_words(sentence))
-        if (
-            not _UNDECIDED.search(sentence)
-            and wanted
-            and all(word in following for word in wanted)
-            and not REFUSAL.search(sentence)
-        ):
+        repeated = bool(wanted) and all(word in following for word in wanted)
+        if repeated and not _UNDECIDED.search(sentence) and not REFUSAL.search(sentence):
             return not _NEGATION.search(sentence)
         for at, word in enumerate(wanted):  # The door is closed.
             contrary = opposites(word) & set(content_words(sentence))

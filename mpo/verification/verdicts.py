@@ -22,6 +22,7 @@ _RANKS = re.compile(
     r"|\bfrom \w+ (?:the )?\w+est to\b|从.{1,4}到.{1,4}(?:排|列)"
 )
 _SCALES = re.compile(r"(?i)\b(?:thousand|million|billion|trillion)s?\b|[万亿](?=元|人|吨)")
+_PERCENT = re.compile(r"(?i)percent|%|百分")
 _POLAR = re.compile(
     r"(?i)(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s(?:[^.?!\n]|\.\d){3,400})\?"
 )
@@ -133,17 +134,16 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     if kind in {"text", "document"} and same_text(*(without_asked(text, asked) for text in (answer, truth)))[0]:
         return Verdict(True, kind, "the same but for words of the question")
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
-    # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
-    percent = re.compile(r"percent|%|百分", re.IGNORECASE)
-    told = question.unit is None and kind in {"number", "chart", "math"} and percent.search(answer + asked)
-    if not verdict.correct and kind in {"number", "chart", "math"} and (scale := _SCALES.search(f"{asked} {question.unit or ''}")):
-        # 3.2 million of what is asked for in millions
+    if verdict.correct or kind not in {"number", "chart", "math"} or (known := read_number(truth)) is None:
+        return verdict
+    if scale := _SCALES.search(f"{asked} {question.unit or ''}"):  # 3.2 million of what is asked for in millions
         plain = re.sub(rf"(?i)(?<=\d)\s?{scale[0].rstrip('s')}s?(?![a-z])", "", answer)
-        if plain != answer and read_number(truth) is not None:
+        if plain != answer:
             return match(plain, truth, kind, tolerance=tolerance)
-    known = read_number(truth) if told and not verdict.correct else None
-    if known and not known.unit and (abs(known.value) >= 1 or percent.search(asked)):
-        return match(answer, truth, kind, unit="%", tolerance=tolerance)
+    # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
+    if question.unit is None and not known.unit and _PERCENT.search(answer + asked):
+        if abs(known.value) >= 1 or _PERCENT.search(asked):
+            return match(answer, truth, kind, unit="%", tolerance=tolerance)
     return verdict
 
 

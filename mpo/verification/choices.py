@@ -48,6 +48,7 @@ _NOT = re.compile(
 )
 
 
+_IS_NOT = re.compile(r" (?:(?:is|are|was|were) (?:wrong|incorrect|not)|(?:is|are|was|were)nt)\b")
 MOST_CHARACTERS = 2000  # of a longer text, only the beginning is read
 _SO_IT_IS = re.compile(r"(?is).*[,;]\s(?:and )?(?:so|thus|therefore|hence),? (?:it|this|that|the answer)(?:['’]s| is) ")
 _BEFORE_A_CHOICE = frozenset(
@@ -130,12 +131,10 @@ def _read(text: str, choices: tuple[str, ...] | None, truth: bool) -> Named:
         others = {place for place, choice in enumerate(texts) if same_choice(rest, choice)}
         if letter < size and pattern is _WITH_TEXT:
             number = next((shown for start, _, shown in find_numbers(rest[:60])[:1] if start <= 1), None)
-            told = letter < len(texts) and number is not None and read_number(texts[letter]) is not None
-            agrees = (
-                number is not None
-                and letter < len(texts)
-                and (same_choice(number, texts[letter]) or same_choice(number.rstrip(" %"), texts[letter]))
-            )
+            written = (number, number.rstrip(" %")) if number is not None else ()
+            own = texts[letter : letter + 1] if written else ()
+            told = any(read_number(choice) is not None for choice in own)
+            agrees = any(same_choice(said, choice) for choice in own for said in written)
             if texts and letter < len(texts) and len(rest) < 120 and not others and not agrees:
                 named = named_inside(re.split(r"(?<=[a-z])[.;]\s|,\s(?:if|unlike|whereas)\b", rest)[0], texts)
                 told_otherwise = named.method == "text" and not any(REFUSAL.search(texts[place]) for place in named.indices)
@@ -172,23 +171,19 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     for place, choice in enumerate(choices):
         words = normalize(choice)
         for start in _places(plain, words) if len(words) > 1 or not words.isalpha() else ():
-            rejected = re.match(
-                r" (?:(?:is|are|was|were) (?:wrong|incorrect|not)|(?:is|are|was|were)nt)\b", plain[start + len(words) :]
-            )
-            if rejected or _NOT.search(plain[max(0, start - 30) : start]):
+            end = start + len(words)
+            if _IS_NOT.match(plain, end) or _NOT.search(plain[max(0, start - 30) : start]):
                 negated = True
             else:
-                spans.append((start, start + len(words), place))
+                spans.append((start, end, place))
     inner = {(start, end) for start, end, _ in spans for s, e, _ in spans if s <= start and end <= e and (s, e) != (start, end)}
     kept = {place for start, end, place in spans if (start, end) not in inner}
     if not kept and not negated and len(inside := _in_words(text, choices)) == 1:
         return Named(inside, "words")
     if len(kept) > 1:  # what follows is the reason
-        clause = re.split(r"[,;]\s(?:as|since|because|which|whereas)\b", text, maxsplit=1)[0]
-        if clause != text and (chosen := named_inside(clause, choices)).method == "text":
-            return chosen
-        if (clause := _SO_IT_IS.sub("", text)) != text and (chosen := named_inside(clause, choices)).method == "text":
-            return chosen
+        for clause in (re.split(r"[,;]\s(?:as|since|because|which|whereas)\b", text, maxsplit=1)[0], _SO_IT_IS.sub("", text)):
+            if clause != text and (chosen := named_inside(clause, choices)).method == "text":
+                return chosen
         return Named(frozenset(kept), "it names several choices", both=True)
     return _named(kept)
 

@@ -170,9 +170,9 @@ def _in_words(whole: str, kept: Sequence[str], kind: str | None, asked: str) -> 
     if kind in {"expression", "math", None}:
         if spans := list(_MATH.finditer(whole)):
             return Extraction(_value_side(next(filter(None, spans[-1].groups())).strip()), "conclusion")
-        if _PROSE.search(kept[-1]) and not _OF_VARIABLES.search(kept[-1]):
-            if (shown := stated_number(kept[-1])) and is_expression(shown):
-                return Extraction(shown, "conclusion")
+        shown = stated_number(kept[-1]) if _PROSE.search(kept[-1]) and not _OF_VARIABLES.search(kept[-1]) else None
+        if shown and is_expression(shown):
+            return Extraction(shown, "conclusion")
     if worded and (form := re.fullmatch(r"[^\n:：]{1,90}[:：][ *]*\n+((?:[^\n:：]{1,100}(?:\n|$)){1,4})", whole)):
         return Extraction(trimmed(" ".join(form[1].split())), "conclusion")
     if (worded or kind == "expression") and len(fenced := re.findall(r"```\w*\n([^`]{1,400}?)\n```", whole)) == 1:

@@ -112,7 +112,6 @@ def read_time(text: str) -> Time | None:
         low = f"{number.value}{low[spoken.end() :]}"
     if low in {"noon", "midday", "midnight", "12 noon", "12 midnight"}:
         return (0 if "night" in low else 12), 0, 0, 12
-    minute: int | None = 0
     if found := _SPOKEN.fullmatch(low):
         hour, past = read_number(found["hour"]), read_number({"half": "30", "quarter": "15"}.get(found["much"], found["much"]))
         if hour is None or past is None or not 0 < past.value < 60 or past.value.denominator > 1 or not 0 < hour.value < 24:
@@ -123,10 +122,8 @@ def read_time(text: str) -> Time | None:
         said = found.groupdict()
         if said.get("dot") and not said.get("half") or re.fullmatch(r"\d+\s*\.\d+", low):
             return None
-        written, minute = (
-            int(found["hour"]),
-            int(found["minute"] or (said.get("dot") or ".0")[1:]) or 30 * bool(said.get("half_hour")),
-        )
+        written = int(found["hour"])
+        minute = int(found["minute"] or (said.get("dot") or ".0")[1:]) or 30 * bool(said.get("half_hour"))
     else:
         return None
     said = found.groupdict()
@@ -140,7 +137,5 @@ def read_time(text: str) -> Time | None:
 
 def same_time(answer: Time, truth: Time) -> bool:
     """Whether two times are the same; one without am and pm takes the other's, as 3:45 beside 3:45 pm."""
-    hours = answer[0] == truth[0] or answer[0] == truth[3] is not None or truth[0] == answer[3] is not None
-    if answer[3] is not None and truth[3] is not None:
-        hours = answer[0] == truth[0]
-    return hours and answer[1:3] == truth[1:3]
+    either_half = None in (answer[3], truth[3]) and (answer[0] == truth[3] or truth[0] == answer[3])
+    return (answer[0] == truth[0] or either_half) and answer[1:3] == truth[1:3]

@@ -177,10 +177,9 @@ def _find_answer(text: str, kind: str | None, choices: Sequence[str] | None, ask
     if choices and ASKS_LETTER.search(asked) and any(map(LETTER_ALONE.fullmatch, choices)):
         text = _STATED_LETTER.sub(r"\1(\2)", text)
     found = _judged(text, choices) or _reconsidered(text, choices) or _find(text, kind, choices, asked)
-    refusals = [choice for choice in choices or () if REFUSAL.search(choice)]
-    if choices and len(refusals) == 1 and (found.answer is None or found.method in {"conclusion", "opening", "only"}):
-        if REFUSAL.search(sentences_of(text)[-1]):
-            return Extraction(chr(65 + choices.index(refusals[0])), "conclusion")
+    refusals = [place for place, choice in enumerate(choices or ()) if REFUSAL.search(choice)]
+    if len(refusals) == 1 and found.method in {"none", "conclusion", "opening", "only"} and REFUSAL.search(sentences_of(text)[-1]):
+        return Extraction(chr(65 + refusals[0]), "conclusion")
     if choices and found.answer is not None and any(map(LETTER_ALONE.fullmatch, choices)):
         return replace(found, answer=choices[ord(found.answer[0]) - 65])  # a letter would be taken for the text of another
     return found

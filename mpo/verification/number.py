@@ -163,7 +163,7 @@ def _read(text: str) -> Number | None:
         number = _read(below[1] or below[2])
         return number and replace(number, value=-number.value)
     if decade := _DECADE.fullmatch(text):
-        return _decade(*decade.groups())
+        return _decade(decade)
     if rate := re.match(_RATE, text):
         number = _digits(text[rate.end() :]) or _worded(text[rate.end() :])
         per = "h" if rate[0].startswith(("时", "每小")) else "min" if rate[0][1] == "分" else "s"
@@ -171,10 +171,9 @@ def _read(text: str) -> Number | None:
     return _compound(text) or _digits(text) or _worded(text)
 
 
-def _decade(
-    year: str | None, hundreds: str | None, word: str | None, tens: str | None, century: str | None, han: str | None
-) -> Number:
+def _decade(found: re.Match[str]) -> Number:
     """The first year of a decade, 1990 for `the nineties`: of the twentieth century where none is said."""
+    year, hundreds, word, tens, century, han = found.groups()
     first = Fraction(20 + 10 * _DECADES.index(word.lower())) if word else read_han(year or tens or han or "") or Fraction(0)
     before = _SMALL[hundreds.lower()] if hundreds else (read_han(century) or 20) - 1 if century else 19
     return Number(first if first >= 100 else first + before * 100, DECADE)

@@ -80,9 +80,7 @@ def labelled(text: str) -> list[str] | None:
 
 
 def _items(text: str) -> tuple[list[str], bool]:
-    text = (
-        undress(text.strip(" .。\n")).replace("\\{", "{").replace("\\}", "}").replace("\\left", "").replace("\\right", "").strip()
-    )
+    text = re.sub(r"\\(?:left|right)", "", re.sub(r"\\([{}])", r"\1", undress(text.strip(" .。\n")))).strip()
     if parts := labelled(text):
         return parts, False
     ordered = False

@@ -173,7 +173,7 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
     whole = opening[1] if opening else text
     if kind == "math" and (opening or method == "boxed") and not _PROSE.search(whole) and not EITHER.match(whole):
         return Extraction(undress(trimmed(whole)), method)
-    if kind in {"number", "chart", "math"} and (number := _number(sentence, kind)) is not None:
+    if kind in {"number", "chart", "math"} and (number := _number(sentence)) is not None:
         return Extraction(number, method) if number else no_answer("hedge")
     if kind in {"number", "yes_no", "box"}:
         said = read_yes_no(sentence) is not None if kind == "yes_no" else kind == "box" and read_boxes(sentence)
@@ -232,7 +232,7 @@ def letters_of(indices: frozenset[int]) -> str:
     return ", ".join(chr(65 + index) for index in sorted(indices))
 
 
-def _number(sentence: str, kind: str) -> str | None:
+def _number(sentence: str) -> str | None:
     """The number that a statement states; empty where it hedges between two; None where there is none."""
     for text in (trimmed(sentence.replace("**", "").strip()), sentence.strip("*_ .。")):
         prose = re.search(r"(?<![\\A-Za-z])(?!sin|cos|tan|log|sqrt)[A-Za-z]{3}|[<>≠≤≥±]|\\pm|^\d+\s?[-–]\s?\d+$", text)
@@ -242,13 +242,10 @@ def _number(sentence: str, kind: str) -> str | None:
     if cut := re.match(r"(\W{0,3}\d[\d.,]*)\.\s+[A-Z]", sentence):
         return cut[1]
     found = numbers_in(sentence)
-    if re.search(r"\b(?:either|between)\b", sentence[:40], re.IGNORECASE) or _RANGE.match(sentence) or EITHER.match(sentence):
-        if len({shown for _, _, shown in found}) > 1:
-            return ""
-    if re.match(r"\W{0,4}at least\b", sentence):
+    ranged = re.search(r"(?i)\b(?:either|between)\b", sentence[:40]) or _RANGE.match(sentence) or EITHER.match(sentence)
+    several = len(found) > 1 and re.fullmatch(r"[\d\s.,;/()\[\]-]+", sentence)  # "1 3 8" is three numbers
+    if several or (ranged and len({shown for _, _, shown in found}) > 1) or re.match(r"\W{0,4}at least\b", sentence):
         return ""
-    if len(found) > 1 and re.fullmatch(r"[\d\s.,;/()\[\]-]+", sentence):
-        return ""  # "1 3 8" is three numbers
     last = re.split(r"=|≈|\\approx\b", sentence)[-1].strip(" $\\])")
     if read_number(last) is not None:
         return last

@@ -16,11 +16,13 @@ from mpo.verification.sequences import read_list
 from mpo.verification.statements import Extraction, no_answer
 from mpo.verification.texts import normalize, read_yes_no, same_text
 
+_UNKNOWN = re.compile(r"(?i)\W*(?:un(?:answerable|known)|not (?:given|answerable)|无法回答|未知)\W*")
 _RANKS = re.compile(
     r"(?i)\b(?:order|rank|sort|arrange)\b[^.?]*\b(?:from|by)\b|\b(?:ascending|descending|increasing|decreasing|in) order(?! to)\b"
     r"|\bfrom \w+ (?:the )?\w+est to\b|从.{1,4}到.{1,4}(?:排|列)"
 )
 _SCALES = re.compile(r"(?i)\b(?:thousand|million|billion|trillion)s?\b|[万亿](?=元|人|吨)")
+_PERCENT = re.compile(r"(?i)percent|%|百分")
 _POLAR = re.compile(
     r"(?i)(?:^|[.!?,:]\s+|\n)\W{0,3}((?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should)\s(?:[^.?!\n]|\.\d){3,400})\?"
 )
@@ -90,9 +92,7 @@ def verify(response: str, question: Question) -> Verdict:
         extraction = final_answer(response, question, kind=kind)
         if _is_truth(response, truth, kind) and not (kind == "choice" and question.choices and ASKS_LETTER.search(_text(question))):
             return Verdict(True, "equal", "the response is the ground truth")
-        unknown = re.fullmatch(
-            r"(?i)\W*(?:un(?:answerable|known)|not (?:given|answerable)|无法回答|未知)\W*", truth
-        ) or REFUSAL.search(truth)
+        unknown = _UNKNOWN.fullmatch(truth) or REFUSAL.search(truth)
         if extraction.reason == "refusal" and unknown and kind in {"text", "document"}:
             return Verdict(True, kind, "neither says an answer")
         said_nothing = Verdict(False, "none", f"no answer: {extraction.reason}")
@@ -134,17 +134,15 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
     if kind in {"text", "document"} and same_text(*(without_asked(text, asked) for text in (answer, truth)))[0]:
         return Verdict(True, kind, "the same but for words of the question")
     verdict = match(answer, truth, question.kind and kind, choices=question.choices, unit=question.unit, tolerance=tolerance)
-    # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
-    percent = re.compile(r"percent|%|百分", re.IGNORECASE)
-    told = question.unit is None and kind in {"number", "chart", "math"} and percent.search(answer + asked)
-    if not verdict.correct and kind in {"number", "chart", "math"} and (scale := _SCALES.search(f"{asked} {question.unit or ''}")):
-        plain = re.sub(
-            rf"(?i)(?<=\d)\s?{scale[0].rstrip('s')}s?(?![a-z])", "", answer
-        )  # 3.2 million of what is asked for in millions
-        if plain != answer and read_number(truth) is not None:
+    if verdict.correct or kind not in {"number", "chart", "math"} or (known := read_number(truth)) is None:
+        return verdict
+    if scale := _SCALES.search(f"{asked} {question.unit or ''}"):  # 3.2 million of what is asked for in millions
+        plain = re.sub(rf"(?i)(?<=\d)\s?{scale[0].rstrip('s')}s?(?![a-z])", "", answer)
+        if plain != answer:
             return match(plain, truth, kind, tolerance=tolerance)
-    if not verdict.correct and told and (known := read_number(truth)) and not known.unit:
-        if abs(known.value) >= 1 or percent.search(asked):
+    # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
+    if question.unit is None and not known.unit and _PERCENT.search(answer + asked):
+        if abs(known.value) >= 1 or _PERCENT.search(asked):
             return match(answer, truth, kind, unit="%", tolerance=tolerance)
     return verdict
 
@@ -165,12 +163,8 @@ def restated(response: str, asked: str) -> bool | None:
     told = (*filter(CUE.search, reversed(sentences)), *sentences[:1])
     for sentence in (clause for whole in told for clause in (*_CLAUSES.split(whole), whole)):
         following = iter(content_words(sentence))
-        if (
-            not _UNDECIDED.search(sentence)
-            and wanted
-            and all(word in following for word in wanted)
-            and not REFUSAL.search(sentence)
-        ):
+        repeated = bool(wanted) and all(word in following for word in wanted)
+        if repeated and not _UNDECIDED.search(sentence) and not REFUSAL.search(sentence):
             return not _NEGATION.search(sentence)
         for at, word in enumerate(wanted):  # The door is closed.
             contrary = opposites(word) & set(content_words(sentence))

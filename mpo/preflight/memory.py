@@ -74,6 +74,9 @@ class Sharding:
         return self.kind if self.world_size == 1 else f"{KINDS[self.kind][0]}, {self.world_size} ranks"
 
 
+ONE_PROCESS = Sharding()
+
+
 class Component(NamedTuple):
     """A line of the estimate: bytes on one rank, and their explanation."""
 
@@ -114,7 +117,7 @@ def estimate_memory(
     args: Any,
     *,
     gpu: bool,
-    sharding: Sharding | None = None,
+    sharding: Sharding = ONE_PROCESS,
     four_bits: bool = False,
     with_adapters: bool = False,
 ) -> MemoryEstimate:
@@ -122,12 +125,9 @@ def estimate_memory(
 
     Args:
         model: the policy on the meta device, in the dtype of the run, trained where ``requires_grad``.
-        batch: the most expensive micro-batch, as `PairCollator` returns it.
-        sharding: sharding of the run; None: one process.
-        four_bits: QLoRA.
-        with_adapters: the policy has adapters; the reference is the policy without them.
+        batch: the most expensive micro-batch.
+        with_adapters: the reference is the policy without its adapters.
     """
-    sharding = sharding or Sharding()
     raised = sharding.kind == "fsdp2" and bool(args.bf16 or args.fp16) and not four_bits  # as `fsdp2_prepare_model` does
     accumulates = args.gradient_accumulation_steps > 1
 

@@ -84,16 +84,12 @@ def trace_step(
 
     Args:
         model: the policy on the meta device, with its adapters; it is not changed.
-        batch: a batch of `PairCollator`.
         part_of: from the name of a module to the title of its part.
         gpu: count what an NVIDIA GPU would allocate; otherwise a CPU.
         reference: whether the step runs a reference, the policy or a copy of it.
         gradients: bytes that stay on this rank after the gradient of a parameter is computed.
-        dtype: the dtype of the weights during the step, if it is not theirs.
+        dtype: of the weights during the step, if it is not theirs.
         layers: how many equal layers are run, at least 2.
-
-    Raises:
-        Exception: of any kind, when the model's forward pass reads values of tensors.
     """
     runs = _equal_layers(model)
     lengths = [min(len(run), layers) for run in runs]

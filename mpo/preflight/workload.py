@@ -18,13 +18,7 @@ from mpo.training.start import adds_router_loss, choose_layout, conversation_col
 
 
 class Workload:
-    """Plan a run over its data.
-
-    Args:
-        pairs: all records: pairs or conversations.
-        records: the measured ones, all or an evenly spaced subset.
-        costs: costs of the measured records without truncation.
-        model: the policy; parameters may be on the meta device.
+    """Plan a run over `pairs`, its pairs or conversations, from the `costs` without truncation of all or some `records` of them.
 
     Raises:
         ValueError: for settings of rows that the trainer refuses for this model.

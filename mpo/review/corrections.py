@@ -15,7 +15,7 @@ from mpo.review.agreement import summary
 from mpo.review.documents import Stale, corrected, read_line
 from mpo.review.facets import keys
 from mpo.review.files import Records, plain
-from mpo.review.log import Event, Log, read_events
+from mpo.review.log import Event, Log
 
 FIELD = "review"
 """Name, in a record's ``metadata``, of who changed it, when, and what it was."""
@@ -87,12 +87,16 @@ def apply(records: Iterable[Any], log: str | Path) -> Corrected:
         ValueError: for a log that is not there.
         BadRecord: for a damaged log.
     """
-    path = Path(log)
-    if not path.is_file():
-        raise ValueError(f"There is no log {path}. Give the log of mpo review, FILE.review.jsonl.")
-    if not read_events(path)[0]:
-        raise ValueError(f"{path} is empty. Give the log of mpo review, FILE.review.jsonl.")
-    return Corrected(records, Log(path).by_content())
+    return Corrected(records, _existing(Path(log)))
+
+
+def _existing(path: Path) -> Log:
+    """A log with the decisions by content."""
+    log = Log(path) if path.is_file() else None
+    if log is None or not log.events:
+        what = f"There is no log {path}" if log is None else f"{path} is empty"
+        raise ValueError(f"{what}. Give the log of mpo review, FILE.review.jsonl.")
+    return log.by_content()
 
 
 def changed(record: Mapping[str, Any], event: Event) -> dict[str, Any]:
@@ -265,7 +269,5 @@ def opened(records: Records, log: Log, others: Iterable[Path] = ()) -> int:
 
     lost = log.open_file(records.content, records.path.name, of_file, records.state)
     for path in others:
-        if not path.is_file():
-            raise ValueError(f"There is no log {path}. Give the log of mpo review, FILE.review.jsonl.")
-        lost += log.take(Log(path).by_content(), of_file(), str(path))
+        lost += log.take(_existing(path), of_file(), str(path))
     return lost

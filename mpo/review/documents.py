@@ -348,22 +348,21 @@ def _copy(value: Any) -> Any:
 
 
 def _swapped(new: dict[str, Any]) -> dict[str, Any]:
-    if kind_of(new) != "pair" or detect(new).NAME == "vlfeedback":
+    name = detect(new).NAME if kind_of(new) == "pair" else ""
+    if name in ("", "vlfeedback"):
         raise ValueError("only a chosen and a rejected completion can be swapped. Edit the record, or reject it.")
-    if detect(new).NAME == "swift":
+    if name == "swift":
         start = _last_user(new)
-        tail = new["messages"][start:]
         if new.get("rejected_response") not in (None, "", []):
-            other = new["rejected_response"]
+            tail, other = new["messages"][start:], new["rejected_response"]
             single = isinstance(other, str) and len(tail) == 1 and isinstance(tail[0].get("content"), str)
             new["rejected_response"] = tail[0]["content"] if single else tail
-            other = [other] if isinstance(other, Mapping) else other
-            as_turns = [{"role": "assistant", "content": other}] if isinstance(other, str) else other
-            new["messages"] = new["messages"][:start] + as_turns
+            other = {"role": "assistant", "content": other} if isinstance(other, str) else other
+            new["messages"][start:] = [other] if isinstance(other, Mapping) else other
         else:
             new["messages"], new["rejected_messages"] = new["rejected_messages"], new["messages"]
     holder = new
-    if detect(new).NAME == "rlhf_v":
+    if name == "rlhf_v":
         holder = parse_json(new["text"], "'text'") if isinstance(new["text"], str) else new["text"]
     for own in (holder, *([new["metadata"]] if isinstance(new.get("metadata"), dict) else [])):
         for name in [name for name in own if "chosen" in name]:

@@ -88,7 +88,7 @@ class Facets:
         """The values of each facet with their numbers of records, the most frequent first; one that tells nothing is left out."""
         found = {}
         for at, name in enumerate(NAMES):
-            counted = Counter(row[at] for row in self._rows)
+            counted = Counter(str(row[at]) for row in self._rows)
             if len(counted) > 1 or any(counted):
                 found[name] = counted.most_common(MOST)
         return found
@@ -120,7 +120,7 @@ class Facets:
             random.Random(seed).shuffle(chosen)
         elif order != "file":
             at = 3 if order == "hardest" else 4
-            chosen = sorted(chosen, key=lambda place: -self._rows[place][at])
+            chosen = sorted(chosen, key=lambda place: -float(self._rows[place][at]))
         return array("L", chosen)
 
     def _search(self, places: Any, text: str) -> list[int]:

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import date, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,10 @@ class Changed(ValueError):
 
 
 class Records:
-    """The records of a JSONL file (also gzip), a JSON array, or a Parquet file.
+    """The records of a JSONL file (also gzip), a JSON array or a Parquet file, or of the folder of a job or an evaluation.
 
-    The index of a JSONL file is built by a thread: a record can be read as soon as the index has reached it.
-
-    Args:
-        path: the file, or a folder of a job or an evaluation.
-        image_root: the folder that images and videos are relative to and stay in; None: that of the file.
-
-    Raises:
-        ValueError: for no file, one of another type, and one that is empty.
+    The index of a JSONL file is built by a thread: a record can be read as soon as the index has reached it. Images and videos stay
+    in `image_root`, by default the folder of the file. Raises ValueError for no file, one of another type, and one that is empty.
     """
 
     def __init__(self, path: str | Path, image_root: str | Path | None = None) -> None:
@@ -63,7 +57,7 @@ class Records:
         self._starts, self._ends = array("Q"), array("Q")
         self._blank: list[int] = []  # the records before which blank lines stand
         self._items: list[Any] = []
-        self._groups: dict[int, list[dict[str, Any]]] = {}
+        self._rows_of = lru_cache(maxsize=2)(lambda number: [line for _, line in self._shards[number].lines()])
         self._progress, self._hash = threading.Condition(), ""
         self._error: Exception | None = None
         self._done = False
@@ -207,7 +201,10 @@ class Records:
             raise IndexError(place)
         with bad_record(self.where(place)):
             if not self.plain and self.suffix == ".parquet":
-                return self._row(*self._items[place])
+                number, row = self._items[place]
+                if isinstance(found := self._rows_of(number)[row], BadRecord):
+                    raise found
+                return dict(found)
             if not self.plain and isinstance(self._items[place], BadRecord):
                 raise self._items[place]
             if self.plain and self._ends[place] - self._starts[place] > MAX_LINE_BYTES:
@@ -216,15 +213,6 @@ class Records:
             if not isinstance(found, dict):
                 raise ValueError("it is not a JSON object. Write one object per line.")
             return found
-
-    def _row(self, number: int, row: int) -> dict[str, Any]:
-        if number not in self._groups:
-            rows = [line for _, line in self._shards[number].lines()]
-            self._groups = {**dict(list(self._groups.items())[-1:]), number: rows}
-        found = self._groups[number][row]
-        if isinstance(found, BadRecord):
-            raise found
-        return found
 
     def where(self, place: int) -> str:
         """The name of a record for messages."""
@@ -259,4 +247,4 @@ def plain(value: Any) -> Any:
         return f"{len(value):,} bytes"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return str(value) if isinstance(value, date | datetime) or not isinstance(value, str | int | float | None) else value
+    return value if isinstance(value, str | int | float | None) else str(value)

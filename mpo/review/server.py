@@ -106,15 +106,12 @@ async def _body(request: Request) -> Mapping[str, Any]:
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise Refused(415, "Expected application/json.")
     read = bytearray()
-
-    async def all_of_it() -> None:
-        async for part in request.stream():
-            read.extend(part)
-            if len(read) > MAX_BODY:
-                raise Refused(413, f"The request has more than {MAX_BODY >> 20} MiB.")
-
     try:
-        await asyncio.wait_for(all_of_it(), BODY_SECONDS)
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                read.extend(part)
+                if len(read) > MAX_BODY:
+                    raise Refused(413, f"The request has more than {MAX_BODY >> 20} MiB.")
         found = parse_json(bytes(read), "the request")
     except TimeoutError:
         raise Refused(408, "The request came too slowly.") from None
@@ -203,17 +200,15 @@ class Guard:
             unread = message.get("more_body", False)
             return message
 
-        async def rest() -> None:
-            size = 0
-            while unread and size <= MAX_BODY:
-                size += len((await reading()).get("body", b""))
-
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 # A connection that is closed with unread bytes is reset, and its client never sees why it was refused.
                 scope[UNREAD] = unread
+                size = 0
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(rest(), UNREAD_SECONDS)
+                    async with asyncio.timeout(UNREAD_SECONDS):
+                        while unread and size <= MAX_BODY:
+                            size += len((await reading()).get("body", b""))
                 scope[UNREAD] = False
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)

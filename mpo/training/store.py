@@ -243,11 +243,12 @@ def read_fingerprint(folder: Path) -> Fingerprint:
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text())
-        fingerprint = Fingerprint({**meta["parts"]}, {**meta["settings"]}, {**meta["about"]})
-        reads = format_of(fingerprint)
+        parts = meta.get("parts") if isinstance(meta, dict) else None  # of a later format they may be anything
+        reads = format_of(Fingerprint(parts if isinstance(parts, dict) else {}))
         found, other = f"{path} has format {meta['format']}, and this version of mpo reads {reads}.", "or use another folder."
         if meta["format"] > reads:
             raise ValueError(f"{found} Update mpo, {other}")
+        fingerprint = Fingerprint({**meta["parts"]}, {**meta["settings"]}, {**meta["about"]})
         if meta["format"] != reads:
             fix = f"Delete {folder} (`mpo cache prune --old {folder}`), whose content is then computed again, {other}"
             raise EarlierFormat(f"{found} {fix}")
@@ -308,10 +309,8 @@ def key_array(keys: Sequence[bytes]) -> npt.NDArray[np.bytes_]:
 def shards(folder: Path, seen: Container[str] = ()) -> list[Path]:
     """Return the shards of a folder, and files that look like some, sorted; without those whose names were `seen`."""
     with suppress(FileNotFoundError), os.scandir(folder) as found:
-        names = [
-            entry.name for entry in found if entry.name.endswith(".safetensors") and entry.name not in seen and entry.is_file()
-        ]
-        return [folder / name for name in sorted(names)]
+        names = {entry.name for entry in found if entry.name.endswith(".safetensors") and entry.is_file()}
+        return [folder / name for name in sorted(name for name in names if name not in seen)]
     return []
 
 

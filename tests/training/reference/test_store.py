@@ -356,6 +356,9 @@ def test_a_folder_of_an_earlier_format_is_refused_by_name_and_left_alone(cache, 
     meta.write_text(meta.read_text().replace('"format": 1', '"format": 3'))
     with pytest.raises(ValueError, match="has format 3, .*Update mpo"):
         ReferenceCache(cache.folder, HERE)
+    meta.write_text('{"format": 3, "fingerprint": "of another structure"}')
+    with pytest.raises(ValueError, match="has format 3, .*Update mpo"):
+        ReferenceCache(cache.folder, HERE)
     shutil.rmtree(cache.folder)
     assert known(ReferenceCache(tmp_path / "cache", HERE), range(50)) == []
 

@@ -62,7 +62,7 @@ OTHERS = {
     "_name_or_path": {"models/loading.py", "training/features/use.py", "training/reference/fingerprint.py", "training/start.py"},
     "_option_string_actions": {"commands/__init__.py"},  # argparse
     "_subparsers": {"commands/__init__.py"},  # argparse
-    "_orig_mod": {"models/packable.py", "training/features/use.py", "training/reference/fingerprint.py"},  # torch
+    "_orig_mod": {"models/packable.py", "training/features/use.py"},  # torch
     "_preprocess": {"models/tiles.py"},  # image processors
     "_target_": {"commands/train.py"},  # Hydra
     "_weight_conversions": {"models/export/rows.py", "models/official/layouts.py"},

@@ -107,17 +107,11 @@ class Store:
 
     Raises:
         ValueError: when `folder` is a sub-folder of another fingerprint (with the differences), or a shard is damaged or foreign.
-
-    Attributes:
-        folder: folder of the shards.
-        why_new: when the root has other fingerprints only, the nearest of them and its differences, for a log line; else None.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, durable: bool = True) -> None:
         self.fingerprint, self._durable = fingerprint, durable
-        self.folder, self.why_new = open_folder(Path(folder), fingerprint)
-        if self.why_new:
-            logger.info(self.why_new)
+        self.folder = open_folder(Path(folder), fingerprint)
         write_meta(self.folder, fingerprint)
         # Sorted blocks, each at least twice as long as the next: few to search, and cheap to add to.
         self._blocks: list[Entries] = []
@@ -176,11 +170,10 @@ class Store:
             self._blocks[-2:] = [Entries.merged(self._blocks[-2:])]
 
 
-def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]:
-    """Find the folder of a fingerprint, `root` or a sub-folder. Raises ValueError for a file, or a folder of another fingerprint.
+def open_folder(root: Path, fingerprint: Fingerprint) -> Path:
+    """Return the folder of a fingerprint, `root` or a sub-folder, which may not exist yet; log what the nearest differs in.
 
-    Returns:
-        the folder, which may not exist yet; and, if the root has other fingerprints only, the nearest and its differences.
+    Raises ValueError for a file, or a folder of another fingerprint.
     """
     what, root = what_of(fingerprint), root.expanduser()
     if root.exists() and not root.is_dir():
@@ -195,16 +188,16 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> tuple[Path, str | None]
                 f"{'; '.join(differences)}. Pass its parent folder, where each fingerprint has a sub-folder, or an empty one. "
                 f"`mpo cache inspect {folder}` shows its settings."
             )
-        return folder, None
+        return folder
     caches = read_caches(root)[0] if _metas(root) else []
     others = [(path.name, fingerprint.differences(other)) for path, other in caches if what_of(other) == what]
-    if not others:
-        return own, None
-    name, differences = min(others, key=lambda item: len(item[1]))
-    return own, (
-        f"{root} has no {what} for these settings, so they are computed. The nearest, {name}, differs in (there -> "
-        f"here): {'; '.join(differences)}."
-    )
+    if others:
+        name, differences = min(others, key=lambda item: len(item[1]))
+        logger.info(
+            f"{root} has no {what} for these settings, so they are computed. The nearest, {name}, differs in (there -> "
+            f"here): {'; '.join(differences)}."
+        )
+    return own
 
 
 def own_folder(root: Path, fingerprint: Fingerprint) -> Path:
@@ -250,11 +243,12 @@ def read_fingerprint(folder: Path) -> Fingerprint:
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text())
-        fingerprint = Fingerprint({**meta["parts"]}, {**meta["settings"]}, {**meta["about"]})
-        reads = format_of(fingerprint)
+        parts = meta.get("parts") if isinstance(meta, dict) else None  # of a later format they may be anything
+        reads = format_of(Fingerprint(parts if isinstance(parts, dict) else {}))
         found, other = f"{path} has format {meta['format']}, and this version of mpo reads {reads}.", "or use another folder."
         if meta["format"] > reads:
             raise ValueError(f"{found} Update mpo, {other}")
+        fingerprint = Fingerprint({**meta["parts"]}, {**meta["settings"]}, {**meta["about"]})
         if meta["format"] != reads:
             fix = f"Delete {folder} (`mpo cache prune --old {folder}`), whose content is then computed again, {other}"
             raise EarlierFormat(f"{found} {fix}")
@@ -315,10 +309,8 @@ def key_array(keys: Sequence[bytes]) -> npt.NDArray[np.bytes_]:
 def shards(folder: Path, seen: Container[str] = ()) -> list[Path]:
     """Return the shards of a folder, and files that look like some, sorted; without those whose names were `seen`."""
     with suppress(FileNotFoundError), os.scandir(folder) as found:
-        names = [
-            entry.name for entry in found if entry.name.endswith(".safetensors") and entry.name not in seen and entry.is_file()
-        ]
-        return [folder / name for name in sorted(names)]
+        names = {entry.name for entry in found if entry.name.endswith(".safetensors") and entry.is_file()}
+        return [folder / name for name in sorted(name for name in names if name not in seen)]
     return []
 
 

@@ -4,8 +4,6 @@ For each folder: the model and settings, the number of completions or images, th
 files. A folder that cannot be read, as of an earlier format, is named, and the exit status is then 1.
 """
 
-from __future__ import annotations
-
 import argparse
 from datetime import datetime
 from pathlib import Path

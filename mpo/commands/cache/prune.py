@@ -6,8 +6,6 @@ by the next run that needs them. Training runs may continue at the same time. A 
 earlier format, is named, and the exit status is then 1; --old removes those of an earlier format.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from mpo.commands.flags import add, path

@@ -5,8 +5,6 @@ completions stored twice agree. Changes nothing. The exit status is 1 if there a
 earlier format.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from mpo.commands.flags import path

@@ -6,8 +6,6 @@ the base weights (PiSSA, OLoRA), stays enabled, and all trained parameters have 
 adapter's method or name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -8,22 +8,9 @@ from typing import Any
 import numpy as np
 
 from mpo.io import StoreError
+from mpo.training import store
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import (
-    LEFTOVER_AGE_SECONDS,
-    LOG_PROBS,
-    META_FILE,
-    SHARD_NAME,
-    DamagedShard,
-    Entries,
-    leftovers,
-    open_shard,
-    read_shard,
-    read_tensor,
-    shards,
-    what_of,
-    write_shard,
-)
+from mpo.training.store import DamagedShard, Entries
 
 SMALL_SHARD = 250_000
 """Pruning merges shards of log-probs with fewer entries than this (6 MB)."""
@@ -49,13 +36,13 @@ class Check:
 
 def check_folder(folder: Path, fingerprint: Fingerprint) -> Check:
     """Read and check every shard of a folder, and compare log-probs across shards."""
-    check, is_log_probs = Check(), what_of(fingerprint) == LOG_PROBS
-    for path in shards(folder):
+    check, is_log_probs = Check(), store.what_of(fingerprint) == store.LOG_PROBS
+    for path in store.shards(folder):
         with suppress(FileNotFoundError):  # merged by a concurrent pruning, or removed by a run
             try:
-                entries, file = read_shard(path, fingerprint), open_shard(path, fingerprint)
+                entries, file = store.read_shard(path, fingerprint), store.open_shard(path, fingerprint)
                 for value in () if is_log_probs else entries.values:
-                    read_tensor(file, path, fingerprint, value)
+                    store.read_tensor(file, path, fingerprint, value)
                 check.whole[path] = entries
             except StoreError as error:
                 (check.damaged if isinstance(error, DamagedShard) else check.foreign).append(path)
@@ -96,8 +83,9 @@ def _check_log_probs(check: Check, fingerprint: Fingerprint) -> None:
 
 def remove_old(folder: Path, *, dry_run: bool) -> list[str]:
     """Remove a folder of an earlier format, but not files of other names; return what was done or would be."""
-    own = [path for path in (*folder.glob("*"), *folder.glob("??/*")) if SHARD_NAME.fullmatch(path.name) and path.is_file()]
-    files = [*own, *leftovers(folder, min_age_seconds=LEFTOVER_AGE_SECONDS), folder / META_FILE]  # this last, if it is killed
+    own = [path for path in (*folder.glob("*"), *folder.glob("??/*")) if store.SHARD_NAME.fullmatch(path.name)]
+    own = [*filter(Path.is_file, own), *store.leftovers(folder, min_age_seconds=store.LEFTOVER_AGE_SECONDS)]
+    files = [*own, folder / store.META_FILE]  # this last, if it is killed
     size = sum(path.stat().st_size for path in files)
     if not dry_run:
         for path in files:
@@ -111,16 +99,16 @@ def remove_old(folder: Path, *, dry_run: bool) -> list[str]:
 def prune_folder(folder: Path, fingerprint: Fingerprint, *, dry_run: bool) -> list[str]:
     """Prune one folder, and return what was done or would be. Remove only files with names that mpo writes."""
     check = check_folder(folder, fingerprint)
-    removed = {path: "incomplete, of a killed run" for path in leftovers(folder, min_age_seconds=LEFTOVER_AGE_SECONDS)}
-    removed |= {path: "damaged" for path in check.damaged if SHARD_NAME.fullmatch(path.name)}
+    removed = {path: "incomplete, of a killed run" for path in store.leftovers(folder, min_age_seconds=store.LEFTOVER_AGE_SECONDS)}
+    removed |= {path: "damaged" for path in check.damaged if store.SHARD_NAME.fullmatch(path.name)}
     done = [f"remove {path.name}: {reason}" for path, reason in removed.items()]
     # A wrong entry may be in any shard, so all of them are rewritten.
     merging = {
         path: entries
         for path, entries in check.whole.items()
-        if SHARD_NAME.fullmatch(path.name) and (check.wrong or len(entries.keys) < SMALL_SHARD)
+        if store.SHARD_NAME.fullmatch(path.name) and (check.wrong or len(entries.keys) < SMALL_SHARD)
     }
-    if what_of(fingerprint) == LOG_PROBS and (len(merging) > 1 or check.wrong):
+    if store.what_of(fingerprint) == store.LOG_PROBS and (len(merging) > 1 or check.wrong):
         merged = Entries.merged(list(merging.values()))
         keep = ~np.isin(merged.keys, np.array(sorted(check.wrong), merged.keys.dtype))
         if check.wrong:
@@ -129,11 +117,11 @@ def prune_folder(folder: Path, fingerprint: Fingerprint, *, dry_run: bool) -> li
         done.append(f"merge {len(merging)} shards into one of {len(merged.keys):,} entries")
         if len(merged.keys) and not dry_run:
             # The new shard is complete before an old one is removed. If killed in between, entries exist twice, which is harmless.
-            write_shard(folder, merged, fingerprint)
+            store.write_shard(folder, merged, fingerprint)
         removed |= dict.fromkeys(merging, "merged")
     for path in () if dry_run else removed:
         path.unlink(missing_ok=True)
-    unknown = [path for path in (*check.whole, *check.damaged) if not SHARD_NAME.fullmatch(path.name)]
+    unknown = [path for path in (*check.whole, *check.damaged) if not store.SHARD_NAME.fullmatch(path.name)]
     done += [f"keep {path.name}: mpo does not write files of this name" for path in unknown]
     other = "a shard of another model or other settings; move it back to its folder"
     return done + [f"keep {path.name}: {other}" for path in check.foreign]

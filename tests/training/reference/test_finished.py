@@ -10,7 +10,7 @@ from mpo.batching.collator import PairCollator
 from mpo.data.encoded import with_encoded_images
 from mpo.models.loading import set_tiles
 from mpo.models.small import small_processor
-from mpo.training.reference.finished import finished_name, named_files
+from mpo.training.reference.filling import finished_name, named_files
 
 FORMS = {
     "list": ("images", lambda path: [{"path": path, "bytes": None}], List(Image())),

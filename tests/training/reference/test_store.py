@@ -317,12 +317,15 @@ def test_a_shard_of_another_model_is_refused_by_name(cache, tmp_path):
     assert str(moved) in str(error.value)
 
 
-def test_set_ups_share_a_root_without_meeting(cache, tmp_path):
-    second = ReferenceCache(tmp_path / "cache", other(chat_template="u"))
+def test_set_ups_share_a_root_without_meeting(cache, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        second = ReferenceCache(tmp_path / "cache", other(chat_template="u"))
     assert second.folder != cache.folder and second.folder.parent == cache.folder.parent
     assert known(second, range(50)) == []
-    assert f"{cache.folder.name}, differs in (there -> here): chat template" in second.why_new
-    assert ReferenceCache(tmp_path / "cache", other(chat_template="u")).why_new is None
+    assert f"{cache.folder.name}, differs in (there -> here): chat template" in caplog.text
+    caplog.clear()
+    ReferenceCache(tmp_path / "cache", other(chat_template="u"))
+    assert not caplog.text
 
 
 def test_an_explicit_folder_of_another_set_up_is_refused_with_what_differs(cache):
@@ -351,6 +354,9 @@ def test_a_folder_of_an_earlier_format_is_refused_by_name_and_left_alone(cache, 
             ReferenceCache(root, HERE)
     assert before == {path: path.read_bytes() for path in cache.folder.iterdir()}
     meta.write_text(meta.read_text().replace('"format": 1', '"format": 3'))
+    with pytest.raises(ValueError, match="has format 3, .*Update mpo"):
+        ReferenceCache(cache.folder, HERE)
+    meta.write_text('{"format": 3, "fingerprint": "of another structure"}')
     with pytest.raises(ValueError, match="has format 3, .*Update mpo"):
         ReferenceCache(cache.folder, HERE)
     shutil.rmtree(cache.folder)

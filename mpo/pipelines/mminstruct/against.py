@@ -236,9 +236,9 @@ def other_value(item: Record) -> str | None:
         return None
     units = {*rule("converted").findall(f"{asked} {said}")} - {*rule("converted").findall(known)}
     powers = (0, -3, -2, -1, 3, 4, 6) if units else (0, -3, 3, 4, 6)
-    beside = [one for one in _counts_of(item["question"], known) if not has(asked, one)]
-    invented = not has(known, found[1]) and not _derived(found[1], " ".join(beside))
-    if beside and invented and found_in(item["question"], "how_many"):
+    counts = _counts_of(item["question"], known) if found_in(item["question"], "how_many") else []
+    beside = " ".join(one for one in counts if not has(asked, one))
+    if beside and not has(known, found[1]) and not _derived(found[1], beside):
         return f"contradiction: {item['answer']!r:.40}, and {of} number of these"
     stated = has(known, found[1]) or _derived(found[1].lstrip("-"), known, powers)
     if _exact(found[1]) and not stated and _has_figures(known, asked):

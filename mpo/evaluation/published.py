@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from mpo.data.files import open_files
+from mpo.data.files import of_dataset, open_files
 from mpo.data.questions import to_question
 from mpo.io import BadRecord, did_you_mean
 from mpo.schema import Question
@@ -70,13 +70,7 @@ def load_benchmark(name: str, path: str | Path | None = None, *, image_root: str
     if path is None:
         from datasets import load_dataset
 
-        from mpo.data.shards import DatasetShard
-
-        data = load_dataset(form.hub[0], form.hub[1], split=form.split)
-        for column, feature in data.features.items():
-            if hasattr(feature, "decode"):
-                data = data.cast_column(column, type(feature)(decode=False))
-        shards: Sequence[Any] = [DatasetShard(form.hub[0], data, 0, len(data))]
+        shards: Sequence[Any] = of_dataset(load_dataset(form.hub[0], form.hub[1], split=form.split), form.hub[0])
     else:
         shards = open_files(path, form.split if os.path.isdir(path) else "train")
     return _questions(name, form, shards, root)

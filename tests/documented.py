@@ -37,7 +37,6 @@ SUBSTITUTIONS = [
     (r"^make (\w+)$", rf"make --dry-run -C {ROOT} \1", "takes minutes; .ci/run does it, the demo a quick one"),
     (r"^source .venv/bin/activate", r"python -m venv --without-pip .venv && \g<0>", "make has made it"),
     (r"^pip install '(?:mpo-trainer|\.)\[(\w+)\]'", rf'python -c "{EXTRA}"', "whether there is the extra"),
-    (r"^mpo doctor$", r"\g<0> --no-step", "tests/preflight runs the step, which takes seconds of CPU time"),
     (r"\bmpo (train|sft) \.\.\.", lambda found: f"{found[0][:-3]}{PARTIAL[found[1]]}", "shown in part"),
     (r"^(.*launch.node_rank=.*|srun .*)launch=fsdp2(.*)$", r"\1launch=ddp\2", "shards over GPUs; the nodes are trained on"),
     (r"^(.*) launch=(fsdp2|zero3)\b", r"\g<0> dry_run=true", "shards over GPUs, and is refused without one"),

@@ -106,6 +106,8 @@ class LoopConfig(_Base):  # type: ignore[misc]
         """Check the fields of a subclass, after its choices and before TRL's."""
 
     def __post_init__(self) -> None:
+        if not (self.deepspeed or torch.accelerator.is_available()):
+            self.use_cpu = True  # accelerate joins ranks on CPUs only if it is set; each would train a model of its own
         if self.padding_free and self.rows == "auto":
             self.rows = "packed"
         self._check_choices()

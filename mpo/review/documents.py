@@ -190,7 +190,7 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
             found.turns += shared
         elif prompt is not None:
             found.turns += _turns(at(line, (*base, prompt)), (*base, prompt), "user")
-        used |= {*base} or {prompt or "", "chosen", "rejected"}
+        used |= {"text"} if base else {prompt or "", "chosen", "rejected"}
     used |= {"completions"}
     found.completions = [{"name": side, "turns": turns, "details": []} for side, turns in sides.items()]
     return name

@@ -64,12 +64,8 @@ def checked_arguments(args: Any, model: Any, kind: type[LoopConfig] = MPOConfig)
         )
     if args.rows != "padded":
         check_backend(args.packed_attention)
-    return copy.copy(args)
-
-
-def one_gpu(args: Any) -> Any:
-    """Let a process use one GPU; return its configuration. transformers would split each batch over all (nn.DataParallel)."""
-    if args.n_gpu > 1:
+    args = copy.copy(args)
+    if args.n_gpu > 1:  # transformers would split each batch over all of them (nn.DataParallel)
         logger.warning(
             f"Training uses 1 of {args.n_gpu} GPUs. Start the script with torchrun or accelerate launch to use all of them."
         )

@@ -247,6 +247,12 @@ class LoopConfig(_Base):  # type: ignore[misc]
         """Describe the loss in a few words."""
         raise NotImplementedError
 
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of the records."""
+        seed: int = self.seed if self.data_seed is None else self.data_seed
+        return seed
+
     def learning_rates(self) -> dict[str, float]:
         """Learning rates of the parts that have their own (`mpo.models.parts`), by name."""
         given = {part: getattr(self, f"{part}_learning_rate") for part in PARTS}

@@ -77,11 +77,7 @@ class Meter:
             self._sums = self._sums if share else torch.zeros_like(self._sums)
 
     def read(self, over_ranks: OverRanks | None = None) -> dict[str, tuple[float, float]]:
-        """Return sum and count of everything added since the last read, and open a new window.
-
-        Args:
-            over_ranks: function that sums a tensor over all ranks.
-        """
+        """Return sum and count of everything added since the last read, over all ranks, and open a new window."""
         window = {name: (total, count) for name, (total, count) in self._read(over_ranks).items()}
         self.clear()
         return window

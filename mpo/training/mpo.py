@@ -16,7 +16,7 @@ from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
 from mpo.batching.batch import Batch
-from mpo.batching.collator import LabelledBatches
+from mpo.batching.collator import LabelledBatches, PairCollator
 from mpo.encoding.turns import SIDES
 from mpo.losses import SFT, PairLogps
 from mpo.schema import TRL_COLUMNS, names
@@ -31,10 +31,10 @@ from mpo.training.reference.use import UsesReference
 from mpo.training.start import (
     check_apart,
     checked_arguments,
+    collator_of,
     fingerprint_of,
     frozen_copy,
     load_processing_class,
-    pair_collator,
 )
 
 REFERENCE = "reference"  # folder of a checkpoint, for a reference that sync_ref_model updates
@@ -310,4 +310,5 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
         raise ValueError("on_bad_record='skip' needs mpo's PairCollator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:
         return LabelledBatches(users)
-    return pair_collator(processing_class, args)
+    own = ("max_length", "truncation_mode", "completion_end", "ld_alpha")
+    return collator_of(PairCollator, processing_class, args, *own, keys=args.reference == "cached")

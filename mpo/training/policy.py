@@ -214,7 +214,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
     # --- Batches
 
     def _training_collator(self) -> Any:
-        """Keep the records in the batches until `verify_first_batch` has compared one."""
+        """Return the collator of training batches, which keeps their records until `verify_first_batch` has compared one."""
         return replace(self.data_collator, keep_records=self._unverified) if self._unverified.item() else self.data_collator
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

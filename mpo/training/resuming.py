@@ -94,7 +94,7 @@ class Resumes(Trainer):  # type: ignore[misc]
             f"{self.unit} in the data set": len(self.train_dataset) if sized else None,
             "content of the data set": self._content,
             f"{self.unit} per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "seed": self.args.order_seed,
             PLAN: None if self._sampler is None else self._sampler.identity,
         }
 

@@ -9,13 +9,14 @@ from trl import SFTTrainer
 from trl.trainer import sft_trainer
 
 from mpo.batching.batch import Batch
+from mpo.batching.collator import ConversationCollator
 from mpo.encoding.turns import CONVERSATION, SIDES
 from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
 from mpo.training.loop import Loop
 from mpo.training.model_card import SFT_PAPER
 from mpo.training.policy import HasPolicy
 from mpo.training.sft_config import PACKING_BUFFER, PackedSFTConfig
-from mpo.training.start import checked_arguments, conversation_collator, load_processing_class
+from mpo.training.start import checked_arguments, collator_of, load_processing_class
 
 
 class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
@@ -85,6 +86,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
                 f"packing_buffer={args.packing_buffer} would be ignored: the rows of a Dataset are planned for an epoch, and only "
                 "those of a stream are packed from a buffer. Leave it out."
             )
+        budget = args.encoding_rules()["budget"]
         model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config)
         adapters = self._construct(
             model,
@@ -92,7 +94,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
             sft_trainer,
             # Packing and labels are this library's collator's.
             {"packing": False, "padding_free": False, "assistant_only_loss": False},
-            data_collator=conversation_collator(processing_class, args),
+            data_collator=collator_of(ConversationCollator, processing_class, args, "train_on", budget=budget),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -77,7 +77,8 @@ def _with_hydra(task: str) -> int:
     except MissingConfigException as error:
         name = (error.missing_cfg_file or "").split("/")[-1]
         near = did_you_mean(name, error.options or [], most=20) or f" mpo {task} --help lists the options."
-        raise ValueError(f"{str(error).splitlines()[0]}.{near}" if name and error.options else str(error)) from error
+        first = re.sub("^In '.*?': ", "", str(error).splitlines()[0])  # the file of the defaults list, which is not the user's
+        raise ValueError(f"{first}.{near}" if name and error.options else str(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError("\n".join(filter(None, [str(error), str(error.__cause__ or "")]))) from error
     return 0
@@ -215,13 +216,14 @@ def _train(config: DictConfig, task: str) -> int:
 
 
 def _train_on_ranks(job: TrainJob, place: Place) -> int:
+    from mpo.training.checkpoint import latest_checkpoint
     from mpo.training.launch.ranks import start_ranks
 
     try:
         with tempfile.TemporaryDirectory() as folder:
             return start_ranks(place, "mpo.commands.rank", [str(job.save(folder))])
     except RuntimeError as error:
-        newest = job.newest_checkpoint()
+        newest = latest_checkpoint(job.run_dir)
         further = f"Run the same command to resume from {newest}." if newest else "No checkpoint has been saved yet."
         print(f"mpo: error: {error} {further}", file=sys.stderr)
         return 1

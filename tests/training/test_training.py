@@ -348,8 +348,8 @@ def test_checkpoint_holds_delta(processor, internvl, tmp_path):
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-4" / "mpo_state.json").read_text())
     shift = state["reward_shift"]
-    assert shift["total"] / shift["count"] == trainer.mixture.reward_shift.value.item() != 0
-    assert shift["count"] == 2 * 16  # two rewards a pair
+    assert shift["0.total"] / shift["0.count"] == trainer.mixture.reward_shift.value.item() != 0
+    assert shift["0.count"] == 2 * 16  # two rewards a pair
 
 
 def test_best_model_is_loaded_for_real(processor, internvl, tmp_path):

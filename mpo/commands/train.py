@@ -235,7 +235,11 @@ def _report(job: TrainJob, resumed: str | None, before: int) -> None:
     state = read_json_object(Path(run_dir, "trainer_state.json"))
     if state["global_step"] == before:
         print(f"{said} nothing was left to train: {resumed} has {before} steps, and this run ends at step {state['max_steps']}.")
-    print(f"{said} done. The trained model was saved to {run_dir}")
+    rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+    if state["global_step"] == 1 and rates == [0] and job.trainer.get("learning_rate", 1):
+        print(f"{said} nothing was trained: the only step had the learning rate 0. The model was saved to {run_dir} as it was.")
+    else:
+        print(f"{said} done. The trained model was saved to {run_dir}")
     metrics = {name: value for entry in state["log_history"] for name, value in entry.items()}
     metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items() if isinstance(value, (int, float))}
     _RESULTS.append({"run_dir": run_dir, "resumed_from": resumed, "metrics": metrics})

@@ -202,7 +202,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
     def _restore_state(self, state: dict[str, Any], checkpoint: str) -> None:
         super()._restore_state(state, checkpoint)
         saved = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()}
-        # Version 0.1 saved that of the first loss alone.
+        # Earlier checkpoints hold that of the first loss alone.
         self._shifts.load_state_dict({name if "." in name else f"0.{name}": value for name, value in saved.items()})
         if self.args.sync_ref_model:
             load_weights(self.accelerator.unwrap_model(self.ref_model), str(Path(checkpoint, REFERENCE)))

@@ -69,14 +69,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         peft_config: Any = None,
         formatting_func: Any = None,
     ) -> None:
-        others = {
-            "data_collator": (data_collator, "conversations are packed by this library's collator."),
-            "compute_loss_func": (compute_loss_func, "the loss is set by loss_type and loss_average."),
-            "formatting_func": (formatting_func, "the chat template renders conversations. Give 'messages' with dataset.map."),
-        }
-        for name, (value, reason) in others.items():
-            if value is not None:
-                raise ValueError(f"{name} would be ignored: {reason} Leave it out.")
+        _refuse(data_collator=data_collator, compute_loss_func=compute_loss_func, formatting_func=formatting_func)
         args = checked_arguments(args, model, PackedSFTConfig)
         if processing_class is None:
             processing_class = load_processing_class(model, args)
@@ -157,3 +150,15 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
 
     def _loss_in_card(self) -> str:
         return "The loss is the negative log-likelihood of the labelled turns, of conversations packed into rows."
+
+
+def _refuse(**given: Any) -> None:
+    """Refuse arguments of `SFTTrainer` that do not apply."""
+    reasons = {
+        "data_collator": "conversations are packed by this library's collator.",
+        "compute_loss_func": "the loss is set by loss_type and loss_average.",
+        "formatting_func": "the chat template renders conversations. Give 'messages' with dataset.map.",
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} would be ignored: {reasons[name]} Leave it out.")

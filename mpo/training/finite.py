@@ -49,8 +49,8 @@ class FiniteGuard:
     def gate(self, optimizer: Optimizer, bad: Tensor, *, on_device: bool = True) -> None:
         """Prevent `optimizer`'s next step from changing anything if `bad`, a boolean scalar.
 
-        Fused optimizers decide on the device, unless a GradScaler, which uses the same attribute, excludes it (`on_device`). For the
-        others one number is read per step, and their gradients are set to None.
+        Fused optimizers decide on the device, unless a GradScaler, which uses the same attribute, excludes it (`on_device`). For
+        the others one number is read per step, and their gradients are set to None.
         """
         if on_device and all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]

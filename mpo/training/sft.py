@@ -9,7 +9,6 @@ from trl import SFTTrainer
 from trl.trainer import sft_trainer
 
 from mpo.batching.batch import Batch
-from mpo.batching.collator import ConversationCollator
 from mpo.encoding.turns import CONVERSATION, SIDES
 from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
 from mpo.training.loop import Loop
@@ -79,7 +78,6 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
                 f"packing_buffer={args.packing_buffer} would be ignored: the rows of a Dataset are planned for an epoch, and only "
                 "those of a stream are packed from a buffer. Leave it out."
             )
-        budget = args.encoding_rules()["budget"]
         model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config)
         adapters = self._construct(
             model,
@@ -87,7 +85,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
             sft_trainer,
             # Packing and labels are this library's collator's.
             {"packing": False, "padding_free": False, "assistant_only_loss": False},
-            data_collator=collator_of(ConversationCollator, processing_class, args, "train_on", budget=budget),
+            data_collator=collator_of(processing_class, args),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -216,7 +216,8 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
                 f"{'; '.join(differences)}. Use vision_features='live'."
             )
         folder = args.vision_feature_cache or default_folder(VISION_FEATURES)
-        cache = FeatureCache(folder, fingerprint, limit_bytes=args.vision_feature_cache_gb * 1e9)
+        limit = args.vision_feature_cache_gb
+        cache = FeatureCache(folder, fingerprint, limit_bytes=None if limit is None else limit * 1e9)
         if self.is_world_process_zero():
             logger.info(f"{cache.holds()}.")
         language = getattr(backbone, known_family(backbone.config).language)

@@ -24,7 +24,6 @@ from mpo.models.parts import base_model
 from mpo.preflight.memory import MemoryEstimate, Sharding, estimate_memory
 from mpo.preflight.structure import adapted, build_structure, count_parameters
 from mpo.preflight.workload import Workload
-from mpo.training.features.cache import LIMIT_GB
 from mpo.training.features.use import is_projector_frozen, why_not_cached
 from mpo.training.record_checks import check_images, check_records, measure_records, name_of, sample
 from mpo.training.without_gpu import plans_gpu
@@ -208,7 +207,7 @@ def feature_lines(work: Workload, model: Any, processor: Any, args: Any) -> dict
     (tokens, channels), width = tile_shape(base.config, projected=projected), base.dtype.itemsize
     width = 2 if projected and (args.bf16 or args.fp16) else width
     total, live = distinct * scale * tokens * channels * width, work.costs.tiles.sum() * scale * work.epochs
-    after, limit = "after" if projected else "before", (args.vision_feature_cache_gb or LIMIT_GB) * 1e9
+    after, limit = "after" if projected else "before", args.vision_feature_cache_gb * 1e9
     lines = [
         f"{size(total)} on disk: {distinct * scale:,.0f} distinct tiles of {tokens} x {channels} numbers, {after} the projector",
         f"the tower encodes {distinct * scale:,.0f} tiles, instead of {live:,.0f} in {work.epochs:.4g} epochs; in a later run none",

@@ -38,7 +38,7 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
             disk, keyed by content, before the projector or, where that is frozen too, after it: an image is decoded and encoded
             once, in training, evaluation and the pass that fills the reference cache (`mpo.training.features`).
         vision_feature_cache: folder of these features, which runs may share.
-        vision_feature_cache_gb: maximum size of that folder in GB (10^9 bytes). None: 200, or what it holds if that is more.
+        vision_feature_cache_gb: maximum size of that folder in GB (10^9 bytes).
         batching: ``"pairs"``: a batch holds ``per_device_train_batch_size`` pairs. ``"tokens"``: a batch holds as many pairs as fit
             into ``max_tokens_per_batch`` and ``max_tiles_per_batch``. The loss of a step is the mean over its pairs in both cases.
         max_tokens_per_batch: maximum number of tokens of a batch on one device, for ``batching="tokens"``.

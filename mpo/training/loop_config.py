@@ -17,6 +17,7 @@ from mpo.encoding.tiles import BUDGETS
 from mpo.generation.generator import whole_number
 from mpo.io import MAX_BAD_FRACTION
 from mpo.models.family import PARTS
+from mpo.training.features.cache import LIMIT_GB
 
 Config = TypeVar("Config", bound=type)
 
@@ -95,7 +96,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
     vision_drop_path: float = 0.0
     vision_features: str = choice("live", ("live", "cached"))
     vision_feature_cache: str | None = None
-    vision_feature_cache_gb: float | None = None
+    vision_feature_cache_gb: float = LIMIT_GB
     num_train_epochs: float = 1.0
     weight_decay: float = 0.05
     lr_scheduler_type: str = "cosine"
@@ -216,10 +217,10 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 f"vision_features='cached' keeps the features of a tower that never changes, and {name}={value} changes it. Leave "
                 "one of them out."
             )
-        for name in ("vision_feature_cache", "vision_feature_cache_gb"):
-            if getattr(self, name) is not None and self.vision_features == "live":
+        for name, default in (("vision_feature_cache", None), ("vision_feature_cache_gb", LIMIT_GB)):
+            if getattr(self, name) != default and self.vision_features == "live":
                 raise ValueError(f"{name} needs vision_features='cached'. Set it, or leave this out.")
-        if self.vision_feature_cache_gb is not None and not self.vision_feature_cache_gb > 0:
+        if not self.vision_feature_cache_gb > 0:
             raise ValueError(f"vision_feature_cache_gb must be a size above 0; got {self.vision_feature_cache_gb}.")
 
     def _check_device(self) -> None:

@@ -38,6 +38,7 @@ from mpo.preflight.dry_run import feature_lines
 from mpo.schema import Question
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.features.cache import FeatureCache
+from mpo.training.features.use import cached_tower
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
 from mpo.training.store import META_FILE, UnreadableShard, read_fingerprint, read_shard, shards
@@ -664,15 +665,15 @@ def test_of_images_that_do_not_all_fit_those_that_a_run_has_stay(tmp_path, caplo
     assert caplog.text.count("vision_feature_cache_gb keeps them") == 1
 
 
-def test_without_a_limit_of_its_own_no_run_or_command_shrinks_a_folder(tmp_path, monkeypatch):
-    import mpo.training.features.cache as cache_module
-
-    monkeypatch.setattr(cache_module, "LIMIT_GB", 1e-9)
-    large = FeatureCache(tmp_path, HERE, limit_bytes=1e9)
-    for path in [shard_of(large, put(large, number, tiles=999)) for number in range(8)]:
-        os.utime(path, (1000, 1000))
-    put(FeatureCache(tmp_path, Fingerprint({**HERE.parts, "vision weights": "v"})), 9, tiles=999)
-    assert len(shards(large.folder)) == 6  # one for the new one, and one for the slack
+def test_a_command_removes_nothing_of_a_run(tmp_path):
+    """A run's limit may be higher than the default, which this folder exceeds."""
+    large = FeatureCache(tmp_path, HERE)
+    path = shard_of(large, put(large, 1))
+    os.truncate(path, 300 * 10**9)  # sparse
+    os.utime(path, (1000, 1000))
+    trainer = small_run(tmp_path, frozen_tower=True)
+    cache = cached_tower(trainer.model, trainer.processing_class, tmp_path).cache
+    assert cache.find(put(cache, 2)) and path.exists()
 
 
 def test_a_time_in_the_future_keeps_nothing(tmp_path):

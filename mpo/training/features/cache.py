@@ -61,17 +61,17 @@ class FeatureCache(Store):
 
     Args:
         folder: see `Store`, and `fingerprint`, and the errors, which `find` and `read` raise too.
-        limit_bytes: maximum size of all features in the root folder; None: `LIMIT_GB`, or what is there if that is more.
+        limit_bytes: maximum size of all features in the root folder. inf: no limit, and nothing is removed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, limit_bytes: float | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, limit_bytes: float = LIMIT_GB * 1e9) -> None:
         super().__init__(folder, fingerprint, durable=False)
+        self.limit_bytes = limit_bytes
         self._began = time.time_ns() - 10**9  # the clock of files is coarser
         self._look_again = 0.0
         self._pending: dict[bytes, tuple[bytes, tuple[int, int], Tensor]] = {}
         self._unseen = float("inf")  # bytes written since the folder's size was looked at
         self._is_full = False
-        self.limit_bytes = max(LIMIT_GB * 1e9, sum(size for _, size, _ in self._states())) if limit_bytes is None else limit_bytes
 
     @staticmethod
     def key(image: bytes, limits: Mapping[str, Any]) -> bytes:

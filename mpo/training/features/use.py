@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -174,7 +175,8 @@ def cached_tower(model: nn.Module, processing_class: Any, folder: str | Path) ->
         if (own_folder(Path(folder).expanduser(), after) / META_FILE).is_file():
             fingerprint, projected = after, True
     take_features(base.base_model, projected=projected)
-    return CachedTower(FeatureCache(folder, fingerprint), base.base_model, projected=projected)
+    # The limit of the folder is its runs', which is not known here: nothing of theirs is removed.
+    return CachedTower(FeatureCache(folder, fingerprint, limit_bytes=math.inf), base.base_model, projected=projected)
 
 
 def with_cached_features(generator: LocalGenerator, folder: str | Path | None) -> LocalGenerator:
@@ -216,8 +218,7 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
                 f"{'; '.join(differences)}. Use vision_features='live'."
             )
         folder = args.vision_feature_cache or default_folder(VISION_FEATURES)
-        limit = args.vision_feature_cache_gb
-        cache = FeatureCache(folder, fingerprint, limit_bytes=None if limit is None else limit * 1e9)
+        cache = FeatureCache(folder, fingerprint, limit_bytes=args.vision_feature_cache_gb * 1e9)
         if self.is_world_process_zero():
             logger.info(f"{cache.holds()}.")
         language = getattr(backbone, known_family(backbone.config).language)

@@ -162,7 +162,12 @@ class Mixture(nn.Module):
     @property
     def reward_shift(self) -> RewardShift | None:
         """BCO's delta; None without BCO or without a shift."""
-        return next((loss.shift for loss in self._all() if isinstance(loss, BCO)), None)
+        return next(iter(self.reward_shifts), None)
+
+    @property
+    def reward_shifts(self) -> list[RewardShift]:
+        """The deltas of BCO and of losses that are classes of it, in order."""
+        return [loss.shift for loss in self._all() if isinstance(loss, BCO) and loss.shift is not None]
 
     def forward(self, pairs: PairLogps) -> MixtureOutput:
         """Evaluate all losses on the pairs; see `MixtureOutput`.

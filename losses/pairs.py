@@ -179,6 +179,20 @@ class PairLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in plain.items() if not name.startswith("_") and name != "training")
 
 
+class BetaLoss(PairLoss):
+    """A loss with beta, the scale of the rewards r = beta (log pi(y|x) - log pi_0(y|x))."""
+
+    takes: ClassVar[tuple[str, ...]] = ("beta",)
+
+    def __init__(self, beta: float = 0.1) -> None:
+        super().__init__()
+        self.beta = positive("beta", beta)
+
+    def rewards(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        """The rewards r_c and r_r, each of shape (pairs,)."""
+        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+
+
 def positive(name: str, value: float) -> float:
     """Return a parameter, after checking that it is above zero and finite."""
     if isinstance(value, (bool, str)) or not 0 < value < math.inf:

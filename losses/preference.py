@@ -2,6 +2,7 @@
 
 Symbols: u_c = log pi(y_c|x) - log pi_0(y_c|x) and u_r likewise are the log-ratios of policy and reference; s = f(u) their scores
 under an f-divergence (s = u by default); m = beta (s_c - s_r) the margin; sigma the logistic function; eps the label smoothing.
+Losses of both rewards r_c and r_r (`BetaLoss`), not only of their difference, are not defined for other f-divergences.
 """
 
 import math
@@ -13,19 +14,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from mpo.losses.divergence import Divergence
-from mpo.losses.pairs import PairLogps, PairLoss, positive
+from mpo.losses.pairs import BetaLoss, PairLogps, PairLoss, positive
 
 REVERSE_KL = Divergence()
 
 
-class _Margin(PairLoss):
+class _Margin(BetaLoss):
     """A loss of the margin m = beta (s_c - s_r)."""
 
     takes: ClassVar[tuple[str, ...]] = ("beta", "divergence")
 
     def __init__(self, beta: float = 0.1, divergence: Divergence = REVERSE_KL) -> None:
-        super().__init__()
-        self.beta = positive("beta", beta)
+        super().__init__(beta)
         self.divergence = divergence
 
     def margin(self, pairs: PairLogps) -> Tensor:
@@ -160,21 +160,7 @@ class SigmoidNorm(_PerToken):
         return -F.logsigmoid(self.beta * self.per_token_difference(pairs))
 
 
-class _Rewards(PairLoss):
-    """A loss of both rewards r = beta u, not only of their difference, so it is not defined for other f-divergences."""
-
-    takes = ("beta",)
-
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__()
-        self.beta = positive("beta", beta)
-
-    def rewards(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        """The rewards r_c and r_r, each of shape (pairs,)."""
-        return self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
-
-
-class NCA(_Rewards):
+class NCA(BetaLoss):
     """Noise contrastive alignment of pairs: -log sigma(r_c) - (log sigma(-r_c) + log sigma(-r_r)) / 2. arXiv 2402.05369."""
 
     name = "nca_pair"
@@ -185,7 +171,7 @@ class NCA(_Rewards):
         return -F.logsigmoid(chosen) - 0.5 * (F.logsigmoid(-chosen) + F.logsigmoid(-rejected))
 
 
-class SPPO(_Rewards):
+class SPPO(BetaLoss):
     """Self-play preference optimization, hard labels: (u_c - 1/(2 beta))^2 + (u_r + 1/(2 beta))^2. arXiv 2405.00675, eq. 4.7."""
 
     name = "sppo_hard"
@@ -196,7 +182,7 @@ class SPPO(_Rewards):
         return (pairs.chosen_logratio - target).square() + (pairs.rejected_logratio + target).square()
 
 
-class APOZero(_Rewards):
+class APOZero(BetaLoss):
     """Anchored preference optimization, chosen up and rejected down: 1 - sigma(r_c) + sigma(r_r). arXiv 2408.06266, equation 7."""
 
     name = "apo_zero"
@@ -207,7 +193,7 @@ class APOZero(_Rewards):
         return (-chosen).sigmoid() + rejected.sigmoid()
 
 
-class APODown(_Rewards):
+class APODown(BetaLoss):
     """Anchored preference optimization, both down: sigma(r_c) + 1 - sigma(r_c - r_r). arXiv 2408.06266, equation 8."""
 
     name = "apo_down"
@@ -218,7 +204,7 @@ class APODown(_Rewards):
         return chosen.sigmoid() + (rejected - chosen).sigmoid()
 
 
-class _Sorted(PairLoss):
+class _Sorted(BetaLoss):
     """Smoothed DPO on the difference of two sorted samples (optimal transport in one dimension). arXiv 2406.05882.
 
     Values are by rank, not by pair.
@@ -230,8 +216,7 @@ class _Sorted(PairLoss):
     smoothing_range = "[0, 0.5)"
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.beta = positive("beta", beta)
+        super().__init__(beta)
         self.label_smoothing = _smoothing(self, label_smoothing)
 
     def of_sorted(self, upper: Tensor, lower: Tensor) -> Tensor:
@@ -260,19 +245,14 @@ class AOTUnpaired(_Sorted):
         return self.of_sorted(pairs.chosen_logratio, pairs.rejected_logratio)
 
 
-class ORPO(PairLoss):
+class ORPO(BetaLoss):
     """Odds-ratio loss: -beta log sigma(log odds_c - log odds_r). arXiv 2403.07691, equation 7; needs no reference.
 
     odds = p / (1 - p) with p = pi(y|x)^(1/|y|); beta is the paper's lambda. Its L_SFT is `SFT` in the mixture.
     """
 
     name = "orpo"
-    takes = ("beta",)
     needs_reference = False
-
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__()
-        self.beta = positive("beta", beta)
 
     @override
     def forward(self, pairs: PairLogps) -> Tensor:

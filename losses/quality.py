@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from mpo.losses.pairs import PairLogps, PairLoss, positive
+from mpo.losses.pairs import BetaLoss, PairLogps
 
 REWARD_SHIFTS = ("running_mean", "none")
 
@@ -60,7 +60,7 @@ class RewardShift(nn.Module):
         return self
 
 
-class BCO(PairLoss):
+class BCO(BetaLoss):
     """Binary classifier optimization: -log sigma(r_c - delta) - log sigma(-(r_r - delta)).
 
     arXiv 2404.04656; arXiv 2411.10442, equations 5 to 7.
@@ -74,15 +74,14 @@ class BCO(PairLoss):
     takes = ("beta", "reward_shift")
 
     def __init__(self, beta: float = 0.1, reward_shift: str = "running_mean") -> None:
-        super().__init__()
+        super().__init__(beta)
         if reward_shift not in REWARD_SHIFTS:
             raise ValueError(f"Expected reward_shift among {', '.join(REWARD_SHIFTS)}; got {reward_shift!r}.")
-        self.beta = positive("beta", beta)
         self.shift = RewardShift() if reward_shift == "running_mean" else None
 
     @override
     def forward(self, pairs: PairLogps) -> Tensor:
         """Compute the loss of each pair, shape (pairs,); in training mode, delta is updated first."""
-        chosen, rejected = self.beta * pairs.chosen_logratio, self.beta * pairs.rejected_logratio
+        chosen, rejected = self.rewards(pairs)
         delta = 0.0 if self.shift is None else self.shift(torch.cat([chosen, rejected]))
         return -F.logsigmoid(chosen - delta) - F.logsigmoid(delta - rejected)

@@ -1,4 +1,4 @@
-"""The columns of the records, each named once, and a question."""
+"""The records, and the columns of a preference record, each named once."""
 
 from __future__ import annotations
 
@@ -100,6 +100,72 @@ def names(**properties: object) -> tuple[str, ...]:
 
 Message = dict[str, Any]
 """A chat message: ``role`` and ``content``, a text or a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image"}``."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation whose turns of the assistant are labelled, unless they have ``"train": False``.
+
+    Attributes:
+        messages: all turns; images are placeholders in those of the user.
+        columns: its other columns (`CONVERSATIONS`).
+    """
+
+    messages: Sequence[Message]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt with its completions, and which of them is preferred to which.
+
+    Attributes:
+        prompt: messages, or text.
+        completions: different ones, each messages or text.
+        pairs: indices of the chosen and the rejected completion of each pair.
+        columns: of each pair, its other columns, images among them, in the same order.
+    """
+
+    prompt: Any
+    completions: Sequence[Any]
+    pairs: Sequence[tuple[int, int]]
+    columns: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def grouped(cls, records: Iterable[Mapping[str, Any]]) -> list[Preference]:
+        """Group flat pairs, in TRL's form, by prompt and images; groups and pairs keep their order.
+
+        >>> pairs = [{"prompt": "2 + 2?", "chosen": "4", "rejected": text} for text in ("5", "6")]
+        >>> [(one.completions, one.pairs) for one in Preference.grouped(pairs)]
+        [(['4', '5', '6'], [(0, 1), (0, 2)])]
+        """
+        records = list(records)
+        shown = [[record.get(name) for name in names(encoded=True) if name not in SIDES] for record in records]
+        firsts = first_alike([repr(record.get("prompt")) for record in records], lambda one, other: shown[one] == shown[other])
+        groups: dict[int, list[Mapping[str, Any]]] = {}
+        for record, first in zip(records, firsts, strict=True):
+            groups.setdefault(first, []).append(record)
+        found = []
+        for members in groups.values():
+            given = [record[side] for record in members for side in SIDES]
+            completions = [one for place, one in enumerate(given) if one not in given[:place]]
+            places = list(map(completions.index, given))
+            columns = [{name: value for name, value in record.items() if name not in ("prompt", *SIDES)} for record in members]
+            found.append(cls(members[0].get("prompt"), completions, list(zip(places[::2], places[1::2], strict=True)), columns))
+        return found
+
+    def flat(self) -> list[dict[str, Any]]:
+        """A record for each pair, in TRL's form."""
+        return [
+            {**columns, "prompt": self.prompt, "chosen": self.completions[better], "rejected": self.completions[worse]}
+            for columns, (better, worse) in zip(self.columns, self.pairs, strict=True)
+        ]
+
+    def chosen(self) -> list[Conversation]:
+        """The prompt with each completion that is preferred to another, which alone is labelled."""
+        prompt = unlabelled(self.prompt)
+        first = {place: columns for (place, _), columns in reversed(list(zip(self.pairs, self.columns, strict=True)))}
+        return [Conversation([*prompt, *self.completions[place]], first[place]) for place in sorted(first)]
 
 
 def unlabelled(messages: Iterable[Message]) -> list[Message]:

@@ -81,12 +81,12 @@ class Reviewing:
 
 
 class Process(Reviewing):
-    """A server as a process of its own."""
+    """A server as a process of its own, which `command` starts."""
 
-    def __init__(self, *words, prefix=(), reviewers=("anna",)):
+    def __init__(self, *words, prefix=(), reviewers=("anna",), command=None, **settings):
         names = [word for name in reviewers for word in ("--reviewer", name)]
-        command = [*prefix, sys.executable, "-m", "mpo", "review", *map(str, words), *names]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        command = command or [*prefix, sys.executable, "-m", "mpo", "review", *map(str, words), *names]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings)
         self.links, self.said = {}, ""
         for line in self.process.stderr:
             self.said += line

@@ -1,4 +1,4 @@
-"""The pages of docs/: every command composes, every block of Python runs, every message of troubleshooting is in the code."""
+"""The pages of docs/: inline commands, settings, names and messages are those of the code. test_docs_run.py runs the blocks."""
 
 import ast
 import functools
@@ -7,7 +7,6 @@ import itertools
 import os
 import pydoc
 import re
-import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -18,13 +17,11 @@ from composition import composed
 from mpo import MPOConfig
 from mpo.commands import command_line
 from mpo.commands.train import GROUPS
+from mpo.recipes import OPTIONS
 from mpo.training.job import TrainJob
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-RUN = ("tutorial.md", "explanation.md", "your-data.md")
-"""Pages whose Python runs, on a small model in the place of the published one; others need a server or a run of their own."""
-
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 needs_zensical = pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="needs zensical")
 pytestmark = pytest.mark.skipif(not PAGES, reason="the documents are not here")
@@ -87,9 +84,7 @@ def test_every_option_of_the_tables_composes(page):
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
 def test_models_of_the_hub_are_those_that_recipes_start_from(page):
     """InternVL3-1B has been through MPO: as the start of a comparison with a run from InternVL3-1B-Instruct it would mislead."""
-    starts = {
-        line for path in (ROOT / "recipes" / "model").glob("*.yaml") for line in re.findall(r"OpenGVLab/\S+", path.read_text())
-    }
+    starts = {option["model"].get("name_or_path") for option in OPTIONS["model"].values()}
     code = [*re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL), *map(" ".join, commands(page))]
     assert {name for text in code for name in re.findall(r"OpenGVLab/[\w.-]+", text)} <= starts
 
@@ -98,28 +93,6 @@ def options(row):
     """The inline code of a row that is nothing but `key=value`, and the fields of MPOConfig in Python."""
     codes = [code.split() for code in re.findall(r"`([^`]*)`", row)]
     return [word for code in codes if all(re.fullmatch(r"[a-z_.]+=[^\"()]+", word) for word in code) for word in code]
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name in RUN], ids=lambda page: page.stem)
-def test_the_python_runs(page, tmp_path, monkeypatch, request):
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)):
-        if "OpenGVLab/InternVL3-1B-Instruct" in block:
-            files = request.getfixturevalue("files")
-            block = block.replace("OpenGVLab/InternVL3-1B-Instruct", str(files / "model"))
-            monkeypatch.chdir(files)
-        script = tmp_path / f"{number}.py"
-        script.write_text(block)
-        runpy.run_path(str(script), run_name="__main__")
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in RUN], ids=lambda page: page.stem)
-def test_other_python_compiles_and_its_imports_are_there(page):
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        imports = [
-            node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom) and node.module.startswith("mpo")
-        ]
-        for node in imports:
-            exec(ast.unparse(node), {})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "coming-from"], ids=lambda page: page.stem)

@@ -3,13 +3,13 @@
 import json
 import os
 import runpy
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import programs
 from stub_server import StubServer
 from support import make_image
 from told import tell
@@ -28,34 +28,14 @@ from mpo.verification import MATCHERS, match
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.*")) if EXAMPLES.exists() else []
 ON_CPU = ["trainer.use_cpu=true", "trainer.bf16=false", "trainer.max_steps=1", "trainer.global_batch_size=2"]
-MODULES = {
-    "mpo": "mpo",
-    "torchrun": "torch.distributed.run",
-    "accelerate": "accelerate.commands.accelerate_cli",
-    "transformers": "transformers.cli.transformers",
-}
-SRUN = """#!/bin/sh
-# Slurm's variables for two nodes of one task, which are processes here.
-shift
-export SLURM_STEP_NUM_NODES=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=node[0-1]
-SLURM_NODEID=1 SLURM_PROCID=1 SLURM_LOCALID=0 "$@" & other=$!
-SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $other
-"""
-
 pytestmark = pytest.mark.skipif(not SCRIPTS, reason="the examples are not here")
 
 
 @pytest.fixture
 def here(files, monkeypatch, interpreter):
     """The folder of a small model, `pairs.jsonl` and commands that run in this environment's Python; also the current one."""
-    monkeypatch.setenv("PYTHON_EXEC", interpreter)  # of the ranks
-    (files / "bin").mkdir()
-    programs = {name: f'#!/bin/sh\nexec {shlex.quote(interpreter)} -m {module} "$@"\n' for name, module in MODULES.items()}
-    programs |= {"srun": SRUN, "scontrol": "#!/bin/sh\nprintf 'localhost\\nlocalhost\\n'\n"}
-    for name, text in programs.items():
-        (files / "bin" / name).write_text(text)
-        (files / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{files / 'bin'}:{os.environ['PATH']}")
+    for name, value in programs(files / "bin", interpreter).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(files)
     return files
 

@@ -9,12 +9,13 @@ from composition import composition
 from omegaconf import OmegaConf
 
 from mpo.commands.train import GROUPS
-from mpo.recipes import EXPERIMENTS
+from mpo.recipes import EXPERIMENTS, OPTIONS
 from mpo.training.job import TrainJob
 
 RECIPES = Path(str(files("mpo.recipes")))
 FILES = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml") if path.name != "train.yaml")
-OPTIONS = [name.removesuffix(".yaml").split("/") for name in FILES if name.count("/") == 1]
+CHOICES = [tuple(name.removesuffix(".yaml").split("/")) for name in FILES if "/" in name]
+CHOICES += [(group, name) for group in GROUPS for name in OPTIONS.get(group, {}) if name not in EXPERIMENTS]
 MODELS = sorted({choices["model"] for choices in EXPERIMENTS.values()})
 PUBLISHED = {
     "internvl2": (5e-6, 5e-5, 256, 6144),
@@ -46,8 +47,9 @@ def bound(config, tmp_path):
     return job.planned_arguments(), job.adapter()
 
 
-def test_every_folder_is_a_group():
-    assert {path.name for path in RECIPES.iterdir() if path.is_dir() and not path.name.startswith("__")} == set(GROUPS)
+def test_every_folder_and_every_group_of_options_is_a_group():
+    folders = {path.name for path in RECIPES.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert folders | {group.split("/")[0] for group in OPTIONS} == set(GROUPS)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -57,7 +59,7 @@ def test_every_recipe_says_what_it_is(name):
     assert isinstance(yaml.safe_load(text), dict)
 
 
-@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[1] not in MODELS])
+@pytest.mark.parametrize(("group", "option"), [pair for pair in CHOICES if pair[1] not in MODELS])
 def test_every_option_binds(group, option, tmp_path):
     arguments, _ = bound(composed(choice := f"{group}={option}", command="sft" if choice in OF_SFT else "train"), tmp_path)
     assert arguments.gradient_accumulation_steps >= 1

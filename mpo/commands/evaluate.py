@@ -31,7 +31,7 @@ EXAMPLES = """\
 mpo evaluate runs/first questions.jsonl --output results
 mpo evaluate start=OpenGVLab/InternVL3-1B-Instruct mpo=runs/first mathvista pope --mode both --output results
 mpo evaluate start=base mpo=runs/first m3cot=m3cot.parquet --mode cot --n 8 --scorer reward --output results
-mpo evaluate start=base mpo=runs/first --harness lmms-eval --tasks pope,chartqa --output results
+mpo evaluate start=base mpo=exported --harness lmms-eval --tasks pope,chartqa --output results
 mpo evaluate http://localhost:8000/v1 mmmu --mode cot --n 16 --workers 4 --output results
 mpo evaluate start=base mpo=runs/first mathvista --mode both --vision-feature-cache features --output results
 """

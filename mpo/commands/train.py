@@ -77,7 +77,8 @@ def _with_hydra(task: str) -> int:
     except MissingConfigException as error:
         name = (error.missing_cfg_file or "").split("/")[-1]
         near = did_you_mean(name, error.options or [], most=20) or f" mpo {task} --help lists the options."
-        raise ValueError(f"{str(error).splitlines()[0]}.{near}" if name and error.options else str(error)) from error
+        first = re.sub("^In '.*?': ", "", str(error).splitlines()[0])  # the file of the defaults list, which is not the user's
+        raise ValueError(f"{first}.{near}" if name and error.options else str(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError("\n".join(filter(None, [str(error), str(error.__cause__ or "")]))) from error
     return 0
@@ -215,13 +216,14 @@ def _train(config: DictConfig, task: str) -> int:
 
 
 def _train_on_ranks(job: TrainJob, place: Place) -> int:
+    from mpo.training.checkpoint import latest_checkpoint
     from mpo.training.launch.ranks import start_ranks
 
     try:
         with tempfile.TemporaryDirectory() as folder:
             return start_ranks(place, "mpo.commands.rank", [str(job.save(folder))])
     except RuntimeError as error:
-        newest = job.newest_checkpoint()
+        newest = latest_checkpoint(job.run_dir)
         further = f"Run the same command to resume from {newest}." if newest else "No checkpoint has been saved yet."
         print(f"mpo: error: {error} {further}", file=sys.stderr)
         return 1
@@ -233,7 +235,11 @@ def _report(job: TrainJob, resumed: str | None, before: int) -> None:
     state = read_json_object(Path(run_dir, "trainer_state.json"))
     if state["global_step"] == before:
         print(f"{said} nothing was left to train: {resumed} has {before} steps, and this run ends at step {state['max_steps']}.")
-    print(f"{said} done. The trained model was saved to {run_dir}")
+    rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+    if state["global_step"] == 1 and rates == [0] and job.trainer.get("learning_rate", 1):
+        print(f"{said} nothing was trained: the only step had the learning rate 0. The model was saved to {run_dir} as it was.")
+    else:
+        print(f"{said} done. The trained model was saved to {run_dir}")
     metrics = {name: value for entry in state["log_history"] for name, value in entry.items()}
     metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items() if isinstance(value, (int, float))}
     _RESULTS.append({"run_dir": run_dir, "resumed_from": resumed, "metrics": metrics})

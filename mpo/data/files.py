@@ -63,14 +63,14 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
     if not os.path.exists(text) and not is_pattern(text):
         if Path(text).name.lower().endswith(KNOWN) or not _HUB_NAME.fullmatch(text):
             raise ValueError(f"There is no file {text}. Give a file of records.")
-        return _of_dataset(_from_hub(text, split), text)
+        return of_dataset(_from_hub(text, split), text)
     if os.path.isdir(text) and _is_saved(Path(text)):
-        return _of_dataset(_from_disk(Path(text), split), text)
+        return of_dataset(_from_disk(Path(text), split), text)
     found = files_of(text, split)
     if os.path.isdir(text):
         _report_unread(Path(text), split)
     if os.path.isdir(text) and _SLICE.search(split):
-        return _of_dataset(_sliced(found, text, split), text)
+        return of_dataset(_sliced(found, text, split), text)
     if not found:
         raise ValueError(f"There is no file that matches {text}. Give a file of records.")
     return [shard for one in found for shard in _of_file(str(one), min_shards)]
@@ -286,7 +286,8 @@ def _from_hub(name: str, split: str) -> Dataset:
         raise ValueError(f"{found}. Give a file of records, or the name of a data set.") from error
 
 
-def _of_dataset(dataset: Dataset, name: str) -> list[Shard]:
+def of_dataset(dataset: Dataset, name: str) -> list[Shard]:
+    """The shards of a data set in memory or of the Hub, whose images stay encoded; `name` is for messages."""
     step = max(shards.ROWS, -(-len(dataset) // MAX_SHARDS))
     bare = dataset.with_format("arrow")
     return [shards.DatasetShard(name, bare, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]

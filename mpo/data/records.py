@@ -35,7 +35,7 @@ from mpo.data.turns import check_messages, check_turns
 from mpo.data.unused import KIND, MESSAGE, check_unused, parsed, plain_name
 from mpo.data.video import checked_frames, checked_limits
 from mpo.io import BadRecord, bad_record, json_kind, parse_json
-from mpo.schema import COLUMNS, SIDES, Column, unlabelled
+from mpo.schema import COLUMNS, Column, Preference
 from mpo.schema import CONVERSATIONS as CONVERSATION_COLUMNS
 
 _LIMITS = {"min": Value("int32"), "max": Value("int32")}
@@ -121,19 +121,12 @@ def to_records(
             rows.dropped += pair.dropped
         if kind == "chosen":
             kept = [column.name for column in what.columns if column.name not in ("messages", "tools")]
-            whole = [({name: row[name] for name in kept}, [*unlabelled(row["prompt"]), *row["chosen"]]) for row in _chosen(rows)]
-            rows[:] = [_checked(*one) for one in whole]
+            whole = [one for preference in Preference.grouped(rows) for one in preference.chosen()]
+            rows[:] = [_checked({name: one.columns[name] for name in kept}, list(one.messages)) for one in whole]
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
             row["id"] = f"{where}#{number}" if row["id"] == where else row["id"]
     return rows
-
-
-def _chosen(rows: Sequence[Row]) -> list[Row]:
-    """The first pair of each chosen completion, in the order in which a line's pairs, which have one prompt, first name these."""
-    first = [row for place, row in enumerate(rows) if all(row["chosen"] != before["chosen"] for before in rows[:place])]
-    named = [row[side] for row in rows for side in SIDES]
-    return sorted(first, key=lambda row: named.index(row["chosen"]))
 
 
 def metadata_of(

@@ -58,8 +58,8 @@ def curves_figure(log: Sequence[Mapping[str, float]], curves: Mapping[str, tuple
             on = axes.twinx()
             on.spines["top"].set_visible(False)
             on.set_ylim(0, 1.05)
-        steps, values = zip(*((line["step"], line[metric]) for line in log if metric in line), strict=True)
-        on.plot(steps, values, color=colour, label=label, lw=1.5)
+        shown = [line for line in log if metric in line]
+        on.plot([line["step"] for line in shown], [line[metric] for line in shown], color=colour, label=label, lw=1.5)
     return _as_url(figure)
 
 

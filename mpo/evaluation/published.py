@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from mpo.data.files import open_files
+from mpo.data.files import of_dataset, open_files
 from mpo.data.questions import to_question
 from mpo.io import BadRecord, did_you_mean
 from mpo.schema import Question
@@ -60,13 +60,7 @@ def load_benchmark(name: str, path: str | Path | None = None, *, image_root: str
     if path is None:
         from datasets import load_dataset
 
-        from mpo.data.shards import DatasetShard
-
-        data = load_dataset(form.hub, form.configuration, split=form.split)
-        for column, feature in data.features.items():
-            if hasattr(feature, "decode"):
-                data = data.cast_column(column, type(feature)(decode=False))
-        shards: Sequence[Any] = [DatasetShard(form.hub, data, 0, len(data))]
+        shards: Sequence[Any] = of_dataset(load_dataset(form.hub, form.configuration, split=form.split), form.hub)
     else:
         shards = open_files(path, form.split if os.path.isdir(path) else "train")
     return _questions(name, form, shards, root)

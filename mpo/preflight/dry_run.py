@@ -26,7 +26,6 @@ from mpo.preflight.structure import adapted, build_structure, count_parameters
 from mpo.preflight.workload import Workload
 from mpo.training.features.use import is_projector_frozen, why_not_cached
 from mpo.training.record_checks import check_images, check_records, measure_records, name_of, sample
-from mpo.training.without_gpu import plans_gpu
 from mpo.visible import table
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def dry_run(job: TrainJob) -> str:
         ValueError: for problems that would stop the run: a processor that does not match the model, records that do not fit.
     """
     start = time.perf_counter()
-    args, gpu = job.planned_arguments(), plans_gpu(job.trainer)
+    args, gpu = job.planned_arguments(), not job.trainer.get("use_cpu")
     sharding = Sharding.of(job.trainer, job.place().world_size)
     model, processor, name, real = build_structure(job)
     check_fit(model, processor)

@@ -163,12 +163,7 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
             found.completions.append({"name": f"response {place + 1}", "turns": _turns(text, path, "assistant"), "details": []})
         used |= {"prompt"}
         return name
-    if name == "rlhf_v" and isinstance(line.get("text"), str | Mapping):
-        inner = parse_json(line["text"], "'text'") if isinstance(line["text"], str) else line["text"]
-        found.turns += _turns(inner.get("question"), ("text", "question"), "user")
-        sides = {side: _turns(inner.get(side), ("text", side), "assistant") for side in ("chosen", "rejected")}
-        used.add("text")
-    elif name == "swift":
+    if name == "swift":
         start = _last_user(line)
         shared = _turns(line["messages"][:start], ("messages",), "user")
         found.turns += shared
@@ -181,9 +176,11 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
             sides["rejected"] = _turns(line.get("rejected_response"), ("rejected_response",), "assistant")
         used |= {"messages", "rejected_messages", "rejected_response"}
     else:
-        prompt = _prompt(line)
-        sides = {side: _turns(line.get(side), (side,), "assistant") for side in ("chosen", "rejected")}
-        begins = _shared(line.get("chosen"), line.get("rejected"))
+        base: Path = ("text",) if name == "rlhf_v" and isinstance(line.get("text"), str | Mapping) else ()
+        prompt = "question" if base else _prompt(line)
+        given = {side: at(line, (*base, side)) for side in ("chosen", "rejected")}
+        sides = {side: _turns(value, (*base, side), "assistant") for side, value in given.items()}
+        begins = _shared(*given.values())
         shared, other = (sides[side][:begins] for side in ("chosen", "rejected"))
         if shared:
             _stand_twice(shared, other)
@@ -192,8 +189,8 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
                 _stand_twice(shared[-1:], _turns(line["prompt"], ("prompt",), "user"))
             found.turns += shared
         elif prompt is not None:
-            found.turns += _turns(line[prompt], (prompt,), "user")
-        used |= {prompt or "", "chosen", "rejected"}
+            found.turns += _turns(at(line, (*base, prompt)), (*base, prompt), "user")
+        used |= {"text"} if base else {prompt or "", "chosen", "rejected"}
     used |= {"completions"}
     found.completions = [{"name": side, "turns": turns, "details": []} for side, turns in sides.items()]
     return name

@@ -1,9 +1,11 @@
 """Bad records of a run: count each once, list them in the run's folder, and stop the run when there are too many."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from accelerate.utils import gather_object
 
 from mpo.io import BAD_RECORDS, MIN_DENOMINATOR, write_text
 
@@ -25,18 +27,11 @@ class BadRecords:
         folder: folder of the run; the list is its ``bad_records.jsonl``.
         most: maximum fraction of the records seen that may be bad.
         writes: whether this process writes the list.
-        gather: function that gives every rank the items of all ranks. Default: accelerate's.
     """
 
-    def __init__(
-        self, folder: str | Path, *, most: float, writes: bool, gather: Callable[[list[Any]], list[Any]] | None = None
-    ) -> None:
+    def __init__(self, folder: str | Path, *, most: float, writes: bool) -> None:
         self.path = Path(folder) / BAD_RECORDS
-        if gather is None:
-            from accelerate.utils import gather_object  # imported here, so that reading data does not import torch
-
-            gather = gather_object
-        self._most, self._writes, self._gather = most, writes, gather
+        self._most, self._writes = most, writes
         self._forget()
 
     def _forget(self) -> None:
@@ -72,7 +67,7 @@ class BadRecords:
             ValueError: on every rank, when more than the allowed fraction of the records seen is bad.
         """
         fresh: list[dict[str, Any]] = []
-        for seen, new in self._gather([(self._new_seen, self._new)]):
+        for seen, new in gather_object([(self._new_seen, self._new)]):
             for data, count in seen.items():
                 self._seen[data] = self._seen.get(data, 0) + count
             for entry in new:

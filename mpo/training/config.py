@@ -87,6 +87,12 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
         "label_smoothing_factor": (0.0, "it belongs to transformers' loss. Use loss_type='cdpo' with label_smoothing."),
     }
 
+    needs: ClassVar[dict[str, tuple[str, Any]]] = {
+        **LoopConfig.needs,
+        **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), ("sync_ref_model", True)),
+        "reference_cache": ("reference", "cached"),
+    }
+
     loss_type: list[str] | None = None  # type: ignore[assignment]
     loss_weights: list[float] | None = None
     reward_shift: str = choice("running_mean", ("running_mean", "none"))
@@ -121,8 +127,6 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
             )
         if self.ld_alpha is not None and not 0.0 <= self.ld_alpha <= 1.0:
             raise ValueError(f"ld_alpha must be between 0 and 1; got {self.ld_alpha}.")
-        if not self.sync_ref_model and (self.ref_model_mixup_alpha, self.ref_model_sync_steps) != (0.6, 512):
-            raise ValueError("ref_model_mixup_alpha and ref_model_sync_steps need sync_ref_model=True. Set it, or leave them out.")
         if self.precompute_ref_batch_size is not None:
             raise ValueError(
                 "precompute_ref_batch_size would be ignored: the cache is filled per_device_eval_batch_size at a time."
@@ -131,8 +135,6 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
             raise ValueError(
                 "sync_ref_model updates the reference, and reference='cached' keeps its first log-probs. Use one of them."
             )
-        if self.reference_cache is not None and self.reference != "cached":
-            raise ValueError("reference_cache needs reference='cached'. Set it, or leave this out.")
         needs_reference = self.needs_reference  # a wrong loss fails here, before any model loads
         if self.reference == "cached" and not needs_reference:
             raise ValueError(

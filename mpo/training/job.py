@@ -46,7 +46,12 @@ RESOLVED = "resolved.yaml"
 FINAL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 GROUPS = ("model", "data", "loss", "peft", "trainer", "launch")
-OPTIONAL = {"fuser": schema.Fuser, "train_parts": schema.Parts, "lr": schema.Rates, "samples": schema.Samples}
+OPTIONAL: dict[str, Mapping[str, Any]] = {
+    "fuser": hints(schema.Fuser),
+    "train_parts": dict.fromkeys(PARTS, schema.Part),
+    "lr": dict.fromkeys(PARTS, schema.Rate | None),
+    "samples": hints(schema.Samples),
+}
 """Groups that may be null, and their keys."""
 LOSS_FIELDS = (
     *("loss_type", "loss_weights", "beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "discopop_tau"),
@@ -89,27 +94,15 @@ TASKS = {
 
 @dataclass(kw_only=True)
 class TrainJob(TrainedModel):
-    """A training job. Fields are the keys and groups of ``recipes/train.yaml`` and ``recipes/sft.yaml``.
+    """A training job. Fields are the keys and groups of ``recipes/train.yaml`` and ``recipes/sft.yaml``, which explain them.
 
     Args:
         task: the command that runs it (`TASKS`): ``"train"``, on preference pairs, or ``"sft"``, on conversations.
-        model: as in `TrainedModel`, like ``fuser``, ``chat_template``, ``peft`` and ``train_parts``.
         data: arguments of `load_preferences` or `load_conversations`, and ``path``, ``image_root``, ``split`` and ``format``
             with ``eval_`` for the evaluation data. ``on_bad_record`` and ``max_bad_fraction`` apply to training too.
         loss: loss fields of `MPOConfig`; empty for conversations.
         trainer: other fields of `MPOConfig`, or those of `PackedSFTConfig`, and ``global_batch_size``.
-        launch: nodes and ranks (`mpo.training.launch.place`).
-        run_dir: output folder of the run.
-        resume: ``"auto"``, ``"never"``, or the path of a checkpoint.
-        seed: random seed.
-        lr: part of the model -> its learning rate; None: ``trainer.learning_rate``.
-        drop_path: drop path rate of the vision tower (`mpo.models.tower`).
-        samples: prompts to sample responses to during training (`mpo.training.samples`): ``path`` and ``image_root`` of a file, or
-            else the first ``count`` prompts of the evaluation data, and arguments of `SampleResponses`; ``questions`` and ``mode``
-            of `MeasureAccuracy`. None: no sampling.
-        dry_run: describe the run instead of running it (`mpo.preflight.dry_run`).
-        dry_run_gpu_gb: memory of the GPU to plan for, in GiB; None: the GPU of this machine.
-        dry_run_records: maximum number of records to measure, evenly spaced; None: all.
+        samples: prompts (``path``, ``image_root``, ``count``) and arguments of `SampleResponses` and `MeasureAccuracy`, or None.
     """
 
     task: str = "train"
@@ -145,9 +138,9 @@ class TrainJob(TrainedModel):
                 raise ValueError(f"{group} must be a group of keys; got {getattr(job, group)!r}. Choose one with {group}=NAME.")
         job.check_loader()
         check_data(job.kind.data, job.data)
-        for group, known in {"launch": schema.Launch, **OPTIONAL}.items():
+        for group, known in {"launch": hints(schema.Launch), **OPTIONAL}.items():
             if getattr(job, group) is not None:
-                check_keys(hints(known), getattr(job, group), group)
+                check_keys(known, getattr(job, group), group)
         for name in ("eval_split", "eval_format"):
             if job.data.get(name) and not job.data.get("eval_path"):
                 raise ValueError(f"data.{name} needs data.eval_path, which is not set. Set it or remove data.{name}.")
@@ -228,20 +221,24 @@ class TrainJob(TrainedModel):
     def sampled(self, eval_records: Any) -> list[TrainerCallback]:
         """Return the callbacks that sample responses, and that measure accuracy on questions, if any."""
         given = self.samples or {"count": 0}
-        asked: list[TrainerCallback] = []
-        if given.get("questions"):
-            how = {name: given[name] for name in ("mode", "max_new_tokens") if name in given}
-            asked = [MeasureAccuracy(load_questions(given["questions"], image_root=given.get("image_root")), **how)]
-        settings = {name: given[name] for name in ("every", "max_new_tokens", "temperature") if name in given}
-        path, count = given.get("path"), given.get("count", 4)
-        if not count or not (path or eval_records):
-            return asked
-        if path:
+        path, root, count = given.get("path"), given.get("image_root"), given.get("count", 4)
+
+        def named(*names: str) -> dict[str, Any]:
+            return {name: given[name] for name in names if name in given}
+
+        found: list[TrainerCallback] = []
+        if count and (path or eval_records):
             own = {name: self.data.get(name) for name in ("tiles", "metadata")}
-            records = load_prompts(path, image_root=given.get("image_root"), count=count, **own)
-        else:
-            records = first_prompts(eval_records, count, on_bad_record=self.data.get("on_bad_record") or "raise")
-        return [SampleResponses(records, **settings), *asked]
+            records = (
+                load_prompts(path, image_root=root, count=count, **own)
+                if path
+                else first_prompts(eval_records, count, on_bad_record=self.data.get("on_bad_record") or "raise")
+            )
+            found.append(SampleResponses(records, **named("every", "max_new_tokens", "temperature")))
+        if given.get("questions"):
+            questions = load_questions(given["questions"], image_root=root)
+            found.append(MeasureAccuracy(questions, **named("mode", "max_new_tokens")))
+        return found
 
     def train_data(self) -> dict[str, Any]:
         """Return the arguments of the task's `load` for the training data."""
@@ -257,16 +254,8 @@ class TrainJob(TrainedModel):
         own = {name.removeprefix("eval_"): self.data[name] for name in EVAL_KEYS if self.data.get(name) is not None}
         return {**own, **shared}
 
-    def newest_checkpoint(self) -> str | None:
-        """Return the newest complete checkpoint in the run folder, if any."""
-        return latest_checkpoint(self.run_dir)
-
     def checkpoint(self) -> str | None:
-        """Return the checkpoint to resume from, if any.
-
-        Raises:
-            ValueError: when ``resume`` is not one, or the ``resolved.yaml`` of its run has other settings.
-        """
+        """Return the checkpoint to resume from, if any; refuse one whose run's ``resolved.yaml`` has other settings."""
         folder = self._checkpoint()
         if folder is not None and (saved := Path(folder).parent / RESOLVED).is_file():
             try:
@@ -279,7 +268,7 @@ class TrainJob(TrainedModel):
         return folder
 
     def _checkpoint(self) -> str | None:
-        newest = self.newest_checkpoint()
+        newest = latest_checkpoint(self.run_dir)
         finished = [name for name in FINAL_WEIGHTS if (Path(self.run_dir) / name).is_file()]
         if newest is None and finished and self.resume in ("auto", "never"):
             raise ValueError(
@@ -329,16 +318,14 @@ class TrainJob(TrainedModel):
                 "CPUs, or dry_run=true to plan the run."
             )
 
-    def arguments(self) -> Any:
-        """Build the trainer's configuration on a rank."""
-        return self._arguments(self.trainer)
-
     def planned_arguments(self) -> Any:
         """Build the trainer's configuration without sharding, before the ranks are started or for a dry run."""
         here = {name: value for name, value in self.trainer.items() if name not in SHARDING}
-        return self._arguments(without_gpu(here) if self.dry_run else here)
+        return self.arguments(without_gpu(here) if self.dry_run else here)
 
-    def _arguments(self, trainer: Mapping[str, Any]) -> Any:
+    def arguments(self, trainer: Mapping[str, Any] | None = None) -> Any:
+        """Build the trainer's configuration, on a rank with the whole group `trainer`."""
+        trainer = self.trainer if trainer is None else trainer
         given = {name: value for name, value in trainer.items() if name != "global_batch_size"}
         total = trainer.get("global_batch_size")
         if total is not None:
@@ -406,7 +393,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = (), a
         announce: print the run folder, or the checkpoint, when training begins: not before all that can be refused was checked.
 
     Returns:
-        the trainer, after training; ``trainer.state.log_history`` has all logged values.
+        the trainer, after training.
     """
     args = job.arguments()  # first, because it joins the process group and configures how from_pretrained shards models
     with args.main_process_first(local=False, desc="the run folder"):

@@ -90,10 +90,6 @@ class LoadsBatches(UsesFeatures):
         with temporarily(self.args, dataloader_drop_last=False):
             return self.get_eval_dataloader(dataset)
 
-    def _training_collator(self) -> Any:
-        """Return the collator of training batches. Evaluation and the reference cache use `data_collator`."""
-        return self.data_collator
-
     def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any, dict[int, str]]:
         """Plan which records share a batch, on all ranks.
 
@@ -233,7 +229,7 @@ def batch_sampler(costs: Any, args: LoopConfig, *, pairs_per_batch: int, ranks: 
         micro_batches_per_step=args.gradient_accumulation_steps,
         world_size=ranks,
         rank=rank,
-        seed=args.seed if args.data_seed is None else args.data_seed,
+        seed=args.order_seed,
         drop_last=args.dataloader_drop_last,
         allow_oversized=args.oversized == "own_row",
         balance_slots=args.balance_slots,

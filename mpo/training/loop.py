@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,15 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import TrainOutput
 
 from mpo.batching.attention import usual_attention
+from mpo.batching.batch import Batch
 from mpo.training.bad_records import BadRecords
 from mpo.training.checkpoint import complete_checkpoint
 from mpo.training.content import content_of
 from mpo.training.evaluating import Evaluates
 from mpo.training.finite import FiniteGuard
 from mpo.training.loading import LoadsBatches
-from mpo.training.metrics import Meter
+from mpo.training.metrics import Fraction, Meter
+from mpo.training.model_card import extend_card
 from mpo.training.resuming import PLAN, Resumes
 from mpo.training.same_run import check_same_run, description
 from mpo.training.samples.callback import UsesTrainer
@@ -30,12 +33,13 @@ logger = logging.getLogger(__name__)
 class Loop(LoadsBatches, Evaluates, Resumes):
     """Run the loop of a TRL trainer, which comes after this class among the bases, with steps that are the mean over records.
 
-    A trainer adds its loss, in `compute_loss`, and calls `_start_loop` at the end of its construction. Its arguments are a
+    A trainer adds its loss, in `_loss`, and calls `_start_loop` at the end of its construction. Its arguments are a
     `mpo.training.loop_config.LoopConfig`.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the records of the whole step
     unit = "pairs"  # what a record is, in the names of metrics
+    in_card: ClassVar[tuple[str, ...]]  # settings in the model card
 
     layout: str
 
@@ -68,10 +72,6 @@ class Loop(LoadsBatches, Evaluates, Resumes):
             writes = self.is_world_process_zero()
             self._bad_records = BadRecords(self.args.output_dir, most=self.args.max_bad_fraction, writes=writes)
 
-    def _attention(self) -> contextlib.AbstractContextManager[None]:
-        """Set the models' attention for training and evaluation."""
-        return contextlib.nullcontext()
-
     def _flush_references(self) -> None:
         """Write the reference log-probs that are still in memory."""
 
@@ -80,6 +80,42 @@ class Loop(LoadsBatches, Evaluates, Resumes):
 
     def _undo_step(self, skipped: Tensor) -> None:
         """Restore what the step's forward passes changed, if `skipped`, a boolean scalar."""
+
+    # --- Loss
+
+    def _loss(
+        self, outputs: Any, batch: Batch, counted: int, step: Tensor | None
+    ) -> tuple[Tensor, float | Tensor, Mapping[str, Fraction]]:
+        """Compute the loss of the first `counted` records; `step` is what `_step_denominator` returned, None outside of a step.
+
+        Returns:
+            the loss, a factor for its gradient, and metrics.
+        """
+        raise NotImplementedError
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """Compute the loss of a micro-batch: its part of the mean over the records of the whole step, or in evaluation its mean.
+
+        Args:
+            return_outputs: also return the model's outputs (with logits, from a second forward pass).
+            num_items_in_batch: weights of the records of the optimizer step, summed over all micro-batches and ranks: of pairs
+                their number, of conversations that of `PackedSFTConfig.weights`.
+        """
+        training = self.model.training
+        if training:
+            self._verify(inputs)
+        outputs = self._outputs(model, inputs, **({"output_router_logits": True} if self.aux_loss_enabled else {}))
+        counted = self._counted(inputs) if not training else inputs.size if inputs.counted is None else inputs.counted
+        loss, factor, metrics = self._loss(outputs, inputs, counted, num_items_in_batch if training else None)
+        self._meters["train" if training else "eval"].add(metrics)
+        if training:
+            self._guard.see_loss(self.state.global_step + 1, inputs.names, loss)
+        if not return_outputs:
+            return loss * factor
+        with torch.no_grad():
+            return loss * factor, model(**inputs.model_inputs, use_cache=False)
 
     # --- Values that are not finite
 
@@ -209,6 +245,19 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         with self._attention():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _loss_in_card(self) -> Mapping[str, float] | str:
+        """Return the weight of each term of the loss, or a description of it, for the model card."""
+        raise NotImplementedError
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card, with the loss, the data and this library's version."""
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir, "README.md")
+        if self.is_world_process_zero() and path.exists():
+            settings = {name: getattr(self.args, name) for name in self.in_card}
+            settings["preference pairs" if self.unit == "pairs" else self.unit] = self._order()[f"{self.unit} in the data set"]
+            path.write_text(extend_card(path.read_text(), self._loss_in_card(), settings))
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Make the schedule of the learning rate, as transformers' `Trainer` does, and warn when it is all warm-up."""

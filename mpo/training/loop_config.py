@@ -60,6 +60,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
         by_number: the value of ``batching`` for batches of ``per_device_train_batch_size`` records.
         chosen: names of the fields that have one of several values.
         without_effect: fields that a run does not read: the value that means off, the reason, what to use.
+        needs: fields that have an effect with a value of another one alone.
         group_same_prompt: most records of one prompt in a batch.
         oversized: what happens to a record that exceeds the limits of a batch.
         packing_buffer: number of records from which rows of a stream are packed; 0: a stream cannot be packed.
@@ -72,6 +73,11 @@ class LoopConfig(_Base):  # type: ignore[misc]
     without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
         "dataset_num_proc": (None, "records are tokenized by the data loader during training. Use dataloader_num_workers."),
         "eval_use_gather_object": (False, "evaluation gathers tensors, not objects."),
+    }
+    needs: ClassVar[dict[str, tuple[str, Any]]] = {
+        "max_tiles_per_batch": ("batching", "tokens"),
+        "max_bad_fraction": ("on_bad_record", "skip"),
+        **dict.fromkeys(("vision_feature_cache", "vision_feature_cache_gb"), ("vision_features", "cached")),
     }
     group_same_prompt: ClassVar[int] = 1
     oversized: ClassVar[str] = "refuse"
@@ -106,10 +112,13 @@ class LoopConfig(_Base):  # type: ignore[misc]
         """Check the fields of a subclass, after its choices and before TRL's."""
 
     def __post_init__(self) -> None:
+        if not (self.deepspeed or torch.accelerator.is_available()):
+            self.use_cpu = True  # accelerate joins ranks on CPUs only if it is set; each would train a model of its own
         if self.padding_free and self.rows == "auto":
             self.rows = "packed"
         self._check_choices()
         self._check()
+        self._check_needs()
         self._check_rows()
         self._check_effect()
         self._check_batches()
@@ -134,6 +143,11 @@ class LoopConfig(_Base):  # type: ignore[misc]
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
 
+    def _check_needs(self) -> None:
+        for name, (other, value) in self.needs.items():
+            if (own := getattr(self, name)) != self.__dataclass_fields__[name].default and getattr(self, other) != value:
+                raise ValueError(f"{name}={own!r} needs {other}={value!r}. Set it, or leave this out.")
+
     def _check_rows(self) -> None:
         packed_only = {
             "packing": getattr(self, "packing", False),
@@ -146,15 +160,10 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 raise ValueError(f"{name}={getattr(self, name)!r} needs packed rows, and rows='padded'. Leave one of them out.")
 
     def _check_effect(self) -> None:
-        if self.train_sampling_strategy == "batch_rebalance":
+        if (strategy := self.train_sampling_strategy) in ("batch_rebalance", "group_by_length"):
             raise ValueError(
-                "train_sampling_strategy='batch_rebalance' needs tokenized data, and records are tokenized with their batch. "
-                "Use 'random'."
-            )
-        if self.train_sampling_strategy == "group_by_length":
-            raise ValueError(
-                "train_sampling_strategy='group_by_length' needs tokenized data, and records are tokenized with their batch. Use "
-                "'random' with batching='tokens' and max_tokens_per_batch, which groups records by their cost."
+                f"train_sampling_strategy={strategy!r} needs tokenized data, and records are tokenized with their batch. Use "
+                "'random'; batching='tokens' with max_tokens_per_batch groups records by their cost."
             )
         for name, (off, reason) in self.without_effect.items():
             if getattr(self, name) != off:
@@ -180,8 +189,6 @@ class LoopConfig(_Base):  # type: ignore[misc]
             )
         for name in ("max_tokens_per_batch", "max_tiles_per_batch"):
             whole_number(name, getattr(self, name), optional=True)
-        if self.max_tiles_per_batch is not None and self.batching != "tokens":
-            raise ValueError("max_tiles_per_batch needs batching='tokens'. Set it, or leave this out.")
         if (self.batching == "tokens" or self.group_same_prompt > 1) and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy={self.train_sampling_strategy!r} would be ignored: batching and group_same_prompt plan "
@@ -199,8 +206,6 @@ class LoopConfig(_Base):  # type: ignore[misc]
             )
         if not 0.0 <= self.max_bad_fraction < 1.0:
             raise ValueError(f"max_bad_fraction must be at least 0 and below 1; got {self.max_bad_fraction}.")
-        if self.max_bad_fraction != MAX_BAD_FRACTION and self.on_bad_record == "raise":
-            raise ValueError("max_bad_fraction needs on_bad_record='skip'. Set it, or leave this out.")
         if not 0.0 < self.vision_layer_decay <= 1.0:
             raise ValueError(f"vision_layer_decay must be above 0 and at most 1 (no decay); got {self.vision_layer_decay}.")
         if not 0.0 <= self.vision_drop_path < 1.0:
@@ -217,9 +222,6 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 f"vision_features='cached' keeps the features of a tower that never changes, and {name}={value} changes it. Leave "
                 "one of them out."
             )
-        for name, default in (("vision_feature_cache", None), ("vision_feature_cache_gb", LIMIT_GB)):
-            if getattr(self, name) != default and self.vision_features == "live":
-                raise ValueError(f"{name} needs vision_features='cached'. Set it, or leave this out.")
         if not self.vision_feature_cache_gb > 0:
             raise ValueError(f"vision_feature_cache_gb must be a size above 0; got {self.vision_feature_cache_gb}.")
 
@@ -246,6 +248,12 @@ class LoopConfig(_Base):  # type: ignore[misc]
     def loss_name(self) -> str:
         """Describe the loss in a few words."""
         raise NotImplementedError
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of the records."""
+        seed: int = self.seed if self.data_seed is None else self.data_seed
+        return seed
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rates of the parts that have their own (`mpo.models.parts`), by name."""

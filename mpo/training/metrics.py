@@ -53,10 +53,12 @@ class Meter:
 
     def state(self, over_ranks: OverRanks | None = None) -> dict[str, Any]:
         """Return the current window over all ranks as plain numbers, for a checkpoint. Every rank must call it."""
+        return {"seconds": self.seconds, "waited": self.waited, "sums": self._read(over_ranks)}
+
+    def _read(self, over_ranks: OverRanks | None) -> dict[str, Any]:
         if self._sums is None:
-            return {"seconds": self.seconds, "waited": self.waited, "sums": {}}
-        sums = (over_ranks(self._sums) if over_ranks else self._sums).tolist()
-        return {"seconds": self.seconds, "waited": self.waited, "sums": dict(zip(self._names, sums, strict=True))}
+            return {}
+        return dict(zip(self._names, (over_ranks(self._sums) if over_ranks else self._sums).tolist(), strict=True))
 
     def restore(self, state: Mapping[str, Any], share: float = 1.0) -> None:
         """Continue with a window that `state` returned.
@@ -75,16 +77,8 @@ class Meter:
             self._sums = self._sums if share else torch.zeros_like(self._sums)
 
     def read(self, over_ranks: OverRanks | None = None) -> dict[str, tuple[float, float]]:
-        """Return sum and count of everything added since the last read, and open a new window.
-
-        Args:
-            over_ranks: function that sums a tensor over all ranks.
-        """
-        if self._sums is None:
-            self.clear()
-            return {}
-        sums = (over_ranks(self._sums) if over_ranks else self._sums).tolist()
-        window = {name: (total, count) for name, (total, count) in zip(self._names, sums, strict=True)}
+        """Return sum and count of everything added since the last read, over all ranks, and open a new window."""
+        window = {name: (total, count) for name, (total, count) in self._read(over_ranks).items()}
         self.clear()
         return window
 

@@ -4,34 +4,30 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-MPO_PAPER = {
-    "title": "Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
-    "id": "2411.10442",
-    "citation": (
-        "@article{wang2024mpo,\n"
-        "    title  = {{Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference "
-        "Optimization}},\n"
-        "    author = {Weiyun Wang and Zhe Chen and Wenhai Wang and Yue Cao and Yangzhou Liu and Zhangwei Gao and Jinguo Zhu "
-        "and Xizhou Zhu and Lewei Lu and Yu Qiao and Jifeng Dai},\n"
-        "    year   = 2024,\n"
-        "    eprint = {arXiv:2411.10442},\n"
-        "}"
-    ),
-}
-SFT_PAPER = {
-    "title": "Expanding Performance Boundaries of Open-Source Multimodal Models with Model, Data, and Test-Time Scaling",
-    "id": "2412.05271",
-    "citation": (
-        "@article{chen2024internvl25,\n"
-        "    title  = {{Expanding Performance Boundaries of Open-Source Multimodal Models with Model, Data, and Test-Time "
-        "Scaling}},\n"
-        "    author = {Zhe Chen and Weiyun Wang and Yue Cao and Yangzhou Liu and Zhangwei Gao and Erfei Cui and others},\n"
-        "    year   = 2024,\n"
-        "    eprint = {arXiv:2412.05271},\n"
-        "}"
-    ),
-}
-"""Citations in TRL's part of the card."""
+
+def _paper(key: str, title: str, authors: str, year: int, id: str) -> dict[str, str]:
+    """A citation in TRL's part of the card."""
+    fields = {"title ": f"{{{title}}}", "author": authors, "year  ": year, "eprint": f"arXiv:{id}"}
+    lines = [f"    {name} = {value if name == 'year  ' else f'{{{value}}}'},\n" for name, value in fields.items()]
+    return {"title": title, "id": id, "citation": f"@article{{{key},\n{''.join(lines)}}}"}
+
+
+MPO_PAPER = _paper(
+    "wang2024mpo",
+    "Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
+    "Weiyun Wang and Zhe Chen and Wenhai Wang and Yue Cao and Yangzhou Liu and Zhangwei Gao and Jinguo Zhu and Xizhou Zhu and "
+    "Lewei Lu and Yu Qiao and Jifeng Dai",
+    2024,
+    "2411.10442",
+)
+SFT_PAPER = _paper(
+    "chen2024internvl25",
+    "Expanding Performance Boundaries of Open-Source Multimodal Models with Model, Data, and Test-Time Scaling",
+    "Zhe Chen and Weiyun Wang and Yue Cao and Yangzhou Liu and Zhangwei Gao and Erfei Cui and others",
+    2024,
+    "2412.05271",
+)
+
 
 SECTION = "### Framework versions\n\n"
 

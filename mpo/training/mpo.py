@@ -3,8 +3,6 @@
 Private names of other libraries that the package uses: tests/test_private_names.py.
 """
 
-import contextlib
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,32 +16,26 @@ from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
 from mpo.batching.batch import Batch
-from mpo.batching.collator import LabelledBatches
+from mpo.batching.collator import LabelledBatches, PairCollator
 from mpo.encoding.turns import SIDES
 from mpo.losses import SFT, PairLogps
-from mpo.losses.quality import RewardShift
-from mpo.models.fit import check_fit
 from mpo.schema import TRL_COLUMNS, names
 from mpo.training.checkpoint import load_weights
 from mpo.training.config import MPOConfig
 from mpo.training.loop import Loop
 from mpo.training.metrics import measured
-from mpo.training.model_card import MPO_PAPER, extend_card
-from mpo.training.policy import HasPolicy, temporarily
+from mpo.training.model_card import MPO_PAPER
+from mpo.training.policy import HasPolicy
 from mpo.training.reference.adapters import identity
 from mpo.training.reference.use import UsesReference
 from mpo.training.start import (
-    Adapters,
     check_apart,
     checked_arguments,
+    collator_of,
     fingerprint_of,
     frozen_copy,
     load_processing_class,
-    one_gpu,
-    pair_collator,
 )
-
-logger = logging.getLogger(__name__)
 
 REFERENCE = "reference"  # folder of a checkpoint, for a reference that sync_ref_model updates
 
@@ -74,6 +66,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
     _tag_names = ["trl", "mpo"]
     _name = "MPO"
     _paper = MPO_PAPER
+    in_card = ("beta", "reward_shift", "sft_average", "learning_rate")
     columns = (*names(encoded=True), *TRL_COLUMNS)
     needed = (SIDES,)
 
@@ -92,7 +85,7 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
-        args = one_gpu(checked_arguments(args, model))
+        args = checked_arguments(args, model)
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         self._collator_is_ours = data_collator is None
@@ -100,39 +93,32 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
             train_dataset, eval_dataset = self._checked_data(train_dataset, eval_dataset, processing_class)
         data_collator = _collator(data_collator, processing_class, args)
         starts_from_reference = ref_model is None
-        with contextlib.ExitStack() as undo:
-            # The reference is copied before anything changes the model.
-            model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config, undo)
-            ref_model, copy_identity, reference = self._made_reference(model, ref_model, args, processing_class, peft_config)
-            keyed = args.reference == "cached" and ref_model is None
-            adapters = Adapters(
-                model if is_peft_model(model) else None,
-                optimizer=optimizers[0],
-                fingerprint=partial(fingerprint_of, processing_class=processing_class, args=args) if keyed else None,
-            )
-            model, peft_config = self._handed_over(model, args, processing_class, peft_config, adapters, dpo_trainer, undo)
+        # The reference is copied before anything changes the model.
+        model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config)
+        ref_model, copy_identity, reference = self._made_reference(model, ref_model, args, processing_class, peft_config)
+        keyed = args.reference == "cached" and ref_model is None
+        adapters = self._construct(
+            model,
+            args,
+            dpo_trainer,
             # TRL's disable_dropout would include adapters; caching and packing are done here.
-            undo.enter_context(temporarily(args, disable_dropout=False, precompute_ref_log_probs=False, padding_free=False))
-            super().__init__(
-                model=model,
-                ref_model=ref_model,
-                args=args,
-                data_collator=data_collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                compute_metrics=compute_metrics,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
-            )
-        adapters.unround(self.model)
+            {"disable_dropout": False, "precompute_ref_log_probs": False, "padding_free": False},
+            partial(fingerprint_of, processing_class=processing_class, args=args) if keyed else None,
+            ref_model=ref_model,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
         self._adapter_start = adapters.start if ref_model is None else None
         del ref_model  # then the trainer's is the last one
         self._start_identity = adapters.identity or copy_identity
         self._check_start_can_be_kept()
-        check_fit(self.model, processing_class)
         self._set_mixture()
         self._start_is_unchecked = starts_from_reference and self.mixture.needs_reference
         self._start_loop()
@@ -211,14 +197,13 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
             self.accelerator.unwrap_model(self.ref_model).save_pretrained(Path(folder, REFERENCE))
 
     def _state(self) -> dict[str, Any]:
-        shift = {} if self._shift is None else {name: value.item() for name, value in self._shift.state_dict().items()}
-        return {**super()._state(), "reward_shift": shift}
+        return {**super()._state(), "reward_shift": {name: value.item() for name, value in self._shifts.state_dict().items()}}
 
     def _restore_state(self, state: dict[str, Any], checkpoint: str) -> None:
         super()._restore_state(state, checkpoint)
-        if self._shift is not None:
-            shift = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()}
-            self._shift.load_state_dict(shift)
+        saved = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["reward_shift"].items()}
+        # Earlier checkpoints hold that of the first loss alone.
+        self._shifts.load_state_dict({name if "." in name else f"0.{name}": value for name, value in saved.items()})
         if self.args.sync_ref_model:
             load_weights(self.accelerator.unwrap_model(self.ref_model), str(Path(checkpoint, REFERENCE)))
 
@@ -258,26 +243,24 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
     # --- The reward shift delta
 
     @property
-    def _shift(self) -> RewardShift | None:
-        return self.mixture.reward_shift
+    def _shifts(self) -> nn.ModuleList:
+        return nn.ModuleList(self.mixture.reward_shifts)
 
     def _before_step(self) -> None:
-        shift = self._shift
-        self._shift_before = None if shift is None else {name: value.clone() for name, value in shift.state_dict().items()}
+        self._shifts_before = {name: value.clone() for name, value in self._shifts.state_dict().items()}
 
     def _undo_step(self, skipped: Tensor) -> None:
         """Restore delta to its value before the step if the step is not applied."""
-        if self._shift is not None and self._shift_before is not None:
-            for name, before in self._shift_before.items():
-                buffer = self._shift.get_buffer(name)
-                buffer.copy_(torch.where(skipped.to(buffer.device), before, buffer))
+        for name, before in self._shifts_before.items():
+            buffer = self._shifts.get_buffer(name)
+            buffer.copy_(torch.where(skipped.to(buffer.device), before, buffer))
 
     def _read_meter(self, mode: str) -> dict[str, float]:
         metrics = super()._read_meter(mode)
         if metrics and mode == "eval" and self._square_weight is not None:
             metrics["loss"] += self._square_weight * metrics["loss/sft"]
-        if metrics and self._shift is not None:
-            metrics["reward_shift"] = self._shift.value.item()
+        if metrics and (shift := self.mixture.reward_shift) is not None:
+            metrics["reward_shift"] = shift.value.item()
         return metrics
 
     @property
@@ -288,57 +271,26 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
 
     # --- Loss
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Any:
-        """Compute the loss of a micro-batch: in training its sum divided by the pairs of the whole step, otherwise its mean.
-
-        Args:
-            return_outputs: also return the model's outputs (with logits, from a second forward pass).
-            num_items_in_batch: number of pairs of the optimizer step, over all micro-batches and ranks.
-        """
-        mode = "train" if self.model.training else "eval"
-        if mode == "train":
-            self._verify(inputs)
-        kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = self._outputs(model, inputs, **kwargs)
-        step_wide = mode == "train" and num_items_in_batch is not None
-        counted = self._counted(inputs) if mode == "eval" else inputs.size if inputs.counted is None else inputs.counted
-        start = self._evaluate_start(inputs) if mode == "train" and self._start_is_unchecked else None
-        pairs = self._pairs(outputs, inputs, self._mean_sqrt_tokens if step_wide else None).first(max(counted, 1))
+    def _loss(self, outputs: Any, batch: Batch, counted: int, step: Tensor | None) -> Any:
+        training = self.model.training
+        start = self._evaluate_start(batch) if training and self._start_is_unchecked else None
+        pairs = self._pairs(outputs, batch, None if step is None else self._mean_sqrt_tokens).first(max(counted, 1))
         if start is not None:
-            self._check_start(start, inputs, pairs, counted)
-        self.mixture.train(mode == "train" and counted > 0)
+            self._check_start(start, batch, pairs, counted)
+        self.mixture.train(training and counted > 0)
         mixed = self.mixture(pairs)
-        if mode == "train" and not counted and self._shift is not None:
-            self._shift.train()(pairs.chosen[:0])  # nothing to add, but all ranks must take part
-        # Gradients are averaged over ranks, so each rank's part of the step's mean is multiplied by their number.
-        factor = counted * self.accelerator.num_processes / num_items_in_batch if step_wide else 1.0
+        for shift in self._shifts if training and not counted else ():
+            shift.train()(pairs.chosen[:0])  # nothing to add, but all ranks must take part
         loss = mixed.loss
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        options = {"beta": self.beta, "counted": counted, "square_weight": self._square_weight if mode == "eval" else None}
-        self._meters[mode].add(measured(loss, mixed.terms, pairs, outputs, inputs, **options))
-        if mode == "train":
-            self._guard.see_loss(self.state.global_step + 1, inputs.names, loss)
-        if not return_outputs:
-            return loss * factor
-        with torch.no_grad():
-            return loss * factor, model(**inputs.model_inputs, use_cache=False)
+        square_weight = None if training else self._square_weight
+        metrics = measured(loss, mixed.terms, pairs, outputs, batch, beta=self.beta, counted=counted, square_weight=square_weight)
+        # Gradients are averaged over ranks, so each rank's part of the step's mean is multiplied by their number.
+        return loss, 1.0 if step is None else counted * self.accelerator.num_processes / step, metrics
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write TRL's model card, with the loss, its weights, the data and this library's version."""
-        super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir, "README.md")
-        if self.is_world_process_zero() and path.exists():
-            settings = {name: getattr(self.args, name) for name in ("beta", "reward_shift", "sft_average", "learning_rate")}
-            settings["preference pairs"] = self._order()["pairs in the data set"]
-            terms = dict(zip(self.mixture.names, self.mixture.weights, strict=True))
-            path.write_text(extend_card(path.read_text(), terms, settings))
+    def _loss_in_card(self) -> dict[str, float]:
+        return dict(zip(self.mixture.names, self.mixture.weights, strict=True))
 
 
 def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
@@ -358,4 +310,5 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
         raise ValueError("on_bad_record='skip' needs mpo's PairCollator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:
         return LabelledBatches(users)
-    return pair_collator(processing_class, args)
+    own = ("max_length", "truncation_mode", "completion_end", "ld_alpha")
+    return collator_of(PairCollator, processing_class, args, *own, keys=args.reference == "cached")

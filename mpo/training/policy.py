@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar
@@ -22,13 +22,14 @@ from mpo.data.encoded import with_encoded_images
 from mpo.encoding.images import add_tile_order
 from mpo.encoding.templates import is_processor
 from mpo.models.family import takes_images
-from mpo.models.fit import check_targets
+from mpo.models.fit import check_fit, check_targets
 from mpo.models.kernels import compile_layers, use_liger_layers
 from mpo.models.packable import fixed_context
 from mpo.models.parts import learns_from_images_alone, split_groups
 from mpo.models.tower import DropPath
 from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING, TRL_COLUMNS, names
 from mpo.training.record_checks import check_images
+from mpo.training.reference.fingerprint import Fingerprint
 from mpo.training.start import (
     Adapters,
     check_columns,
@@ -66,9 +67,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         return with_encoded_images(train_dataset), encoded if isinstance(eval_dataset, dict) else encoded["eval_dataset"]
 
     @staticmethod
-    def _loaded(
-        model: Any, args: Any, optimizer: Any, quantization_config: Any, peft_config: Any, undo: contextlib.ExitStack
-    ) -> tuple[Any, Any]:
+    def _loaded(model: Any, args: Any, optimizer: Any, quantization_config: Any, peft_config: Any) -> tuple[Any, Any]:
         """Load a model that is given by name, and check what is to be trained of it.
 
         Returns:
@@ -78,7 +77,6 @@ class HasPolicy(Trainer):  # type: ignore[misc]
             raise ValueError("The model has adapters already, and peft_config would add others. Pass one of the two.")
         if isinstance(model, str):
             model, quantization_config = load_by_name(model, args, quantization_config, whole=peft_config is None), None
-            undo.enter_context(temporarily(args, model_init_kwargs=None))  # used up
         check_leftovers(model)
         if peft_config is not None:
             check_targets(model, peft_config)
@@ -86,31 +84,45 @@ class HasPolicy(Trainer):  # type: ignore[misc]
             check_trained(model, optimizer)
         return model, quantization_config
 
-    @staticmethod
-    def _handed_over(
+    def _construct(
+        self,
         model: Any,
         args: Any,
-        processing_class: Any,
-        peft_config: Any,
-        adapters: Adapters,
         trl: ModuleType,
-        undo: contextlib.ExitStack,
-    ) -> tuple[Any, Any]:
-        """Let TRL's constructor, of the module `trl`, add the adapters with `adapters`, and change nothing else.
+        off: dict[str, Any],
+        fingerprint: Callable[[Any], Fingerprint] | None = None,
+        *,
+        processing_class: Any,
+        optimizers: tuple[Any, Any],
+        peft_config: Any,
+        **others: Any,
+    ) -> Adapters:
+        """Let TRL's constructor, of the module `trl`, add the adapters with `Adapters`, and change nothing else.
 
-        Returns:
-            the model and the `peft_config` for TRL's constructor.
+        Args:
+            off: settings that this library applies itself.
+            fingerprint: as in `Adapters`.
+            others: further arguments of the constructor.
         """
+        adapters = Adapters(model if is_peft_model(model) else None, optimizer=optimizers[0], fingerprint=fingerprint)
         if is_peft_model(model):
             model, peft_config = model.get_base_model(), next(iter(model.peft_config.values()))
-        undo.enter_context(temporarily(trl, get_peft_model=adapters.put_on))
-        undo.callback(vars(model.config).update, {name: value for name, value in vars(model.config).items() if name == "use_cache"})
-        undo.callback(vars(model.config).pop, "use_cache", None)  # transformers' Trainer sets it, and no step reads it
         if takes_images(model.config) and not is_processor(processing_class):  # the vision tower never runs
-            undo.enter_context(temporarily(args, ddp_find_unused_parameters=args.ddp_find_unused_parameters is not False))
+            off = {**off, "ddp_find_unused_parameters": args.ddp_find_unused_parameters is not False}
         if args.torch_compile:  # single layers are compiled by `_prepare_policy`
-            undo.enter_context(temporarily(args, torch_compile_backend="no"))
-        return model, peft_config
+            off = {**off, "torch_compile_backend": "no"}
+        use_cache = {name: value for name, value in vars(model.config).items() if name == "use_cache"}
+        # `model_init_kwargs` are used up.
+        with temporarily(trl, get_peft_model=adapters.put_on), temporarily(args, model_init_kwargs=None, **off):
+            try:
+                passed = {"processing_class": processing_class, "optimizers": optimizers, "peft_config": peft_config, **others}
+                super().__init__(model=model, args=args, **passed)
+            finally:  # transformers' Trainer sets it, and no step reads it
+                vars(model.config).pop("use_cache", None)
+                vars(model.config).update(use_cache)
+        adapters.unround(self.model)
+        check_fit(self.model, processing_class)
+        return adapters
 
     def _all_models(self) -> list[nn.Module]:
         """Return the policy and the other models that run on its batches."""
@@ -202,7 +214,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
     # --- Batches
 
     def _training_collator(self) -> Any:
-        """Keep the records in the batches until `verify_first_batch` has compared one."""
+        """Return the collator of training batches, which keeps their records until `verify_first_batch` has compared one."""
         return replace(self.data_collator, keep_records=self._unverified) if self._unverified.item() else self.data_collator
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

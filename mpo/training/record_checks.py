@@ -24,10 +24,7 @@ MOST = 20_000
 def check_records(records: Any, costs: PairCosts, processor: Any, config: Any, args: Any, *, looked_at: int | None = None) -> None:
     """Refuse records longer than the model's context or ``max_length``, and token budgets smaller than the longest record.
 
-    The records are pairs or conversations, as the run's configuration has them.
-
-    With ``on_bad_record="skip"``, records whose prompt fills ``max_length``, or that exceed a batch, are not refused: training
-    skips and counts them.
+    With ``on_bad_record="skip"``, training skips and counts records whose prompt fills ``max_length``, or that exceed a batch.
 
     Args:
         costs: costs of the records without truncation (`mpo.encoding.costs.measure`).
@@ -76,11 +73,7 @@ def check_before_training(pairs: Any, processor: Any, config: Any, args: Any) ->
 
 
 def check_images(dataset: Any, model: Any, rates: Mapping[str, float]) -> None:
-    """Refuse a data set without an image or video if only parts of the model are trained that learn from images alone.
-
-    Raises:
-        ValueError: names these parts.
-    """
+    """Refuse a data set without an image or video if only parts of the model are trained that learn from images alone."""
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not learns_from_images_alone(model, rates):
         return
     shown = [name for name in (*IMAGE_COLUMNS, "videos") if name in dataset.column_names]
@@ -93,18 +86,11 @@ def check_images(dataset: Any, model: Any, rates: Mapping[str, float]) -> None:
 
 
 def may_exceed(records: Any, processor: Any, limit: int) -> list[int]:
-    """Find the records that may have more than `limit` tokens, by an upper bound that neither renders them nor reads images.
+    """Find the indices of records that may have more than `limit` tokens, by a bound that neither renders them nor reads images.
 
     A token stands for at least one byte of the normalized text; the chat template adds what it adds to short texts in the same
     roles, and an image its largest number of tiles. Records without such a bound (tools, videos, tile limits of their own, a
     processor without tiles) count as too long.
-
-    Args:
-        processor: tokenizer or processor of the run.
-        limit: number of tokens.
-
-    Returns:
-        their indices.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     backend = getattr(tokenizer, "backend_tokenizer", None)

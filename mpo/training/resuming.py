@@ -1,6 +1,7 @@
 """Save checkpoints that a run resumes from bitwise, and resume from them."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -93,7 +94,7 @@ class Resumes(Trainer):  # type: ignore[misc]
             f"{self.unit} in the data set": len(self.train_dataset) if sized else None,
             "content of the data set": self._content,
             f"{self.unit} per step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "seed": self.args.order_seed,
             PLAN: None if self._sampler is None else self._sampler.identity,
         }
 
@@ -137,21 +138,18 @@ class Resumes(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._check_identity(resume_from_checkpoint)
-        if self._holds_whole_model() and is_peft_model(self.model):
-            check_adapter(self.model, resume_from_checkpoint)
-        if self._holds_whole_model() and not is_peft_model(self.model):
-            load_weights(self.model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load(resume_from_checkpoint, partial(super()._load_from_checkpoint, resume_from_checkpoint, model))
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if self._holds_whole_model() and is_peft_model(self.model):
-            check_adapter(self.model, best)
+        self._load(self.state.best_model_checkpoint, super()._load_best_model)
+
+    def _load(self, checkpoint: str, with_transformers: Callable[[], None]) -> None:
+        """Load the weights strictly where this process holds all of them; adapters by peft, once they are checked."""
         if self._holds_whole_model() and not is_peft_model(self.model):
-            load_weights(self.model, best)
-        else:
-            super()._load_best_model()
+            return load_weights(self.model, checkpoint)
+        if self._holds_whole_model():
+            check_adapter(self.model, checkpoint)
+        return with_transformers()
 
     def _holds_whole_model(self) -> bool:
         """Whether this process holds all weights, not a shard of them."""

@@ -66,9 +66,7 @@ _NOT_OF_A_MODEL = ("_name_or_path", "transformers_version", "architectures", "dt
 def description(model: nn.Module, args: LoopConfig, processing_class: Any, optimizer: Any) -> dict[str, Any]:
     """Describe what a resumed run must have in common with this one, besides weights and records, as plain JSON values by name.
 
-    Args:
-        model: the policy, with its adapters, before it is wrapped.
-        optimizer: the user's optimizer; None for the one of `args`.
+    `model` is not wrapped yet; `optimizer` is the user's, or None.
     """
     trained = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     digest = hashlib.blake2b("\n".join(trained).encode(), digest_size=4).hexdigest()
@@ -108,12 +106,8 @@ def check_same_run(checkpoint: str, run: Mapping[str, Any], order: Mapping[str, 
     """Refuse to resume a run with other settings than it was saved with. Warn of a checkpoint that does not hold them.
 
     Args:
-        checkpoint: a folder written by `MPOTrainer`.
         run: the `description` of this run; empty: not compared.
         order: what determines which pairs a step gets; names that an earlier version did not save are not compared.
-
-    Raises:
-        ValueError: naming every setting that differs, with both values.
     """
     state = load_state(checkpoint)
     before, now = dict(state.get("run") or {}), dict(run)
@@ -132,15 +126,7 @@ def check_same_run(checkpoint: str, run: Mapping[str, Any], order: Mapping[str, 
 
 
 def check_same_recipe(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:
-    """Refuse to resume a recipe with other settings than the ``resolved.yaml`` beside its checkpoint has.
-
-    Args:
-        before: the configuration in ``resolved.yaml``.
-        now: this job's.
-
-    Raises:
-        ValueError: naming every key that differs, with both values.
-    """
+    """Refuse to resume a recipe `now` with other settings than `before`, the ``resolved.yaml`` beside its checkpoint, has."""
     first, second = _recipe_settings(before), _recipe_settings(now)
     if first.get("peft.kind") != second.get("peft.kind"):
         first, second = ({n: v for n, v in one.items() if n == "peft.kind" or n[:5] != "peft."} for one in (first, second))

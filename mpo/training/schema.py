@@ -113,26 +113,6 @@ class Samples(TypedDict, total=False):
     temperature: float
 
 
-class Parts(TypedDict, total=False):
-    """What is done with each part of the model (`mpo.models.parts`)."""
-
-    vision: Part
-    fuser: Part
-    projector: Part
-    language: Part
-    head: Part
-
-
-class Rates(TypedDict, total=False):
-    """The learning rate of each part of the model."""
-
-    vision: Rate | None
-    fuser: Rate | None
-    projector: Rate | None
-    language: Rate | None
-    head: Rate | None
-
-
 class Job(TypedDict, total=False):
     """The keys of ``recipes/train.yaml`` and ``recipes/sft.yaml`` whose value is not a group."""
 

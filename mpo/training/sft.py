@@ -1,25 +1,22 @@
 """PackedSFTTrainer: TRL's SFTTrainer on packed conversations, with the loop of MPOTrainer."""
 
-import contextlib
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from trl import SFTTrainer
 from trl.trainer import sft_trainer
 
 from mpo.batching.batch import Batch
+from mpo.batching.collator import ConversationCollator
 from mpo.encoding.turns import CONVERSATION, SIDES
-from mpo.models.fit import check_fit
 from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
 from mpo.training.loop import Loop
-from mpo.training.model_card import SFT_PAPER, extend_card
-from mpo.training.policy import HasPolicy, temporarily
+from mpo.training.model_card import SFT_PAPER
+from mpo.training.policy import HasPolicy
 from mpo.training.sft_config import PACKING_BUFFER, PackedSFTConfig
-from mpo.training.start import Adapters, checked_arguments, conversation_collator, load_processing_class, one_gpu
+from mpo.training.start import checked_arguments, collator_of, load_processing_class
 
 
 class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
@@ -49,6 +46,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
     _tag_names = ["trl", "sft", "mpo"]
     _paper = SFT_PAPER
     unit = "conversations"
+    in_card = ("train_on", "loss_average", "learning_rate")
     columns = (*(name for name in names(encoded=True) if name not in SIDES), *CONVERSATION_COLUMNS, *TRL_COLUMNS)
     needed = (("messages",), ("prompt", *CONVERSATION))
     _collator_is_ours = True
@@ -79,7 +77,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         for name, (value, reason) in others.items():
             if value is not None:
                 raise ValueError(f"{name} would be ignored: {reason} Leave it out.")
-        args = one_gpu(checked_arguments(args, model, PackedSFTConfig))
+        args = checked_arguments(args, model, PackedSFTConfig)
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         train_dataset, eval_dataset = self._checked_data(train_dataset, eval_dataset, processing_class)
@@ -88,31 +86,28 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
                 f"packing_buffer={args.packing_buffer} would be ignored: the rows of a Dataset are planned for an epoch, and only "
                 "those of a stream are packed from a buffer. Leave it out."
             )
-        with contextlib.ExitStack() as undo:
-            model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config, undo)
-            adapters = Adapters(model if is_peft_model(model) else None, optimizer=optimizers[0], fingerprint=None)
-            model, peft_config = self._handed_over(model, args, processing_class, peft_config, adapters, sft_trainer, undo)
+        budget = args.encoding_rules()["budget"]
+        model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config)
+        adapters = self._construct(
+            model,
+            args,
+            sft_trainer,
             # Packing and labels are this library's collator's.
-            undo.enter_context(temporarily(args, packing=False, padding_free=False, assistant_only_loss=False))
-            super().__init__(
-                model=model,
-                args=args,
-                data_collator=conversation_collator(processing_class, args),
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                compute_metrics=compute_metrics,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
-            )
+            {"packing": False, "padding_free": False, "assistant_only_loss": False},
+            data_collator=collator_of(ConversationCollator, processing_class, args, "train_on", budget=budget),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
         self._check_parallelism()
-        adapters.unround(self.model)
         self._start_identity = adapters.identity
-        check_fit(self.model, processing_class)
         self._start_loop()
         self._prepare_policy(without_dropout=False)
         self._choose_rows(router_loss=False, reads_logits=compute_metrics is not None)
@@ -130,64 +125,35 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         """Return the sum of the weights of a step's conversations over all ranks (`PackedSFTConfig.weights`)."""
         return self._over_ranks(self.args.weights(lengths).sum()).clamp_min(1)  # a step whose records are all bad has a loss of 0
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
-    ) -> Any:
-        """Compute the loss of a micro-batch: in training its sum divided by the weights of the whole step, otherwise its mean.
+    def _loss(self, outputs: Any, batch: Batch, counted: int, step: Tensor | None) -> Any:
+        """Compute the sum of w(n) / n times the negative log-likelihood of each conversation, divided by the sum of w(n).
 
-        With w(n) the weight of a conversation with n labelled tokens (`PackedSFTConfig.weights`), the loss is the sum of
-        w(n) / n times the negative log-likelihood of each conversation, divided by the sum of w(n).
-
-        Args:
-            model: the policy.
-            inputs: a batch.
-            return_outputs: also return the model's outputs (with logits, from a second forward pass).
-            num_items_in_batch: the sum of w(n) of the optimizer step, over all micro-batches and ranks.
+        w(n) is the weight of a conversation with n labelled tokens (`PackedSFTConfig.weights`).
         """
-        mode = "train" if self.model.training else "eval"
-        if mode == "train":
-            self._verify(inputs)
-        outputs = self._outputs(model, inputs, **({"output_router_logits": True} if self.aux_loss_enabled else {}))
-        counted = self._counted(inputs) if mode == "eval" or inputs.counted is None else inputs.counted
-        counts = (torch.arange(inputs.size, device=outputs.log_probs.device) < counted).float()
-        lengths = inputs.lengths[0].float().clamp_min(1)
+        counts = (torch.arange(batch.size, device=outputs.log_probs.device) < counted).float()
+        lengths = batch.lengths[0].float().clamp_min(1)
         weights = self.args.weights(lengths) * counts
         values = outputs.log_probs
         if self.args.loss_type == "dft":
             values = values * values.detach().exp()
-        total, whole = -(inputs.sums(values)[0] * weights / lengths).sum(), weights.sum()
+        total, whole = -(batch.sums(values)[0] * weights / lengths).sum(), weights.sum()
 
         def of_tokens(values: Tensor) -> tuple[Tensor, Tensor]:
-            return (inputs.sums(values.detach().float())[0] * counts).sum(), (lengths * counts).sum()
+            return (batch.sums(values.detach().float())[0] * counts).sum(), (lengths * counts).sum()
 
-        measured: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "loss": (total, whole),
             "mean_token_accuracy": of_tokens(outputs.is_top1),
             "entropy": of_tokens(outputs.entropy),
             "completion_tokens": ((lengths * counts).sum(), counts.sum()),
-            "tokens": (float(inputs.tokens) if counted else 0.0, counts.sum()),
+            "tokens": (float(batch.tokens) if counted else 0.0, counts.sum()),
         }
-        share = num_items_in_batch if mode == "train" and num_items_in_batch is not None else whole.clamp_min(1)
+        share = whole.clamp_min(1) if step is None else step
         loss = total / share
         if self.aux_loss_enabled:
-            measured["aux_loss"] = (outputs.aux_loss * counts.sum(), counts.sum())
+            metrics["aux_loss"] = (outputs.aux_loss * counts.sum(), counts.sum())
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss * whole / share
-        self._meters[mode].add(measured)
-        if mode == "train":
-            self._guard.see_loss(self.state.global_step + 1, inputs.names, loss)
-            if num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks
-        if not return_outputs:
-            return loss
-        with torch.no_grad():
-            return loss, model(**inputs.model_inputs, use_cache=False)
+        return loss, 1.0 if step is None else self.accelerator.num_processes, metrics  # gradients are averaged over ranks
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write TRL's model card, with the loss, the data and this library's version."""
-        super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir, "README.md")
-        if self.is_world_process_zero() and path.exists():
-            settings = {name: getattr(self.args, name) for name in ("train_on", "loss_average", "learning_rate")}
-            settings["conversations"] = self._order()[f"{self.unit} in the data set"]
-            loss = "The loss is the negative log-likelihood of the labelled turns, of conversations packed into rows."
-            path.write_text(extend_card(path.read_text(), loss, settings))
+    def _loss_in_card(self) -> str:
+        return "The loss is the negative log-likelihood of the labelled turns, of conversations packed into rows."

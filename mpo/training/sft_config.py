@@ -68,6 +68,11 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
         "truncation_mode": ("keep_start", "no conversation is truncated."),
     }
 
+    needs: ClassVar[dict[str, tuple[str, Any]]] = {
+        **LoopConfig.needs,
+        **dict.fromkeys(("oversized", "packing_buffer"), ("batching", "tokens")),
+    }
+
     loss_average: str = choice("square", tuple(POWERS))
     train_on: str = choice("all", TRAIN_ON)
     batching: str = choice("tokens", ("conversations", "tokens"))
@@ -94,9 +99,6 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
             raise ValueError("completion_only_loss=False would be ignored: the assistant's turns alone are labelled. Leave it out.")
         if not any([self.learning_rate, *self.learning_rates().values()]):
             raise ValueError("learning_rate=0 would train nothing. Set it, or that of a part.")
-        for name, default in (("oversized", "refuse"), ("packing_buffer", PACKING_BUFFER)):
-            if (value := getattr(self, name)) != default and self.batching != "tokens":
-                raise ValueError(f"{name}={value!r} needs batching='tokens'. Set it, or leave this out.")
         whole_number("packing_buffer", self.packing_buffer)
 
     def encoding_rules(self) -> dict[str, Any]:  # noqa: D102

@@ -37,12 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def checked_arguments(args: Any, model: Any, kind: type[LoopConfig] = MPOConfig) -> Any:
-    """Return a copy of the run's configuration, or a default one named after the model; the caller's is never changed.
-
-    Args:
-        args: an instance of `kind`, or None.
-        model: the model, or its name.
-        kind: the trainer's configuration.
+    """Return a copy of the run's configuration `args`, or a default one named after the model; the caller's is never changed.
 
     Raises:
         ValueError: for another class, model_init_kwargs beside a model that is loaded already, or an attention kernel that is not
@@ -64,12 +59,8 @@ def checked_arguments(args: Any, model: Any, kind: type[LoopConfig] = MPOConfig)
         )
     if args.rows != "padded":
         check_backend(args.packed_attention)
-    return copy.copy(args)
-
-
-def one_gpu(args: Any) -> Any:
-    """Let a process use one GPU; return its configuration. transformers would split each batch over all (nn.DataParallel)."""
-    if args.n_gpu > 1:
+    args = copy.copy(args)
+    if args.n_gpu > 1:  # transformers would split each batch over all of them (nn.DataParallel)
         logger.warning(
             f"Training uses 1 of {args.n_gpu} GPUs. Start the script with torchrun or accelerate launch to use all of them."
         )
@@ -132,34 +123,18 @@ def choose_layout(
     return ("packed", None) if reason is None else ("padded", reason)
 
 
-def conversation_collator(processing_class: Any, args: Any) -> ConversationCollator:
-    """Build the collator of a run on conversations (`PackedSFTConfig`); its layout is chosen later."""
-    own = {"train_on": args.train_on, "budget": args.encoding_rules()["budget"]}
-    return ConversationCollator(**_collating(processing_class, args), **own)
-
-
-def pair_collator(processing_class: Any, args: MPOConfig) -> PairCollator:
-    """Build the collator of a run; its layout is chosen later (`choose_layout`)."""
-    own = {name: getattr(args, name) for name in ("max_length", "truncation_mode", "completion_end", "ld_alpha")}
-    return PairCollator(**_collating(processing_class, args), **own, keys=args.reference == "cached")
-
-
-def _collating(processing_class: Any, args: Any) -> dict[str, Any]:
-    """The arguments of both collators."""
+def collator_of(kind: type[PairCollator | ConversationCollator], processing_class: Any, args: Any, *own: str, **more: Any) -> Any:
+    """Build the collator of a run, with the settings in `own` and `more`; its layout is chosen later (`choose_layout`)."""
     if args.pad_token is not None:
         getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
-    given = {name: getattr(args, name) for name in ("tile_budget", "pad_to_multiple_of", "on_bad_record")}
-    seed = args.seed if args.data_seed is None else args.data_seed
-    return {"processing_class": processing_class, **given, "augment_seed": seed}
+    given = {name: getattr(args, name) for name in ("tile_budget", "pad_to_multiple_of", "on_bad_record", *own)}
+    return kind(processing_class=processing_class, augment_seed=args.order_seed, **given, **more)
 
 
 def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SIDES,), processing_class: Any = None) -> None:
     """Refuse a data set without what its records need, or whose first has a column that is not used but may be part of a prompt.
 
-    Args:
-        name: its name in the error message.
-        needed: sets of columns; a record has all of one.
-        processing_class: of the run, as in `mpo.encoding.turns.check_fields`.
+    A record has all columns of one of the sets in `needed`.
 
     Raises:
         ValueError: naming the missing columns, or the column that is not used (`mpo.encoding.turns.check_fields`); for no records.
@@ -207,11 +182,7 @@ def load_processing_class(model: Any, args: LoopConfig) -> Any:
 
 
 def load_by_name(name: str, args: LoopConfig, quantization_config: Any, *, whole: bool) -> PreTrainedModel:
-    """Load a model as TRL does, but strictly.
-
-    Args:
-        name: name or folder of a checkpoint.
-        whole: whether the model is trained without adapters.
+    """Load a model as TRL does, but strictly; `whole`: it is trained without adapters.
 
     Raises:
         ValueError: for a checkpoint whose tensors do not match its config, and for quantized weights without an adapter.
@@ -294,10 +265,7 @@ def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
 
 
 def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Refuse a model without trained parameters, or whose training result could not be saved.
-
-    Args:
-        optimizer: optimizer of the user, or None.
+    """Refuse a model without trained parameters, or whose training result could not be saved; `optimizer`: the user's, or None.
 
     Raises:
         ValueError: when no parameter is trained, for an optimizer of another model, or for rows added to the embeddings beside an

@@ -157,10 +157,9 @@ class TrainedModel:
                     f"train_parts.projector=train beside adapters: peft cannot train all of this family's projector, only one "
                     f"module ({', '.join(family.projector + family.loose)}). Use train_parts.projector=lora."
                 )
-            if parts.get("projector") == "train":
-                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.projector]
-            if parts.get("fuser") == "train":
-                settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *family.fuser]
+            for part, modules in (("projector", family.projector), ("fuser", family.fuser)):
+                if parts.get(part) == "train":
+                    settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *modules]
         adapter = LoraConfig(task_type="CAUSAL_LM", **settings)
         check_adapter(self.parts(), adapter, family)
         return adapter

@@ -8,11 +8,6 @@ from typing import Any
 import torch
 
 
-def plans_gpu(trainer: Mapping[str, Any]) -> bool:
-    """Whether a run is planned for GPUs: true unless ``use_cpu`` is set."""
-    return not trainer.get("use_cpu", False)
-
-
 def without_gpu(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """Change settings so that this machine accepts them without a GPU, and the memory estimate stays the same.
 
@@ -21,7 +16,7 @@ def without_gpu(trainer: Mapping[str, Any]) -> dict[str, Any]:
     >>> without_gpu({"bf16": None, "use_cpu": True})["bf16"]
     """
     given = dict(trainer)
-    if not plans_gpu(trainer):
+    if trainer.get("use_cpu"):
         return given
     if given.get("bf16") is None and not given.get("fp16"):
         given["bf16"] = True

@@ -6,6 +6,7 @@ import pytest
 from support import make_image
 
 from mpo.data import load_preferences
+from mpo.schema import Preference
 
 GOOD = {"image": "a.png", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
 
@@ -118,3 +119,24 @@ def test_tiles_of_a_source(tmp_path):
     pairs = load_preferences(path, tiles={"min": None, "max": 6, "thumbnail": False})
     assert pairs["tiles"][:] == [{"min": None, "max": 6, "thumbnail": False}] * 2
     assert "tiles" not in load_preferences(path, tiles={"min": None, "max": None, "thumbnail": None}).column_names
+
+
+def test_pairs_of_a_prompt_are_grouped_and_flat_again():
+    """The same text with another image, or other tiles, is another prompt; nothing is lost on the way back."""
+    pairs = [
+        {"id": number, "prompt": text, "images": [image], "chosen": "4", "rejected": rejected, **more}
+        for number, (text, image, rejected, more) in enumerate(
+            [
+                ("2 + 2?", b"a", "5", {}),
+                ("3 + 1?", b"a", "5", {}),
+                ("2 + 2?", b"a", "6", {"margin": 1.0}),
+                ("2 + 2?", b"b", "5", {}),
+                ("2 + 2?", b"a", "5", {"tiles": {"max": 1}}),
+                ("2 + 2?", b"a", "4.0", {"chosen": "6"}),
+            ]
+        )
+    ]
+    groups = Preference.grouped(pairs)
+    assert [[columns["id"] for columns in group.columns] for group in groups] == [[0, 2, 5], [1], [3], [4]]
+    assert (groups[0].completions, groups[0].pairs) == (["4", "5", "6", "4.0"], [(0, 1), (0, 2), (2, 3)])
+    assert sorted((pair for group in groups for pair in group.flat()), key=lambda pair: pair["id"]) == pairs

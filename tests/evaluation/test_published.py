@@ -1,9 +1,11 @@
 """The published forms of benchmarks. Each row has the layout of the file that is named beside it; its contents are made up."""
 
+import io
 import json
 import re
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 from stub_server import StubServer
 
@@ -206,6 +208,20 @@ def test_documents_score_by_their_distance(tmp_path):
     [question] = load(tmp_path, "docvqa", next(row for form, _, row, _ in ROWS if form == "docvqa"))
     assert score_of("Jahn Smith", question, False) == pytest.approx(0.9)
     assert score_of("Jxxx xxxth", question, False) == 0.0
+
+
+def test_a_benchmark_of_the_hub(tmp_path, monkeypatch):
+    """Under its name there, which a folder here has: with the pixels of a column of images."""
+    monkeypatch.chdir(tmp_path)
+    row = next(row for form, _, row, _ in ROWS if form == "mathvista")
+    image = Image.new("RGB", (4, 3), "red")
+    data = Dataset.from_list([{**row, "decoded_image": image}] * 2)
+    (tmp_path / "AI4Math/MathVista/data").mkdir(parents=True)
+    data.to_parquet("AI4Math/MathVista/data/testmini-00000-of-00001.parquet")
+    known, *_ = load(tmp_path, "mathvista", row)
+    found = list(load_benchmark("mathvista"))
+    assert len(found) == 2 and found[0].ground_truths == known.ground_truths
+    assert Image.open(io.BytesIO(found[1].images[0])).size == (4, 3)
 
 
 @pytest.mark.parametrize(("name", "named"), [("mathvisa", "mathvista"), ("mmvet", "judging model"), ("MMHal", "judging model")])

@@ -2,13 +2,16 @@
 
 import copy
 import dataclasses
+import os
 import warnings
 
 import pytest
 import torch
-from small_runs import small_run
+from small_runs import in_fork, small_run
 from support import image_pairs
+from torch.distributed.elastic.utils.distributed import get_free_port
 from transformers import HfArgumentParser
+from transformers.training_args import ParallelMode
 from trl import DPOConfig
 
 from mpo import MPOConfig, MPOTrainer, PackedSFTConfig
@@ -171,3 +174,15 @@ def test_the_callers_configuration_is_not_changed(tmp_path, monkeypatch, kind):
     trainer.train()
     assert trainer.args is not given[0]
     assert {name: getattr(given[0], name) for name in before[0]} == before[0]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
+def test_ranks_without_a_gpu_are_joined():
+    """Without `use_cpu` accelerate would leave each alone, with a model of its own that it writes to the same folder."""
+
+    def rank():
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port})
+        assert config(use_cpu=False, bf16=True).parallel_mode == ParallelMode.DISTRIBUTED
+
+    port = str(get_free_port())
+    assert in_fork(rank) == 0

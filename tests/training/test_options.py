@@ -217,8 +217,8 @@ OPTIONS = {
     "padding_free": padding_free,
     "precompute_ref_batch_size": refused("would be ignored", precompute_ref_batch_size=2),
     "precompute_ref_log_probs": None,  # test_references.py
-    "ref_model_mixup_alpha": refused("need sync_ref_model", ref_model_mixup_alpha=0.9),
-    "ref_model_sync_steps": refused("need sync_ref_model", ref_model_sync_steps=3),
+    "ref_model_mixup_alpha": refused("needs sync_ref_model", ref_model_mixup_alpha=0.9),
+    "ref_model_sync_steps": refused("needs sync_ref_model", ref_model_sync_steps=3),
     "router_aux_loss_coef": router_aux_loss_coef,
     "sync_ref_model": sync_ref_model,
     "truncation_mode": truncation_mode,

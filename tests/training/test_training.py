@@ -11,7 +11,7 @@ from support import image_pairs, perturbed, text_pairs
 from transformers import TrainerCallback
 
 from mpo import MPOConfig, MPOTrainer
-from mpo.losses import PairLoss
+from mpo.losses import BCO, PairLoss
 from mpo.losses.pairs import LOSSES
 from mpo.models.small import small_internvl
 from mpo.training.start import frozen_copy
@@ -348,8 +348,28 @@ def test_checkpoint_holds_delta(processor, internvl, tmp_path):
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-4" / "mpo_state.json").read_text())
     shift = state["reward_shift"]
-    assert shift["total"] / shift["count"] == trainer.mixture.reward_shift.value.item() != 0
-    assert shift["count"] == 2 * 16  # two rewards a pair
+    assert shift["0.total"] / shift["0.count"] == trainer.mixture.reward_shift.value.item() != 0
+    assert shift["0.count"] == 2 * 16  # two rewards a pair
+
+
+class SecondBCO(BCO):
+    name = "second_bco"
+
+
+def test_a_checkpoint_holds_the_delta_of_every_loss(processor, internvl, tmp_path):
+    """Two losses with a delta, of one beta: both deltas are the mean of the same rewards, and both are resumed from."""
+    settings = {"loss_type": ["bco_pair", "second_bco"], "save_strategy": "steps", "save_steps": 2}
+    build(tmp_path, copy.deepcopy(internvl), processor, text_pairs(8), **settings).train()
+    resumed = build(tmp_path, copy.deepcopy(internvl), processor, text_pairs(8), **settings, num_train_epochs=2)
+    resumed.train(resume_from_checkpoint=True)
+    first, second = resumed.mixture.reward_shifts
+    assert first.count == second.count == 2 * 16
+    assert first.value == second.value != 0
+    earlier = json.loads((tmp_path / "checkpoint-2" / "mpo_state.json").read_text())
+    earlier["reward_shift"] = {"total": 3.0, "count": 4.0}  # of the first loss alone, as an earlier version saved it
+    one = build(tmp_path, copy.deepcopy(internvl), processor, text_pairs(8), loss_type=["bco_pair"])
+    one._restore_state(earlier | {"order": one._order()}, str(tmp_path / "checkpoint-2"))
+    assert one.mixture.reward_shift.value == 0.75
 
 
 def test_best_model_is_loaded_for_real(processor, internvl, tmp_path):

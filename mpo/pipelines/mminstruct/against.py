@@ -43,9 +43,13 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
     {'a': 3.0, 'b': 4.5}
     """
     alike: dict[tuple[str, str], list[tuple[list[str], str]]] = {}
-    for part in _PART.split(_plain(text)):
+    listed: dict[tuple[str, ...], Fraction] = {}  # "Rome 3, Oslo 5"
+    parts = (one for part in _PART.split(_plain(text)) for one in re.split(r"(?<=\d) and (?=[A-Z])|(?<=\d)[和与]", part))
+    for part in parts:
         tokens = [token.casefold() for token in _TOKEN.findall(part)]
         numbers = [token for token in tokens if re.fullmatch(_NUMBER, token)]
+        if len(numbers) == 1 and tokens[-1] == numbers[0] and 1 < len(tokens) <= (5 if CJK.search(part) else 3):
+            listed[tuple(tokens[:-1])] = Fraction(numbers[0])
         if len(numbers) == 1 and len(tokens) > 2:
             at = tokens.index(numbers[0])
             tokens[at] = "#"
@@ -60,6 +64,8 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
         names = [tuple(one[start : len(one) - end]) for one in texts]
         if len({*names}) == len(names) > 1 and all(0 < len(name) < 5 and "#" not in name for name in names) and start + end > 1:
             found.append({name: Fraction(number) for name, (_, number) in zip(names, own, strict=True)})
+    if not found and len(listed) > 2:
+        return listed
     return found[0] if len(found) == 1 else {}  # of two, it is not known which one is meant
 
 
@@ -93,6 +99,15 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction], known: str
     if type == "judgement" and len(asked) == 2 and more != less and said is not None and values[asked[0]] != values[asked[1]]:
         if re.search(r"\bthan\b|比", question) and ((values[asked[0]] > values[asked[1]]) == more) != said:
             return "contradiction: the description compares them otherwise"
+    wanted = [name for name in ("most", "least") if found_in(question, name)]
+    if (
+        type == "judgement"
+        and len(asked) == len(wanted) == 1
+        and said is not None
+        and not _of_another(question, wanted[0], asked[0], known)
+    ):
+        if (values[asked[0]] == values[edge[wanted[0]]]) != said:
+            return f"contradiction: in the description {' '.join(edge[wanted[0]])!r:.40} has that place"
     parts = [] if asked or type == "judgement" else [f"{question} {answer}"]
     for part in _PART.split(_plain(answer)) if type == "long" else parts:
         names, wanted = _named(part, values), [name for name in ("most", "least") if found_in(part, name)]
@@ -120,19 +135,30 @@ def _rounded(text: str, value: Fraction) -> bool:
 
 
 def _unknown_decimal(item: Record, known: str) -> str | None:
-    """A decimal of a long answer or a right option that the description has not, also not rounded or computed of two."""
+    """A decimal, or in a long answer a number above 20, that the description has not, also not rounded or computed of two."""
     asked, answer, known = item["question"], _plain(item["answer"]).strip(), _plain(known)
     if item["type"] != "long" and not (item["type"] == "choice" and found_in(asked, "value_asked")):
         return None
     numbers = [Fraction(one) for one in dict.fromkeys(re.findall(_NUMBER, known))]
-    if sum("." in one for one in re.findall(_NUMBER, known)) < 2 or rule("computed").search(f"{asked} {answer}"):
+    if not _has_figures(known, asked) or rule("computed").search(f"{asked} {answer}"):
         return None
     numbers += [value for one, other in combinations(numbers[:30], 2) for value in (one + other, abs(one - other))]
     numbers += [one * scale for one in numbers for scale in (100, 1000, Fraction(1, 100), Fraction(1, 1000))]  # percent, kilo
     for text in re.findall(_NUMBER, answer) if item["type"] == "long" else [answer]:
-        if re.fullmatch(r"\d{1,15}\.\d{1,15}(?:e[+-]?\d{1,2})?", text) and not any(_rounded(text, one) for one in numbers):
+        if re.fullmatch(_NUMBER, text) and text[0] != "-" and _exact(text) and not any(_rounded(text, one) for one in numbers):
             return f"contradiction: {text}, and the description has another number"
     return None
+
+
+def _exact(number: str) -> bool:
+    """Whether a number is measured or written, and no year: fewer things are counted."""
+    return "." in number or number.startswith("-") or (float(number) > 20 and not re.fullmatch(r"(?:19|20)\d\d", number))
+
+
+def _has_figures(known: str, asked: str) -> bool:
+    """Whether a description has several exact numbers that the question has not, so that it gives the figures of the image."""
+    new = [one for one in {*re.findall(_NUMBER, known)} - {*re.findall(_NUMBER, asked)} if _exact(one)]
+    return len(new) > 3 or sum("." in one for one in new) > 1
 
 
 def _other_colour(item: Record, known: str) -> str | None:
@@ -165,6 +191,9 @@ def unsupported(item: Record) -> str | None:
     plain = {one: re.sub(r"^(?:an?|the) (?=\w)", "", figures(one)) for one in item["choices"]}
     asked = figures(item["question"])  # what the question gives is no answer
     there = {one: has(known, text) and not has(asked, text) for one, text in plain.items()}
+    words = [word for word in plain[item["answer"]].split() if len(word) > 2]
+    if len(words) > 2 and sum(word in known for word in words) > len(words) / 2:
+        return None  # said in another order
     if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
         other = next(one for one, found in there.items() if found)
         if found_in(item["question"], "which_colour") and not {*rule("colour").findall(plain[other])} & _colours_of(item):
@@ -181,28 +210,47 @@ def other_value(item: Record) -> str | None:
     known = figures(f"{item.get('caption', '')}\n{item.get('ocr', '')}")
     said, asked = figures(item["answer"]), figures(item["question"])
     of = "the caption has another"
+    if item["type"] == "judgement" and read_yes_no(item["answer"]) is False:
+        return None
     for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
         there = [int(one) for one, other in rule("counted").findall(known) if other == thing]
         place = rf"{thing} (?:on|at|in|to) the (?:left|right|top|bottom|middle|front|back)\b|[左右上下前后][边面方]\S{{0,8}}{thing}"
         some = re.search(place, known)  # not all of them
         if there and not some and int(number) > max(sum(there), max(there) + 1):
             return f"contradiction: {number} {thing}, and {of} number"
-    if item["type"] != "short" or rule("computed").search(item["question"]):
+    if item["type"] != "short":
+        return None
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)
+    if found and found_in(found[2], "unit") and has(known, found[1]):
+        if not re.search(rf"(?<![^\W\d]){re.escape(found[2])}(?![^\W\d{IDEOGRAPHS}])", f"{known} {asked}"):
+            return f"contradiction: {item['answer']!r:.40}, and the caption has no such unit"
+    if rule("computed").search(item["question"]):
         return None
     colours = {*rule("colour").findall(said)} if found_in(item["question"], "which_colour") else set()
     if colours and not any(one in known for one in colours) and _colours_of(item):
         return f"contradiction: {item['answer']!r:.40}, and {of} colour"
-    if not (found := re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)):
+    months = [{*rule("month").findall(text)} for text in (item["answer"], item.get("caption", ""), item["question"])]
+    if months[1] and not months[0] <= months[1] | months[2]:
+        return f"contradiction: {item['answer']!r:.40}, and {of} month"
+    if not found:
         return None
-    if found[2] and found_in(found[2], "unit") and found[2] not in f"{known} {asked}" and has(known, found[1]):
-        return f"contradiction: {item['answer']!r:.40}, and the caption has no such unit"
     units = {*rule("converted").findall(f"{asked} {said}")} - {*rule("converted").findall(known)}
     powers = (0, -3, -2, -1, 3, 4, 6) if units else (0, -3, 3, 4, 6)
-    exact = "." in found[1] or found[1].startswith("-") or float(found[1]) > 20  # fewer are counted
-    there = has(known, found[1]) or _derived(found[1].lstrip("-"), known, powers)
-    if exact and not there and len(re.findall(r"\d+\.\d+", known)) > 1:
+    counts = _counts_of(item["question"], known) if found_in(item["question"], "how_many") else []
+    beside = " ".join(one for one in counts if not has(asked, one))
+    if beside and not has(known, found[1]) and not _derived(found[1], beside):
+        return f"contradiction: {item['answer']!r:.40}, and {of} number of these"
+    stated = has(known, found[1]) or _derived(found[1].lstrip("-"), known, powers)
+    if _exact(found[1]) and not stated and _has_figures(known, asked):
         return f"contradiction: {item['answer']!r:.40}, and {of} number"
     return None
+
+
+def _counts_of(question: str, known: str) -> list[str]:
+    """The numbers that a normalised description has beside what is asked about; none where one is of a part of it."""
+    if re.search(r"\d of (?:the|them|these|which)\b|其中", known):
+        return []
+    return [one for one in dict.fromkeys(re.findall(_NUMBER, known)[:30]) if said_beside(one, question, known)]
 
 
 def _colours_of(item: Record) -> set[str]:
@@ -242,8 +290,9 @@ def has(text: str, part: str) -> bool:
 
 def figures(text: str) -> str:
     """A normalised text with its numbers in digits, and colours by one name."""
-    text = re.sub(rf"{HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
+    text = re.sub(rf"(?<![\d.]){HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
     text = re.sub(r"(?<=\d)_(?=\d)", ".", normalised(whole_numbers(_plain(text))))
+    text = re.sub(r"(?<=\d)(?=(?:[kcm]?m|kg)\b)", " ", text)
     return " ".join(pairs("same").get(word, word) for word in text.split())
 
 

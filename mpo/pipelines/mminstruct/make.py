@@ -41,8 +41,7 @@ def collect(
     """Collect images in a folder: ``output.jsonl``, and ``dropped.jsonl`` with the reason of each that is not in it.
 
     Args:
-        sources: folders and data sets, or those of their images that are retrieved
-            (`mpo.pipelines.mminstruct.retrieve.Retrieved`).
+        sources: folders and data sets, or what is `mpo.pipelines.mminstruct.retrieve.Retrieved` of them.
         folder: the folder, new or of the same collection, which goes on.
         min_side: as in `Look`.
         near: whether near copies are duplicates too.

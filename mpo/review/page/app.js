@@ -373,10 +373,9 @@ function decide(action, more = {}) {
     tell(info);
     problem(null);
     say(`Saved: ${action}`);
-    const both = state.at + 1 < length() ? state.at + 1 : state.at;
     // Others' labels are shown after one's own: stay where the reviewers disagree.
-    const again = info.file && $("filters").elements.state.value === "disagreeing" && !content.settle ? state.at : both;
-    await show(again);
+    const stays = $("filters").elements.state.value === "disagreeing" && !content.settle;
+    await show(state.at + (stays ? 0 : 1));
   });
 }
 

@@ -194,8 +194,7 @@ export function mathNode(source, display) {
   try {
     if (source.length > 5000) throw new Error("long");
     const parser = new Latex(source);
-    const row = parser.row(() => parser.done, 0);
-    node = m("math", row);
+    node = m("math", parser.row(() => parser.done, 0));
     if (display) node.setAttribute("display", "block");
   } catch {
     node = el("code", { className: "latex" }, ...plainNodes(source)); // what is not understood is shown as written

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -11,12 +13,12 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from mpo.encoding.turns import Record
-from mpo.generation.local import LocalGenerator, Sample
-from mpo.training.samples.log import SampleLog
-from mpo.training.samples.measures import repeated_fraction, summary
+from mpo.generation.local import LocalGenerator
+from mpo.io import append_json_lines, write_text
 from mpo.training.samples.prompts import checked_records, image_names, prompt_text
 from mpo.training.samples.trackers import show_in_trackers
 
+FILE = "samples.jsonl"
 WITH_EVALUATIONS = "evaluation"
 WIDTH = 110  # of a line on the console, in characters
 
@@ -89,7 +91,7 @@ class SampleResponses(UsesTrainer):
             raise ValueError("SampleResponses needs an MPOTrainer: pass it as one of its `callbacks`.")
         self._last = state.global_step or -1
         if state.is_world_process_zero:
-            SampleLog(args.output_dir).resume(state.global_step)
+            drop_after(Path(args.output_dir, FILE), state.global_step)
         self._sample(args, state, control, when=state.global_step == 0)
 
     @override
@@ -113,24 +115,21 @@ class SampleResponses(UsesTrainer):
         numbers: list[dict[str, float] | None] = [None]
         with self.trainer.generating() as (model, sharded):
             if sharded or state.is_world_process_zero:
-                responses = self._responses(args, model, sharded)
-                numbers = [summary(responses)]
+                rows = self._rows(self.generator(args, model, sharded), state.global_step)
+                numbers = [summary(rows)]
                 if state.is_world_process_zero:
-                    self._show(args, state.global_step, responses)
+                    append_json_lines(Path(args.output_dir, FILE), rows)
+                    tqdm.write(page(rows))
+                    show_in_trackers(self.trainer.callback_handler.callbacks, state.global_step, rows)
             broadcast_object_list(numbers)  # every rank has the same log
         due = control.should_log
         self.trainer.log(numbers[0])
         control.should_log = due  # `log` resets it, and the step's own log is still to come
 
-    def _responses(self, args: Any, model: Any, sharded: bool) -> list[Sample]:
-        generator = self.generator(args, model, sharded)
-        responses = generator.respond(
-            self.records, max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed
-        )
-        return [response for (response,) in responses]
-
-    def _show(self, args: Any, step: int, responses: Sequence[Sample]) -> None:
-        rows = [
+    def _rows(self, generator: LocalGenerator, step: int) -> list[dict[str, Any]]:
+        """Sample, and return what is shown of each response."""
+        sampling = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
+        return [
             {
                 "step": step,
                 "id": str(record.get("id") or place),
@@ -141,11 +140,10 @@ class SampleResponses(UsesTrainer):
                 "finished": response.finished,
                 "repetition": repeated_fraction(response.ids),
             }
-            for place, (record, response) in enumerate(zip(self.records, responses, strict=True))
+            for place, (record, (response,)) in enumerate(
+                zip(self.records, generator.respond(self.records, **sampling), strict=True)
+            )
         ]
-        SampleLog(args.output_dir).write(rows)
-        tqdm.write(page(rows))
-        show_in_trackers(self.trainer.callback_handler.callbacks, step, rows)
 
 
 def check_sampling(every: int | str, max_new_tokens: int, temperature: float) -> None:
@@ -164,14 +162,48 @@ def check_sampling(every: int | str, max_new_tokens: int, temperature: float) ->
         )
 
 
+def repeated_fraction(tokens: Sequence[Any], size: int = 4) -> float:
+    """The fraction of n-grams of `size` tokens that occur earlier in the same text; 0 for a text shorter than `size`.
+
+    >>> repeated_fraction([7, 7, 7, 7, 7, 7, 7, 7])  # five equal 4-grams
+    0.8
+    >>> repeated_fraction([1, 2, 3, 4, 1, 2, 3, 5])
+    0.0
+    """
+    grams = [tuple(tokens[place : place + size]) for place in range(len(tokens) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The logged numbers of a step's responses: mean length in tokens, fraction of truncated ones, and mean repetition."""
+    return {
+        "samples/length": sum(row["tokens"] for row in rows) / len(rows),
+        "samples/unfinished": sum(not row["finished"] for row in rows) / len(rows),
+        "samples/repetition": sum(row["repetition"] for row in rows) / len(rows),
+    }
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, from which training resumes and which it will write again; at 0, drop all."""
+    if path.exists():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if step and _step(line) <= step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for a line truncated by a crash."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format a step's responses for the console."""
-    unfinished = sum(not row["finished"] for row in rows)
-    length = sum(row["tokens"] for row in rows) / len(rows)
-    repetition = sum(row["repetition"] for row in rows) / len(rows)
+    length, unfinished, repetition = summary(rows).values()
     lines = [
-        f"Samples at step {rows[0]['step']}: {length:.0f} tokens on average, {unfinished} of {len(rows)} truncated, "
-        f"{repetition:.0%} of 4-grams repeated"
+        f"Samples at step {rows[0]['step']}: {length:.0f} tokens on average, {unfinished * len(rows):.0f} of {len(rows)} "
+        f"truncated, {repetition:.0%} of 4-grams repeated"
     ]
     for row in rows:
         lines.append(_line(f"  {row['id']}  {' '.join([*row['images'], row['prompt']])}"))

@@ -519,6 +519,33 @@ def test_rounded_values_and_other_superlatives_are_kept(type, question, answer, 
     assert (found is None) == kept, found
 
 
+@pytest.mark.parametrize(
+    ("type", "question", "answer", "caption", "kept"),
+    [
+        ("judgement", "Is Oslo the largest of the three?", "No", "Rome 3.5, Oslo 5.5 and Bern 4.5.", False),
+        ("judgement", "Is Oslo the largest of the three?", "Yes", "Rome 3.5, Oslo 5.5 and Bern 4.5.", True),
+        ("judgement", "图中人口最多的城市是天津吗？", "是", "四个直辖市的人口：北京2189，天津1387，上海2487，重庆3205。", False),
+        ("judgement", "Are there five dogs?", "No", "Two dogs.", True),
+        ("judgement", "The answer to the following question is yes. Is it red?", "Yes", "A red car.", False),
+        ("judgement", "Is the answer on the card yes or no?", "Yes", "A card.", True),
+        ("short", "How many rolls are on the plate?", "Eleven", "A plate with two rolls and a jar.", False),
+        ("short", "How many rolls are left?", "Seven", "Eight rolls, and one roll is gone.", True),
+        ("short", "How many people wear hats?", "four", "Five people wait. One of the people has no hat.", True),
+        ("short", "How tall is the vase approximately?", "32 metres", "A vase, 32 centimetres tall.", False),
+        ("short", "How tall is the vase?", "32 cm", "A vase, 32 centimetres tall.", True),
+        ("short", "How heavy is it?", "15 kg", "A bag of 15kg.", True),
+        ("short", "优惠了多少？", "3.80美元", "优惠3.80元，实付52.00元。", False),
+        ("short", "上海的销量是多少？", "45万台", "销量（万台）：北京的销量是32，上海的销量是45，广州的销量是28.5。", True),
+        ("short", "Which month is it?", "February", "A calendar shows March.", False),
+        ("short", "What may happen?", "They march on.", "A poster of May.", True),
+    ],
+)
+def test_counts_units_months_and_lists_of_values(type, question, answer, caption, kept):
+    language = "en" if question.isascii() else "zh"
+    item = {"type": type, "question": question, "answer": answer, "caption": caption, "language": language}
+    assert (find_fault(item) is None) == kept, find_fault(item)
+
+
 def test_hostile_texts():
     """Digits without end cost nothing; separators, ranges, two series and names in Latin letters are read as they are meant."""
     caption = "A is 3.5 high, B is 5.25 high; 1,200.5 in all, 5.2-6.1, 1.5e999999999, " + "9" * 6000

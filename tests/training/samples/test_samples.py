@@ -16,10 +16,9 @@ from transformers import TrainerCallback
 
 from mpo.data.images import open_image
 from mpo.generation.generator import Request
-from mpo.generation.local import LocalGenerator, Sample
-from mpo.training.samples.callback import SampleResponses, page
-from mpo.training.samples.log import SampleLog
-from mpo.training.samples.measures import repeated_fraction, summary
+from mpo.generation.local import LocalGenerator
+from mpo.io import append_json_lines
+from mpo.training.samples.callback import SampleResponses, drop_after, page, repeated_fraction, summary
 from mpo.training.samples.prompts import first_prompts, image_names, load_prompts
 
 QUESTIONS = [
@@ -63,8 +62,8 @@ def test_repetition_and_summary():
     """abcabcabc has six 4-grams, abca bcab cabc abca bcab cabc: three are repeated. Lengths 9 and 3: mean 6; one is truncated."""
     assert repeated_fraction("abcabcabc") == 0.5
     assert repeated_fraction("abc") == 0.0
-    responses = [Sample("abcabcabc", (1, 2, 3) * 3, False, 1, 9), Sample("ab", (1, 2), True, 1, 3)]
-    assert summary(responses) == {"samples/length": 6, "samples/unfinished": 0.5, "samples/repetition": 0.25}
+    rows = [{"tokens": 9, "finished": False, "repetition": 0.5}, {"tokens": 3, "finished": True, "repetition": 0.0}]
+    assert summary(rows) == {"samples/length": 6, "samples/unfinished": 0.5, "samples/repetition": 0.25}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -178,6 +177,7 @@ def test_learning_to_respond_is_seen(tmp_path):
         trainer.model.model.language_model.norm.weight.zero_()
         head.weight.zero_()
     bad = responses_of(trainer.model, trainer.processing_class, callback.records, max_new_tokens=40)
+    bad = [{"tokens": one.tokens, "finished": one.finished, "repetition": repeated_fraction(one.ids)} for one in bad]
     assert summary(bad) == pytest.approx({"samples/length": 40, "samples/unfinished": 1, "samples/repetition": 36 / 37})
 
 
@@ -321,12 +321,12 @@ def test_a_question_of_many_pairs_is_taken_once():
 
 
 def test_the_log_of_an_earlier_run_is_dropped(tmp_path):
-    log = SampleLog(tmp_path)
-    log.write([{"step": 0}, {"step": 5}])
-    log.resume(5)
-    assert len(log.path.read_text().splitlines()) == 2
-    log.resume(0)
-    assert log.path.read_text() == ""
+    log = tmp_path / "samples.jsonl"
+    append_json_lines(log, [{"step": 0}, {"step": 5}])
+    drop_after(log, 5)
+    assert len(log.read_text().splitlines()) == 2
+    drop_after(log, 0)
+    assert log.read_text() == ""
 
 
 SAMPLED = {"samples": {"every": 2, "max_new_tokens": 5}, "max_steps": 3, "pairs": 12, "lora_dropout": 0.0}

@@ -247,5 +247,5 @@ def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
         if (given := getattr(args, name)) != args.default_of(name):
             flag = f"--{name.replace('_', '-')}"
             value = " ".join(map(str, given)) if isinstance(given, list) else given
-            said = f"{flag if flag in FLAGS else name.upper()}" + f"={value}" * (given is not True)
+            said = f"{flag if flag in FLAGS else name.upper()}" + f"={value!s:.80}" * (given is not True)
             raise ValueError(f"{said} {why}. Leave it out.")

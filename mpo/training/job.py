@@ -43,6 +43,7 @@ from mpo.training.without_gpu import without_gpu
 RESOLVED = "resolved.yaml"
 FINAL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
+SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 GROUPS = ("model", "data", "loss", "peft", "trainer", "launch")
 OPTIONAL: dict[str, Mapping[str, Any]] = {
     "fuser": hints(schema.Fuser),
@@ -146,7 +147,7 @@ class TrainJob(TrainedModel):
             if name in job.trainer:
                 raise ValueError(f"trainer.{name} cannot be set. Set {place} instead.")
         types = hints(cast(type, job.kind.config))
-        settings = {f.name: types[f.name] for f in fields(job.kind.config) if f.init}
+        settings = {f.name: types[f.name] for f in fields(job.kind.config) if f.init} | dict.fromkeys(SIZES, schema.Positive)
         check_keys({name: settings[name] for name in job.kind.loss}, job.loss, "loss")
         check_keys({**settings, "global_batch_size": schema.Positive | None, "fsdp": bool | str | None}, job.trainer, "trainer")
         job.check_sharding()

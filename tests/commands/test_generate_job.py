@@ -74,5 +74,7 @@ def test_refusals(ask, words, name):
 def test_flags_of_a_job_beside_a_question(capsys):
     for words in (["What?", "--n", "2"], ["What?", "--output", "job"], []):
         assert main(["generate", "model", *words]) == 2 and "--questions" in capsys.readouterr().err
+    assert main(["generate", "model", "What? " * 1000, "--questions", "a.jsonl", "--output", "job"]) == 2
+    assert len(capsys.readouterr().err) < 300  # the question is not repeated as a whole
     assert main(["generate", "model", "--questions", "a.jsonl", "--output", "job", "--workers", "2"]) == 2
     assert "--workers=2" in capsys.readouterr().err

@@ -152,6 +152,7 @@ def test_refusals_before_anything_loads(arguments, override, message, monkeypatc
         ("trainer.learning_rate=[0.1]", r"trainer.learning_rate .*\[0.1\]"),
         ("trainer.use_cpu=5", "trainer.use_cpu .*true or false.* 5"),
         ("trainer.global_batch_size=0", "trainer.global_batch_size .*1; got 0"),
+        ("trainer.per_device_train_batch_size=0", "trainer.per_device_train_batch_size .*1; got 0"),
         ("loss.beta=null", "loss.beta .*number.* None"),
         ("loss.loss_type=7", "loss.loss_type .*7"),
         ("data.limit=abc", "data.limit .*whole number or null.* 'abc'"),

@@ -76,6 +76,8 @@ class Caption(Step):
     def requests(self, record: Record) -> list[Request]:  # noqa: D102
         if record.get("caption"):
             return []
+        if not record.get("images"):
+            raise ValueError("it has no image. Collect images first (mpo mminstruct collect).")
         language, domain = record.get("language", "en"), self._known.get(record.get("domain", ""))
         given = {"about": domain.about[language] if domain else "", "tags": ", ".join(record.get("tags", ()))}
         asked = prompt("caption", language, shortest=self._shortest(record), ocr=record.get("ocr", ""), **given)

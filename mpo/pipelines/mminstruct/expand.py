@@ -132,7 +132,8 @@ def _file(given: Expansion, pattern: str) -> Path:
     path = Path(given.path)
     found = sorted(path.rglob(pattern)) if path.is_dir() else [path]
     if len(found) != 1:
-        raise ValueError(f"{path} has {len(found) or 'no'} files {pattern}. Give the file of {given.set}'s questions.")
+        many = f"{len(found)} files" if found else "no file"
+        raise ValueError(f"{path} has {many} {pattern}. Give the file of {given.set}'s questions.")
     return found[0]
 
 
@@ -150,7 +151,10 @@ def _geoqa_plus(given: Expansion) -> Lines:
     """``*.pk``: a list of problems with ``image`` (an array of grey pixels), ``subject`` or ``token_list``, ``choices``."""
     path = _file(given, "*.pk")
     with bad_record(str(path)), open(path, "rb") as file:
-        problems = _Plain(file).load()
+        try:
+            problems = _Plain(file).load()
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(f"it is not a whole pickle ({error}). Give the file of {given.set}'s questions, *.pk.") from None
     for number, one in enumerate(problems):
         with bad_record(f"{path}:{number}"):
             values = {f"N_{place}": f"{value:g}" for place, value in enumerate(one.get("numbers", ()))}

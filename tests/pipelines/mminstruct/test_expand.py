@@ -191,6 +191,15 @@ def test_broken_files_are_named(sets, set):
         [*Expansion(set, path / "qa_en.jsonl" if set == "mminstruct" else path)]
 
 
+@pytest.mark.parametrize("data", [b"", b'{"question": "?"}', pickle.dumps(["?"] * 9)[:-4]])
+def test_what_is_no_pickle_is_named(tmp_path, data):
+    (tmp_path / "train.json").write_bytes(data)
+    with pytest.raises(BadRecord, match="not a whole pickle"):
+        [*Expansion("geoqa_plus", tmp_path / "train.json")]
+    with pytest.raises(ValueError, match="no file \\*.pk"):
+        [*Expansion("geoqa_plus", tmp_path)]
+
+
 def test_a_review_of_the_instructions_comes_back(sets, monkeypatch, capsys):
     """One judgement is rejected in the output of its job; the question of another instruction is edited in instructions.jsonl."""
     from mpo.commands import main

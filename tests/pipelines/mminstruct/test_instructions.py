@@ -222,6 +222,8 @@ def test_what_cannot_be_asked_about():
     ):
         with pytest.raises(ValueError, match=name):
             model.requests({"id": "a", **record})
+    with pytest.raises(ValueError, match="no image"):
+        Caption(Says(str)).requests({"id": "a"})
     for settings, name in (({"form": "xml"}, "'xml'"), ({"counts": {"essay": 1}}, "'essay'"), ({"n": 0}, "n=0")):
         with pytest.raises(ValueError, match=name):
             Generate(Says(str), **settings)

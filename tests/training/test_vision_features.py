@@ -684,6 +684,16 @@ def test_a_time_in_the_future_keeps_nothing(tmp_path):
     assert new.find(put(new, 9, tiles=999)) and len(shards(new.folder)) == 2
 
 
+def test_what_killed_runs_left_counts_and_goes_first(tmp_path):
+    cache = FeatureCache(tmp_path, HERE)
+    path = shard_of(cache, put(cache, 1, tiles=999))
+    left = path.with_name(f"{path.name}.0123456789ab.tmp")
+    shutil.copy(path, left)
+    os.utime(left, (1000, 1000)), os.utime(path, (2000, 2000))
+    new = FeatureCache(tmp_path, HERE, limit_bytes=2.5 * path.stat().st_size)
+    assert new.find(put(new, 2, tiles=999)) and path.exists() and not left.exists()
+
+
 def test_a_folder_removed_during_a_run_is_a_cache_again(tmp_path, capsys, monkeypatch):
     cache = FeatureCache(tmp_path, HERE)
     key = put(cache, 1)

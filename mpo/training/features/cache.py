@@ -22,9 +22,11 @@ from mpo.encoding.keys import KEY_BYTES
 from mpo.training.reference.fingerprint import Fingerprint
 from mpo.training.store import (
     FEATURES,
+    LEFTOVER_AGE_SECONDS,
     META_FILE,
     SHARD_NAME,
     Store,
+    leftovers,
     open_shard,
     read_fingerprint,
     read_tensor,
@@ -142,12 +144,14 @@ class FeatureCache(Store):
         )
 
     def _states(self) -> Iterator[tuple[int, int, Path]]:
-        """Time of the last use, size and path of the shards of features in the root folder, and of nothing else there."""
+        """Time of the last use, size and path of the root folder's shards of features, and of what killed runs left of some."""
         latest = time.time_ns() + DAY_NS
         for meta in self.folder.parent.glob(f"*/{META_FILE}"):
             with suppress(ValueError, OSError):  # damaged, of an earlier format, or of another user
                 if what_of(read_fingerprint(meta.parent)) == FEATURES:
-                    for path, status in statuses(path for path in shards(meta.parent) if SHARD_NAME.fullmatch(path.name)):
+                    own = [path for path in shards(meta.parent) if SHARD_NAME.fullmatch(path.name)]
+                    own += leftovers(meta.parent, min_age_seconds=LEFTOVER_AGE_SECONDS)
+                    for path, status in statuses(own):
                         used = status.st_mtime_ns
                         yield (used if used < latest else 0), status.st_size, path
 

@@ -14,7 +14,7 @@ from mpo.models.packable import find_text_model, fixed_context
 from mpo.models.parts import base_model
 from mpo.models.tower import find_tower
 from mpo.training.loading import batch_sampler
-from mpo.training.start import adds_router_loss, choose_layout, conversation_collator, pair_collator
+from mpo.training.start import adds_router_loss, choose_layout, collator_of
 
 
 class Workload:
@@ -37,9 +37,8 @@ class Workload:
         paired = "sides" not in args.encoding_rules()
         twice = (1 + paired) * truncated.prompt + truncated.chosen + truncated.rejected
         self.tokens, self.tiles = truncated.tokens() if self.layout == "packed" else twice, truncated.tiles
-        collator: Any = pair_collator if paired else conversation_collator
         blank_image, context = ranks > 1 and hasattr(model.config, "vision_config"), fixed_context(model)
-        self.collator = replace(collator(processor, args), layout=self.layout, context=context, blank_image=blank_image)
+        self.collator = replace(collator_of(processor, args), layout=self.layout, context=context, blank_image=blank_image)
         size, sampler = args.per_device_train_batch_size, None
         if args.batching == "tokens" or args.group_same_prompt > 1:
             sampler = batch_sampler(truncated, args, pairs_per_batch=size, ranks=ranks)

@@ -46,13 +46,9 @@ class BadRecords:
         self._rewrite()
 
     def see(self, data: str, seen: int, bad: Sequence[Mapping[str, Any]], **moment: Any) -> None:
-        """Count the records of a batch of this rank.
+        """Count the records of a batch of this rank, `seen` without padding, and the `bad` ones (`mpo.batching.skipping.sort_out`).
 
-        Args:
-            data: name of the batch's data set.
-            seen: number of its records, without padding.
-            bad: its bad records, as `mpo.batching.skipping.sort_out` returns them.
-            moment: when it was seen, for the list.
+        `moment` is when they were seen, for the list.
         """
         self._new_seen[data] = self._new_seen.get(data, 0) + seen
         self._new += [{"data": data, **entry, **moment} for entry in bad]

@@ -27,12 +27,7 @@ class FiniteGuard:
         self._first: list[Tensor | None] = [None, None]  # first micro-batches with a loss, and with gradients, not finite
 
     def see_loss(self, step: int, records: Sequence[str], loss: Tensor) -> None:
-        """Record the loss of a micro-batch.
-
-        Args:
-            step: its optimizer step, counted from 1.
-            loss: scalar.
-        """
+        """Record the loss of a micro-batch, a scalar, of an optimizer step, counted from 1."""
         self._batches.append((step, records))
         self._see(0, loss)
 
@@ -52,13 +47,10 @@ class FiniteGuard:
         return bad if self._over_ranks is None else self._over_ranks(bad.float()) > 0
 
     def gate(self, optimizer: Optimizer, bad: Tensor, *, on_device: bool = True) -> None:
-        """Prevent `optimizer`'s next step from changing anything if `bad`.
+        """Prevent `optimizer`'s next step from changing anything if `bad`, a boolean scalar.
 
-        Fused optimizers decide on the device. For the others one number is read per step, and their gradients are set to None.
-
-        Args:
-            bad: boolean scalar.
-            on_device: False with a GradScaler, which uses the same attribute of a fused optimizer.
+        Fused optimizers decide on the device, unless a GradScaler, which uses the same attribute, excludes it (`on_device`). For
+        the others one number is read per step, and their gradients are set to None.
         """
         if on_device and all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]

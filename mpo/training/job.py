@@ -17,7 +17,7 @@ from transformers.utils import is_bitsandbytes_available, is_liger_kernel_availa
 from yaml import YAMLError
 
 from mpo.batching.attention import check_backend
-from mpo.data import load_conversations, load_preferences, load_questions
+from mpo.data import load_conversations, load_preferences
 from mpo.data.mixture_file import read_mixture
 from mpo.io import BAD_RECORDS, did_you_mean, write_text
 from mpo.models.family import PARTS
@@ -33,9 +33,7 @@ from mpo.training.loop_config import LoopConfig
 from mpo.training.mpo import MPOTrainer
 from mpo.training.record_checks import check_before_training
 from mpo.training.same_run import check_same_recipe
-from mpo.training.samples.accuracy import MeasureAccuracy
-from mpo.training.samples.callback import WITH_EVALUATIONS, SampleResponses, check_sampling
-from mpo.training.samples.prompts import first_prompts, load_prompts
+from mpo.training.samples.recipe import check_samples, sampling
 from mpo.training.schema import DATA_NAMES, check_data, check_keys, hints
 from mpo.training.sft import PackedSFTTrainer
 from mpo.training.sft_config import PackedSFTConfig
@@ -157,7 +155,8 @@ class TrainJob(TrainedModel):
         check_parts(job.parts(), adapters=job.peft["kind"] != "none")
         job.adapter(job.expected_family())
         job.check_fuser_rate()
-        job.check_samples()
+        strategy, eval_path = job.trainer.get("eval_strategy", "no"), job.data.get("eval_path")
+        check_samples(job.samples or {}, strategy, eval_path, evaluated=strategy == "no" or job.eval_data() is not None)
         if job.model.get("name_or_path", 0) in (None, "???"):
             raise ValueError("model.name_or_path is not set. Add model.name_or_path=... to the command.")
         if job.model.get("name_or_path"):
@@ -180,25 +179,6 @@ class TrainJob(TrainedModel):
             why = "has layers that its projector fuses" if hasattr(config, "fusion") else "has no fuser"
             raise ValueError(f"lr.fuser={rate} has no effect: the {config.model_type} {why}. Set lr.fuser=null.")
 
-    def check_samples(self) -> None:
-        """Refuse invalid sampling settings."""
-        given = self.samples or {}
-        check_sampling(given.get("every", 100), given.get("max_new_tokens", 256), given.get("temperature", 0.0))
-        if given.get("image_root") and not (given.get("path") or given.get("questions")):
-            raise ValueError("samples.image_root needs samples.path, which is not set. Set it or remove samples.image_root.")
-        strategy = self.trainer.get("eval_strategy", "no")
-        if strategy != "no" and self.eval_data() is None:
-            raise ValueError(f"trainer.eval_strategy={strategy} needs data to evaluate on. Set data.eval_path, or leave it out.")
-        idle = strategy == "no" and (not given.get("count", 4 if given else 0) or given.get("path"))
-        if idle and self.data.get("eval_path"):
-            raise ValueError(
-                "data.eval_path is set, but nothing reads it: trainer.eval_strategy=no, and no samples of it are taken. Set "
-                "trainer.eval_strategy=steps (or samples.count), or leave data.eval_path out."
-            )
-        named = "every=evaluation" if given.get("every") == WITH_EVALUATIONS else given.get("questions") and "questions"
-        if named and strategy == "no":
-            raise ValueError(f"samples.{named} needs evaluations. Set trainer.eval_strategy=steps, and data.eval_path.")
-
     def check_packages(self, args: LoopConfig) -> None:
         """Refuse settings that need a package that is not installed."""
         for name in args.report_to:
@@ -218,28 +198,6 @@ class TrainJob(TrainedModel):
             needed.append(("use_liger_kernel", "liger-kernel"))
         for setting, package in needed:
             raise ValueError(f"trainer.{setting} needs {package}, which is not installed: pip install {package}.")
-
-    def sampled(self, eval_records: Any) -> list[TrainerCallback]:
-        """Return the callbacks that sample responses, and that measure accuracy on questions, if any."""
-        given = self.samples or {"count": 0}
-        path, root, count = given.get("path"), given.get("image_root"), given.get("count", 4)
-
-        def named(*names: str) -> dict[str, Any]:
-            return {name: given[name] for name in names if name in given}
-
-        found: list[TrainerCallback] = []
-        if count and (path or eval_records):
-            own = {name: self.data.get(name) for name in ("tiles", "metadata")}
-            records = (
-                load_prompts(path, image_root=root, count=count, **own)
-                if path
-                else first_prompts(eval_records, count, on_bad_record=self.data.get("on_bad_record") or "raise")
-            )
-            found.append(SampleResponses(records, **named("every", "max_new_tokens", "temperature")))
-        if given.get("questions"):
-            questions = load_questions(given["questions"], image_root=root)
-            found.append(MeasureAccuracy(questions, **named("mode", "max_new_tokens")))
-        return found
 
     def train_data(self) -> dict[str, Any]:
         """Return the arguments of the task's `load` for the training data."""
@@ -406,7 +364,7 @@ def run_train_job(job: TrainJob, *, callbacks: Iterable[TrainerCallback] = (), a
     records = job.kind.load(**job.train_data())
     evaluation = job.eval_data()
     eval_records = job.kind.load(**evaluation) if evaluation else None
-    samples = job.sampled(eval_records)
+    samples = sampling(job.samples or {"count": 0}, job.data, eval_records)
 
     quantization = job.quantization()
     loaded = job.loader()(**job.settings(), **({"quantization_config": quantization} if quantization is not None else {}))

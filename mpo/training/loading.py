@@ -213,12 +213,7 @@ class LoadsBatches(UsesFeatures):
 
 
 def batch_sampler(costs: Any, args: LoopConfig, *, pairs_per_batch: int, ranks: int, rank: int = 0) -> PairBatchSampler:
-    """Plan the batches of a run.
-
-    Args:
-        costs: costs of the records as they are trained.
-        pairs_per_batch: micro-batch size, without token budgets.
-    """
+    """Plan the batches of a run, of the costs of the records as they are trained."""
     return PairBatchSampler(
         costs,
         batching="tokens" if args.batching == "tokens" else "pairs",

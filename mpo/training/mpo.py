@@ -16,7 +16,7 @@ from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
 from mpo.batching.batch import Batch
-from mpo.batching.collator import LabelledBatches, PairCollator
+from mpo.batching.collator import LabelledBatches
 from mpo.encoding.turns import SIDES
 from mpo.losses import SFT, PairLogps
 from mpo.schema import TRL_COLUMNS, names
@@ -310,5 +310,4 @@ def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
         raise ValueError("on_bad_record='skip' needs mpo's PairCollator, and this run has a data_collator of its own. Use 'raise'.")
     if users is not None:
         return LabelledBatches(users)
-    own = ("max_length", "truncation_mode", "completion_end", "ld_alpha")
-    return collator_of(PairCollator, processing_class, args, *own, keys=args.reference == "cached")
+    return collator_of(processing_class, args)

@@ -9,7 +9,6 @@ from trl import SFTTrainer
 from trl.trainer import sft_trainer
 
 from mpo.batching.batch import Batch
-from mpo.batching.collator import ConversationCollator
 from mpo.encoding.turns import CONVERSATION, SIDES
 from mpo.schema import CONVERSATION_COLUMNS, TRL_COLUMNS, names
 from mpo.training.loop import Loop
@@ -69,14 +68,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
         peft_config: Any = None,
         formatting_func: Any = None,
     ) -> None:
-        others = {
-            "data_collator": (data_collator, "conversations are packed by this library's collator."),
-            "compute_loss_func": (compute_loss_func, "the loss is set by loss_type and loss_average."),
-            "formatting_func": (formatting_func, "the chat template renders conversations. Give 'messages' with dataset.map."),
-        }
-        for name, (value, reason) in others.items():
-            if value is not None:
-                raise ValueError(f"{name} would be ignored: {reason} Leave it out.")
+        _refuse(data_collator=data_collator, compute_loss_func=compute_loss_func, formatting_func=formatting_func)
         args = checked_arguments(args, model, PackedSFTConfig)
         if processing_class is None:
             processing_class = load_processing_class(model, args)
@@ -86,7 +78,6 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
                 f"packing_buffer={args.packing_buffer} would be ignored: the rows of a Dataset are planned for an epoch, and only "
                 "those of a stream are packed from a buffer. Leave it out."
             )
-        budget = args.encoding_rules()["budget"]
         model, quantization_config = self._loaded(model, args, optimizers[0], quantization_config, peft_config)
         adapters = self._construct(
             model,
@@ -94,7 +85,7 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
             sft_trainer,
             # Packing and labels are this library's collator's.
             {"packing": False, "padding_free": False, "assistant_only_loss": False},
-            data_collator=collator_of(ConversationCollator, processing_class, args, "train_on", budget=budget),
+            data_collator=collator_of(processing_class, args),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -157,3 +148,15 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
 
     def _loss_in_card(self) -> str:
         return "The loss is the negative log-likelihood of the labelled turns, of conversations packed into rows."
+
+
+def _refuse(**given: Any) -> None:
+    """Refuse arguments of `SFTTrainer` that do not apply."""
+    reasons = {
+        "data_collator": "conversations are packed by this library's collator.",
+        "compute_loss_func": "the loss is set by loss_type and loss_average.",
+        "formatting_func": "the chat template renders conversations. Give 'messages' with dataset.map.",
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} would be ignored: {reasons[name]} Leave it out.")

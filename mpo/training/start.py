@@ -123,12 +123,20 @@ def choose_layout(
     return ("packed", None) if reason is None else ("padded", reason)
 
 
-def collator_of(kind: type[PairCollator | ConversationCollator], processing_class: Any, args: Any, *own: str, **more: Any) -> Any:
-    """Build the collator of a run, with the settings in `own` and `more`; its layout is chosen later (`choose_layout`)."""
+def collator_of(processing_class: Any, args: LoopConfig) -> PairCollator | ConversationCollator:
+    """Build the collator of a run on pairs or conversations; its layout is chosen later (`choose_layout`)."""
     if args.pad_token is not None:
         getattr(processing_class, "tokenizer", processing_class).pad_token = args.pad_token
-    given = {name: getattr(args, name) for name in ("tile_budget", "pad_to_multiple_of", "on_bad_record", *own)}
-    return kind(processing_class=processing_class, augment_seed=args.order_seed, **given, **more)
+
+    def named(*names: str) -> dict[str, Any]:
+        return {name: getattr(args, name) for name in names}
+
+    given = {"processing_class": processing_class, "augment_seed": args.order_seed}
+    given |= named("tile_budget", "pad_to_multiple_of", "on_bad_record")
+    if isinstance(args, MPOConfig):
+        own = named("max_length", "truncation_mode", "completion_end", "ld_alpha")
+        return PairCollator(**given, **own, keys=args.reference == "cached")
+    return ConversationCollator(**given, **named("train_on"), budget=args.encoding_rules()["budget"])
 
 
 def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SIDES,), processing_class: Any = None) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from official_checkpoints import write_official
 from support import make_image
 
 from mpo.commands import main
+from mpo.commands.train import _report
 from mpo.data import load_conversations, load_preferences
 from mpo.models.family import INTERNVL
 from mpo.models.loading import load_model
@@ -391,3 +393,15 @@ def test_json_and_a_run_with_nothing_left_to_train(arguments, tmp_path, capfd):
     assert found[0]["metrics"]["loss"] == found[1]["metrics"]["loss"] > 0
     assert main(["train", *arguments, "dry_run=true", "--json"]) == 0
     assert "Parameters" in json.loads(capfd.readouterr().out)["runs"][0]["dry_run"]
+
+
+@pytest.mark.parametrize(("rates", "set_rate", "done"), [([0.0], 1e-5, False), ([0.0], 0.0, True), ([0.0, 1e-5], 1e-5, True)])
+def test_a_run_whose_only_step_had_the_rate_0_is_not_done(tmp_path, capsys, rates, set_rate, done):
+    """A rate of 0 that was set, beside rates of parts, is no warm-up."""
+    log = [{"learning_rate": rate, "step": step} for step, rate in enumerate(rates, 1)]
+    state = {"global_step": len(rates), "max_steps": len(rates), "log_history": log}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    job = SimpleNamespace(run_dir=str(tmp_path), task="train", trainer={"learning_rate": set_rate})
+    _report(job, None, -1)
+    said = capsys.readouterr().out
+    assert ("done" in said, "nothing was trained" in said) == (done, not done)

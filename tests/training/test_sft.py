@@ -153,7 +153,8 @@ def test_weights_do_not_depend_on_the_split(tmp_path, average):
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     step = {"sft": True, "records": 9, **SGD, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    scenarios = {"ranks": step, "tokens": {"sft": True, "records": 9, **SGD, **TOKENS, "save_strategy": "steps", "save_steps": 1}}
+    scenarios = {"ranks": step, "rest": {**step, "records": 6}}
+    scenarios |= {"tokens": {"sft": True, "records": 9, **SGD, **TOKENS, "save_strategy": "steps", "save_steps": 1}}
     scenarios |= {"resumed": {**scenarios["tokens"], "save_strategy": "no", "resume": "tokens/checkpoint-1"}}
     streamed = {"sft": True, "records": 9, **SGD, **TOKENS, "stream": True, "packing_buffer": 4, "max_steps": 3}
     scenarios |= {"stream": {**streamed, "save_strategy": "steps", "save_steps": 2}}
@@ -169,6 +170,12 @@ def test_two_ranks_equal_one(two_ranks, tmp_path):
     alone = trained(tmp_path, records=9, **SGD, per_device_train_batch_size=8)
     assert difference(torch.load(two_ranks / "ranks.pt")["weights"], alone) < 1e-6
     assert difference(torch.load(two_ranks / "sharded.pt")["weights"], alone) < 1e-6
+
+
+def test_the_end_of_an_epoch_is_that_of_its_last_micro_batch(two_ranks, tmp_path):
+    """Six conversations, one step of two micro-batches: the first is full on both ranks, rank 1 only fills up the second."""
+    alone = trained(tmp_path, records=6, **SGD, per_device_train_batch_size=6)
+    assert difference(torch.load(two_ranks / "rest.pt")["weights"], alone) < 1e-6
 
 
 @pytest.mark.parametrize(("run", "other"), [("tokens", "resumed"), ("stream", "resumed stream"), ("stream", "stream, workers")])

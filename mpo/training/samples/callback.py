@@ -147,11 +147,7 @@ class SampleResponses(UsesTrainer):
 
 
 def check_sampling(every: int | str, max_new_tokens: int, temperature: float) -> None:
-    """Refuse invalid settings of the sampling.
-
-    Raises:
-        ValueError: naming the setting and its value.
-    """
+    """Refuse invalid settings of the sampling."""
     if every != WITH_EVALUATIONS and (not isinstance(every, int) or every < 1):
         raise ValueError(
             f"Set every to a number of steps between samplings, 1 or more, or to {WITH_EVALUATIONS!r}; got every={every!r}."

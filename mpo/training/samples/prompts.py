@@ -133,11 +133,7 @@ def _name(image: Any) -> str:
 
 
 def checked_records(records: Iterable[Record]) -> list[Record]:
-    """The given records as a list, checked.
-
-    Raises:
-        ValueError: when there are none, or one has no prompt.
-    """
+    """The given records as a list; refuse none, and one without a prompt."""
     checked = list(records)
     if not checked:
         raise ValueError("There are no records to sample responses for. Give at least one with a 'prompt'.")

@@ -17,12 +17,7 @@ NAME = "samples"
 
 
 def show_in_trackers(callbacks: Iterable[TrainerCallback], step: int, rows: Rows) -> None:
-    """Send a step's responses to each tracker among a trainer's callbacks.
-
-    Args:
-        step: optimiser step.
-        rows: one per response, all with the same keys.
-    """
+    """Send a step's responses, rows of the same keys, to each tracker among a trainer's callbacks."""
     for callback in callbacks:
         for kind, show in _SHOW.items():
             if isinstance(callback, kind):

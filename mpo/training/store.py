@@ -20,7 +20,7 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -63,6 +63,10 @@ class DamagedShard(StoreError):
 
 class ForeignShard(StoreError):
     """A shard of another fingerprint."""
+
+
+class UnreadableShard(StoreError):
+    """A shard that this user may not read, or that cannot be opened for another reason than its content."""
 
 
 class EarlierFormat(ValueError):
@@ -112,7 +116,11 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, durable: bool = True) -> None:
         self.fingerprint, self._durable = fingerprint, durable
         self.folder = open_folder(Path(folder), fingerprint)
-        write_meta(self.folder, fingerprint)
+        try:
+            write_meta(self.folder, fingerprint)
+        except OSError as error:
+            what = f"The cache of {what_of(fingerprint)} cannot be written to {self.folder} ({error.strerror})"
+            raise ValueError(f"{what}. Pass a folder that this user may write to, on a disk with room.") from error
         # Sorted blocks, each at least twice as long as the next: few to search, and cheap to add to.
         self._blocks: list[Entries] = []
         self._names: list[str] = []  # of shards, by number
@@ -143,6 +151,7 @@ class Store:
         if tensors:
             columns |= {"rows": list(map(len, tensors)), "checksum": [_checksum({}, {TENSOR: tensor}) for tensor in tensors]}
         entries = Entries.of(key_array(keys), what_of(self.fingerprint), **columns)
+        write_meta(self.folder, self.fingerprint)  # again, if the folder was removed
         path = write_shard(self.folder, entries, self.fingerprint, tensors, durable=self._durable)
         self._remember({path.name: entries})
 
@@ -175,7 +184,7 @@ def open_folder(root: Path, fingerprint: Fingerprint) -> Path:
 
     Raises ValueError for a file, or a folder of another fingerprint.
     """
-    what, root = what_of(fingerprint), root.expanduser()
+    what, root = what_of(fingerprint), Path(os.path.abspath(root.expanduser()))  # "." has no parent
     if root.exists() and not root.is_dir():
         raise ValueError(f"The cache of {what} must be a folder, but {root} is a file. Pass another path.")
     own = own_folder(root, fingerprint)
@@ -263,28 +272,22 @@ def read_fingerprint(folder: Path) -> Fingerprint:
 def leftovers(folder: Path, *, min_age_seconds: float = 0.0) -> list[Path]:
     """Return incomplete files of killed writers: shards or meta.json under a temporary name."""
     found = []
-    for path in sorted(folder.rglob("*.tmp")):
+    for path, status in statuses(sorted(folder.rglob("*.tmp"))):
         target = TEMPORARY.fullmatch(path.name)
-        with suppress(FileNotFoundError):  # renamed by its writer meanwhile
-            if target and (target["name"] == META_FILE or SHARD_NAME.fullmatch(target["name"])) and path.is_file():
-                if time.time() - path.stat().st_mtime >= min_age_seconds:
-                    found.append(path)
+        if target and (target["name"] == META_FILE or SHARD_NAME.fullmatch(target["name"])) and path.is_file():
+            if time.time() - status.st_mtime >= min_age_seconds:
+                found.append(path)
     return found
 
 
 def write_meta(folder: Path, fingerprint: Fingerprint) -> None:
-    """Write a folder's meta.json unless it exists. Raises ValueError where it cannot be written."""
+    """Write a folder's meta.json unless it exists. Raises OSError where it cannot be written."""
     path = folder / META_FILE
     if path.exists():
         return
     created = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"format": format_of(fingerprint), "created": created, **asdict(fingerprint)}, indent=2)
-    # Ranks may write it at the same time; the last one replaces equal content.
-    try:
-        write_file(text.encode(), path)
-    except OSError as error:
-        what = f"The cache of {what_of(fingerprint)} cannot be written to {folder} ({error.strerror})"
-        raise ValueError(f"{what}. Pass a folder that this user may write to.") from error
+    write_file(text.encode(), path)  # ranks may write it at the same time; the last one replaces equal content
 
 
 def write_file(data: bytes, path: Path, *, durable: bool = True) -> None:
@@ -304,6 +307,13 @@ def key_array(keys: Sequence[bytes]) -> npt.NDArray[np.bytes_]:
     for key in keys:
         assert len(key) == KEY_BYTES, f"a key has {KEY_BYTES} bytes, this one {len(key)}"
     return np.frombuffer(b"".join(keys), dtype=f"S{KEY_BYTES}")
+
+
+def statuses(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Return paths and their status, without those that other processes have removed."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path, path.stat()
 
 
 def shards(folder: Path, seen: Container[str] = ()) -> list[Path]:
@@ -328,12 +338,18 @@ def write_shard(
 
 
 def open_shard(path: Path, fingerprint: Fingerprint) -> Any:
-    """Open a shard, which can then be read after its removal. Raises FileNotFoundError, and DamagedShard if it cannot be read."""
+    """Open a shard, which can then be read after its removal. Raises FileNotFoundError, UnreadableShard and DamagedShard."""
     try:
         return safe_open(path, "pt")  # type: ignore[no-untyped-call]
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        # It opens the file twice, and says of any that it cannot open, first that it does not exist, then RuntimeError.
+        try:
+            path.open("rb").close()
+        except FileNotFoundError as removed:
+            raise removed from None
+        except OSError as reason:
+            fix = "Give this user the right to read it, or use another folder"
+            raise UnreadableShard(f"{path} cannot be opened ({reason.strerror}). {fix}.") from error
         raise damaged(path, fingerprint, f"{type(error).__name__}: {error}") from error
 
 

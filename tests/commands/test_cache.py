@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mpo.commands import main
+from mpo.training import store
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
 from mpo.training.store import LOG_PROBS, Entries, read_shard, shards, write_shard
@@ -87,6 +88,30 @@ def test_inspect_says_whose_it_is_and_how_much(cache, run):
         assert part in said, said
     assert re.search(r"completions +5\n", said) and re.search(r"shards +3, ", said)
     assert "Other" in said and "nothing yet" in said
+
+
+def test_inspect_goes_on_where_runs_remove_files(cache, run, monkeypatch):
+    gone = [cache.folder / f"{'0' * 32}.safetensors", cache.folder / f"{'0' * 32}.safetensors.ba9876543210.tmp"]
+    found = [*shards(cache.folder), gone[0]]
+    monkeypatch.setattr(store, "shards", lambda folder: found)
+    monkeypatch.setattr(store, "leftovers", lambda folder: gone[1:])
+    status, said = run("inspect", cache.folder)
+    assert status == 0 and re.search(r"shards +3, ", said) and "unreadable" not in said and re.search("temporary files +none", said)
+
+
+def test_a_shard_that_this_user_may_not_read_is_named_and_kept(cache, run, monkeypatch):
+    path, real = shards(cache.folder)[0], store.open_shard
+
+    def denied(file, fingerprint):  # as of root nothing is denied
+        if file == path:
+            raise store.UnreadableShard(f"{path} cannot be opened (Permission denied).")
+        return real(file, fingerprint)
+
+    monkeypatch.setattr(store, "open_shard", denied)
+    status, said = run("verify", cache.folder)
+    assert status == 1 and "Permission denied" in said and "prune" not in said
+    status, said = run("prune", cache.folder)
+    assert f"keep {path.name}: this user cannot read it" in said and path.exists()
 
 
 def test_verify_is_content_with_a_whole_cache(cache, run):

@@ -201,6 +201,20 @@ def test_a_replaced_image_is_computed_before_training(tmp_path, images, forwards
     assert sum(forwards) == 20  # with the one beside it
 
 
+def test_removed_log_probs_are_computed_again_though_as_many_others_were_added(tmp_path, images, forwards):
+    small_run(tmp_path, pairs=3, **cached(tmp_path)).train()
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.unlink()
+    for number, path in enumerate(images):
+        path.rename(path.with_suffix(".first"))
+        make_image(20 + number).save(path)
+    small_run(tmp_path, pairs=3, **cached(tmp_path)).train()
+    for path in images:
+        path.with_suffix(".first").rename(path)  # with its time
+    small_run(tmp_path, pairs=3, **cached(tmp_path)).train()
+    assert sum(forwards) == 18
+
+
 def test_a_mended_image_is_computed_before_training(tmp_path, images, forwards):
     """It was left out when the cache was filled. Fixed without a trace, in size and time."""
     whole, status = images[3].read_bytes(), images[3].stat()

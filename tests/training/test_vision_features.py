@@ -38,9 +38,10 @@ from mpo.preflight.dry_run import feature_lines
 from mpo.schema import Question
 from mpo.training.checkpoint import latest_checkpoint
 from mpo.training.features.cache import FeatureCache
+from mpo.training.features.use import cached_tower
 from mpo.training.reference.cache import ReferenceCache
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import META_FILE, read_fingerprint, read_shard, shards
+from mpo.training.store import META_FILE, UnreadableShard, read_fingerprint, read_shard, shards
 
 
 def cached(folder, **settings):
@@ -662,6 +663,62 @@ def test_of_images_that_do_not_all_fit_those_that_a_run_has_stay(tmp_path, caplo
     assert not shards(earlier.folder) and len(shards(cache.folder)) == 4
     assert [number for epoch, number in again if epoch] == [5, 6, 5, 6]
     assert caplog.text.count("vision_feature_cache_gb keeps them") == 1
+
+
+def test_a_command_removes_nothing_of_a_run(tmp_path):
+    """A run's limit may be higher than the default, which this folder exceeds."""
+    large = FeatureCache(tmp_path, HERE)
+    path = shard_of(large, put(large, 1))
+    os.truncate(path, 300 * 10**9)  # sparse
+    os.utime(path, (1000, 1000))
+    trainer = small_run(tmp_path, frozen_tower=True)
+    cache = cached_tower(trainer.model, trainer.processing_class, tmp_path).cache
+    assert cache.find(put(cache, 2)) and path.exists()
+
+
+def test_a_time_in_the_future_keeps_nothing(tmp_path):
+    old = FeatureCache(tmp_path, HERE)
+    for path in [shard_of(old, put(old, number, tiles=999)) for number in range(3)]:
+        os.utime(path, (4e9, 4e9))
+    new = FeatureCache(tmp_path, HERE, limit_bytes=2.5 * path.stat().st_size)
+    assert new.find(put(new, 9, tiles=999)) and len(shards(new.folder)) == 2
+
+
+def test_a_folder_removed_during_a_run_is_a_cache_again(tmp_path, capsys, monkeypatch):
+    cache = FeatureCache(tmp_path, HERE)
+    key = put(cache, 1)
+    shutil.rmtree(cache.folder)
+    assert cache.find(key) is None and cache.find(put(cache, 1)) and "1 images" in cache.holds()
+    assert main(["cache", "verify", str(tmp_path)]) == 0
+    monkeypatch.chdir(cache.folder)
+    assert "1 images" in FeatureCache(".", HERE).holds()  # its parent is known, whose size has the limit
+
+
+def test_a_shard_that_cannot_be_opened_is_neither_removed_nor_damaged(tmp_path):
+    import resource
+
+    cache = FeatureCache(tmp_path, HERE)
+    key, before = put(cache, 1), resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        with pytest.raises(UnreadableShard, match="Too many open files"):
+            cache.find(key)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert cache.find(key)
+
+
+def test_a_shard_removed_while_it_is_opened_is_not_there(tmp_path, monkeypatch):
+    cache, real = FeatureCache(tmp_path, HERE), torch.UntypedStorage.from_file
+    key = put(cache, 1)
+
+    def removing(name, *args, **kwargs):
+        os.unlink(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", removing)  # safetensors opens a file a second time with it
+    assert cache.find(key) is None and FeatureCache(tmp_path, HERE).find(key) is None
 
 
 def test_only_files_of_caches_are_removed(tmp_path):

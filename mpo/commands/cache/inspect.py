@@ -31,23 +31,26 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _contents(folder: Path, fingerprint: Any) -> dict[str, Any]:
-    from mpo.training.store import FEATURES, leftovers, read_shard, shards, what_of
+    from mpo.training.store import FEATURES, leftovers, read_shard, shards, statuses, what_of
 
-    temporary, files, entries, unreadable = leftovers(folder), shards(folder), 0, 0
-    for shard in files:
+    temporary, files, entries, unreadable = [status.st_size for _, status in statuses(leftovers(folder))], [], 0, 0
+    for shard, status in statuses(shards(folder)):
         try:
             entries += len(read_shard(shard, fingerprint).keys)
-        except (ValueError, OSError):
+        except FileNotFoundError:  # removed by a run
+            continue
+        except ValueError:
             unreadable += 1
-    times = sorted(shard.stat().st_mtime for shard in files)
+        files.append(status)
+    times = sorted(status.st_mtime for status in files)
     return {
         "folder": str(folder),
         "images" if what_of(fingerprint) == FEATURES else "completions": entries,
         "shards": len(files),
         "unreadable": unreadable,
-        "bytes": sum(shard.stat().st_size for shard in files),
+        "bytes": sum(status.st_size for status in files),
         "written": [datetime.fromtimestamp(time).isoformat(" ", "minutes") for time in (times[0], times[-1])] if times else [],
-        "temporary": {"files": len(temporary), "bytes": sum(file.stat().st_size for file in temporary)},
+        "temporary": {"files": len(temporary), "bytes": sum(temporary)},
         "about": fingerprint.about,
         "settings": fingerprint.settings,
         "fingerprint": {"digest": fingerprint.digest, "parts": fingerprint.parts},

@@ -26,11 +26,11 @@ def run(args: argparse.Namespace) -> Report:
     from mpo.training.reference.maintenance import check_folder
     from mpo.training.store import read_caches
 
-    lines, folders = [], []
+    lines, folders, prunable = [], [], False
     caches, unread = read_caches(args.folder)
     for folder, fingerprint in caches:
         check = check_folder(folder, fingerprint)
-        problems = check.problems
+        problems, prunable = check.problems, prunable or bool(check.damaged or check.wrong)
         folders.append({"folder": folder, "entries": check.entries, "intact_shards": len(check.whole), "problems": problems})
         lines.append(f"{folder}: {check.entries:,} entries in {len(check.whole)} intact shards, {len(problems)} problems")
         lines += [f"  {problem}" for problem in problems[:MOST_LINES]]
@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> Report:
             lines.append(f"  ... and {len(problems) - MOST_LINES:,} more")
     bad = any(found["problems"] for found in folders)
     fix = f"Run `mpo cache prune {args.folder}` to remove damaged and invalid entries; the next run computes them again."
-    lines += [fix] if bad else []
+    lines += [fix] if prunable else []
     others = list(map(str, unread.values()))
     return Report("\n".join([*lines, *others]), {"folders": folders, "problems": others}, int(bad or bool(unread)))

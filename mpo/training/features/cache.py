@@ -20,13 +20,26 @@ from torch import Tensor
 
 from mpo.encoding.keys import KEY_BYTES
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import FEATURES, META_FILE, SHARD_NAME, Store, open_shard, read_fingerprint, read_tensor, shards, what_of
+from mpo.training.store import (
+    FEATURES,
+    META_FILE,
+    SHARD_NAME,
+    Store,
+    open_shard,
+    read_fingerprint,
+    read_tensor,
+    shards,
+    statuses,
+    what_of,
+)
 
 logger = logging.getLogger(__name__)
 
 LIMIT_GB = 200.0
 SLACK = 0.01
 """Fraction of the limit that a process may write before it looks at the folder's size again, and that is removed beyond it."""
+DAY_NS = 86_400 * 10**9
+"""A time of last use so far in the future is of a wrong clock, and says nothing."""
 SHARD_BYTES = 64e6
 """Size of the features at which a shard is written before its batch is complete."""
 
@@ -48,7 +61,7 @@ class FeatureCache(Store):
 
     Args:
         folder: see `Store`, and `fingerprint`, and the errors, which `find` and `read` raise too.
-        limit_bytes: maximum size of all features in the root folder.
+        limit_bytes: maximum size of all features in the root folder. inf: no limit, and nothing is removed.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, limit_bytes: float = LIMIT_GB * 1e9) -> None:
@@ -130,12 +143,13 @@ class FeatureCache(Store):
 
     def _states(self) -> Iterator[tuple[int, int, Path]]:
         """Time of the last use, size and path of the shards of features in the root folder, and of nothing else there."""
+        latest = time.time_ns() + DAY_NS
         for meta in self.folder.parent.glob(f"*/{META_FILE}"):
             with suppress(ValueError, OSError):  # damaged, of an earlier format, or of another user
                 if what_of(read_fingerprint(meta.parent)) == FEATURES:
-                    for path in filter(lambda path: SHARD_NAME.fullmatch(path.name), shards(meta.parent)):
-                        with suppress(FileNotFoundError):  # another process removes shards too
-                            yield (status := path.stat()).st_mtime_ns, status.st_size, path
+                    for path, status in statuses(path for path in shards(meta.parent) if SHARD_NAME.fullmatch(path.name)):
+                        used = status.st_mtime_ns
+                        yield (used if used < latest else 0), status.st_size, path
 
     def _has_room(self, size: int) -> bool:
         """Whether so many bytes more can be written. Removes what has not been used since this cache was opened."""

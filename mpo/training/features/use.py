@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -174,7 +175,8 @@ def cached_tower(model: nn.Module, processing_class: Any, folder: str | Path) ->
         if (own_folder(Path(folder).expanduser(), after) / META_FILE).is_file():
             fingerprint, projected = after, True
     take_features(base.base_model, projected=projected)
-    return CachedTower(FeatureCache(folder, fingerprint), base.base_model, projected=projected)
+    # The limit of the folder is its runs', which is not known here: nothing of theirs is removed.
+    return CachedTower(FeatureCache(folder, fingerprint, limit_bytes=math.inf), base.base_model, projected=projected)
 
 
 def with_cached_features(generator: LocalGenerator, folder: str | Path | None) -> LocalGenerator:

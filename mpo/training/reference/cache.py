@@ -3,6 +3,7 @@
 An entry, 24 bytes, is the log-prob of one completion.
 """
 
+import hashlib
 import math
 import os
 import time
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import Store
+from mpo.training.store import Entries, Store
 
 
 class Found(NamedTuple):
@@ -63,6 +64,11 @@ class ReferenceCache(Store):
 
     def __len__(self) -> int:
         return super().__len__() + len(self._pending)
+
+    def digest(self) -> str:
+        """Return a hash of the keys of all entries that are written."""
+        keys = Entries.merged(self._blocks).keys if self._blocks else np.array([], "S1")
+        return hashlib.sha256(keys.tobytes()).hexdigest()
 
     def get(self, keys: Sequence[bytes]) -> Found:
         """Look up entries by their keys (`mpo.encoding.keys.completion_key`)."""

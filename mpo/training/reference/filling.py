@@ -113,7 +113,7 @@ def fill(
     # Named before anything is computed: a file that changes meanwhile then gives the next run another name.
     file_name = finished_name(dataset, settings) if accelerator.is_main_process else None
     finished = cache.folder / file_name if file_name is not None else None
-    is_full = [finished is not None and finished.exists() and finished.read_text() == str(len(cache))]
+    is_full = [finished is not None and finished.exists() and finished.read_text() == cache.digest()]
     if broadcast_object_list(is_full)[0]:  # all ranks decide alike
         return
     bad = 0
@@ -126,7 +126,7 @@ def fill(
     cache.refresh()
     any_bad = bool(accelerator.reduce(torch.tensor(bad, device=accelerator.device)) > 0)
     if finished is not None and not any_bad:
-        write_text(finished, str(len(cache)))
+        write_text(finished, cache.digest())
 
 
 def finished_name(dataset: Any, settings: Any) -> str | None:

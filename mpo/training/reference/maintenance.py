@@ -10,7 +10,7 @@ import numpy as np
 from mpo.io import StoreError
 from mpo.training import store
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.store import DamagedShard, Entries
+from mpo.training.store import DamagedShard, Entries, ForeignShard
 
 SMALL_SHARD = 250_000
 """Pruning merges shards of log-probs with fewer entries than this (6 MB)."""
@@ -29,7 +29,7 @@ class Check:
     entries: int = 0
     whole: dict[Path, Entries] = field(default_factory=dict)
     damaged: list[Path] = field(default_factory=list)
-    foreign: list[Path] = field(default_factory=list)
+    kept: dict[Path, StoreError] = field(default_factory=dict)  # of another fingerprint, or not readable
     problems: list[str] = field(default_factory=list)
     wrong: set[bytes] = field(default_factory=set)
 
@@ -45,7 +45,10 @@ def check_folder(folder: Path, fingerprint: Fingerprint) -> Check:
                     store.read_tensor(file, path, fingerprint, value)
                 check.whole[path] = entries
             except StoreError as error:
-                (check.damaged if isinstance(error, DamagedShard) else check.foreign).append(path)
+                if isinstance(error, DamagedShard):
+                    check.damaged.append(path)
+                else:
+                    check.kept[path] = error
                 check.problems.append(str(error))
     if check.whole:
         check.entries = len(Entries.merged(list(check.whole.values())).keys)
@@ -86,7 +89,7 @@ def remove_old(folder: Path, *, dry_run: bool) -> list[str]:
     own = [path for path in (*folder.glob("*"), *folder.glob("??/*")) if store.SHARD_NAME.fullmatch(path.name)]
     own = [*filter(Path.is_file, own), *store.leftovers(folder, min_age_seconds=store.LEFTOVER_AGE_SECONDS)]
     files = [*own, folder / store.META_FILE]  # this last, if it is killed
-    size = sum(path.stat().st_size for path in files)
+    size = sum(status.st_size for _, status in store.statuses(files))
     if not dry_run:
         for path in files:
             path.unlink(missing_ok=True)
@@ -123,5 +126,5 @@ def prune_folder(folder: Path, fingerprint: Fingerprint, *, dry_run: bool) -> li
         path.unlink(missing_ok=True)
     unknown = [path for path in (*check.whole, *check.damaged) if not store.SHARD_NAME.fullmatch(path.name)]
     done += [f"keep {path.name}: mpo does not write files of this name" for path in unknown]
-    other = "a shard of another model or other settings; move it back to its folder"
-    return done + [f"keep {path.name}: {other}" for path in check.foreign]
+    foreign, unread = "a shard of another model or other settings; move it back to its folder", "this user cannot read it"
+    return done + [f"keep {path.name}: {foreign if isinstance(why, ForeignShard) else unread}" for path, why in check.kept.items()]

@@ -246,7 +246,8 @@ def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if given is not None and known is not None:
         return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
     if not is_expression(answer) and not is_expression(truth) and same_text(answer, truth)[0]:
-        return True, "the same words"
+        letter = re.fullmatch(r"\W*([A-Za-z])\W*", truth)  # R is not r
+        return (False, "another name") if letter and letter[1] not in answer else (True, "the same words")
     if not is_expression(answer) and not is_expression(truth) and not re.fullmatch(r"-?[A-Za-z]", truth.strip()):
         return False, "neither is an expression"
     return _math_values(answer, truth, rules)

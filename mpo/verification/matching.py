@@ -294,8 +294,8 @@ def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _item(answer: str, truth: str, rules: Rules) -> bool:
-    if answer == truth:
-        return True
+    if answer == truth or (len(truth) == 1 and answer.swapcase() == truth):  # R is not r
+        return answer == truth
     if truth[:1] in {"(", "["} and len(read_list(truth)[0]) > 1:
         return _list(answer, truth, rules)[0]
     kind = "math" if is_expression(answer) or is_expression(truth) else "text" if read_number(truth) is None else "number"

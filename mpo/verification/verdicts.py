@@ -188,7 +188,7 @@ def restated(response: str, asked: str) -> bool | None:
             contrary = opposites(word) & set(content_words(sentence))
             following = iter(content_words(sentence))
             if contrary and all(part in following for part in [*wanted[:at], *contrary, *wanted[at + 1 :]]):
-                return bool(_NEGATION.search(sentence))
+                return bool(_NEGATION.search(main if contrary & set(content_words(main)) else sentence))
     return None
 
 

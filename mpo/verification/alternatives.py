@@ -36,7 +36,7 @@ _NOT_BUT = re.compile(
     r"[^,.;!?\n]{1,60}?,? but (?:rather )?(?=[^,.;\n]{1,60}[\s.*]*$)"
 )
 _NOT_THAT = re.compile(
-    r"(?i)(?:,\s(?:(?:and|but) )?not(?! only)|\s(?:rather than|instead of)) [^,;.!?\n]{1,60}(?=[\s.*]*$)"
+    r"(?i)(?:[,，]\s?(?:(?:and|but) )?not(?! only)|\s(?:rather than|instead of)) [^,;.!?\n]{1,60}(?=[\s.*]*$)"
     r"|\s\(not [^()\n]{1,100}\)(?=[\s.*]*$)"
 )
 

@@ -32,11 +32,10 @@ _BEFORE_TEXT = re.compile(rf"{_LEAD}({_LETTER})\s+(?=\S)")
 _SEVERAL = re.compile(
     rf"(?i){_LEAD}[(\[（]?({_LETTER})[)\]）]?[.)]?(?:\s*(?:(?:,|，|、|&|/|;|and|or|和|或|与)\s*)+[(\[（]?(?:{_LETTER})[)\]）]?[.)]?)+[.。]?"
 )
-_ORDINAL = re.compile(
+_ORDINAL = re.compile(  # the second option
     rf"(?i){_LEAD}(?:the\s)?(?:({'|'.join(ORDINALS)}|last|final)\s(?:option|choice|answer|one))"
     r"(?:\s(?:is|was|must be|seems)\s(?:the\s)?(?:correct|right|best|true)(?:\s(?:one|answer|option|choice))?)?[.!\s]*"
 )
-"""The second option."""
 _TOGETHER = re.compile(r"[A-J]{2,10}")
 NEGATED = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n['’]t\b|不|没", re.IGNORECASE)
 _CONDITION = re.compile(
@@ -152,7 +151,7 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     """Find the choice whose text stands in a sentence; a choice inside a longer one that also stands there does not count."""
     if not choices:
         return _named(())
-    if _are_yes_no(choices):
+    if len(choices) == 2 and {read_yes_no(choice) if len(choice) < 8 else None for choice in choices} == {True, False}:
         said = read_yes_no(text)
         found = [place for place, choice in enumerate(choices) if said is not None and read_yes_no(choice) is said]
         return _named(found)
@@ -170,7 +169,9 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
     plain, spans, negated = f" {normalize(text)} ", [], False
     for place, choice in enumerate(choices):
         words = normalize(choice)
-        for start in _places(plain, words) if len(words) > 1 or not words.isalpha() else ():
+        if len(words) == 1 and words.isalpha() and (words.isascii() or not re.search(f"(?<!不)[是为选]{words}", plain)):
+            continue
+        for start in _places(plain, words):
             end = start + len(words)
             if _IS_NOT.match(plain, end) or _NOT.search(plain[max(0, start - 30) : start]):
                 negated = True
@@ -229,10 +230,6 @@ def _in_words(text: str, choices: Sequence[str]) -> frozenset[int]:
         if wanted and all(word in following for word in wanted):
             found.add(place)
     return frozenset(found)
-
-
-def _are_yes_no(choices: Sequence[str]) -> bool:
-    return len(choices) == 2 and {read_yes_no(choice) if len(choice) < 8 else None for choice in choices} == {True, False}
 
 
 def same_choice(text: str, choice: str) -> bool:

@@ -11,7 +11,7 @@ from mpo.verification.choices import NEGATED, are_numbers, read_choice, same_cho
 from mpo.verification.dress import plain_sentence
 from mpo.verification.matching import is_expression
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.phrases import phrase_of, said_phrase
+from mpo.verification.phrases import ASKS_WHO, code_of, phrase_of, said_in_chinese, said_phrase
 from mpo.verification.prose import BOLD, CUE, REFUSAL, numbers_in, sentences_of, stated_number
 from mpo.verification.sequences import NAMED_RUN, named_values, read_boxes, read_intervals, read_ratio
 from mpo.verification.statements import OPTION, Extraction, letters_of, named_choice, no_answer, tidy, trimmed
@@ -22,10 +22,8 @@ _DESPITE = re.compile(
 )
 _UNSURE = re.compile(r"(?i)can['’]t|cannot|not sure|not certain|unable|sorry")
 _ENDS_IN_LETTER = re.compile(
-    r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|supports|suggests|indicates"
-    r"|(?:go(?:ing)?|continues?|left|agree) with|leaves|leaving)"
-    r"|['’]s|[:：，,]|是|选)[ \t]{0,2}"
-    r"[*\"']{0,3}([(（]?[A-J][)）]?)[*\"']{0,3}[.!。．]?$"
+    r"(?:\b(?:is|be|say|guess|choose|pick|think|so|thus|hence|therefore|supports|suggests|indicates|(?:go(?:ing)?|continues?|left"
+    r"|agree) with|leaves|leaving)|['’]s|[:：，,]|是|选)[ \t]{0,2}[*\"']{0,3}([(（]?[A-J][)）]?)[*\"']{0,3}[.!。．]?$"
 )
 _ONLY_LETTER = re.compile(  # Only B satisfies both.
     r"(?i:(?:^|[,;:.]\s?|\b(?:so|thus|hence|therefore|that)\s)only\s(?:option\s|choice\s)?)[(]?([A-J])[)]?\s(?!(?:is|was|looks|seems)\s(?:not|wrong|false|incorrect)"
@@ -42,8 +40,6 @@ _NOT_AMONG = re.compile(
     r"|\bnone of the (?:\w+ )?(?:options|choices) (?:match|is|are)\b"
 )
 _LEADING_CUE = re.compile(rf"^\W{{0,5}}(?:{CUE.pattern})\W{{0,5}}", re.IGNORECASE)
-
-
 _CUT = re.compile(r"(?:\b(?:is|are|was|were|equals?|the|of|to|and|or|by|so|with|for|from|that|which|because)|[=+×])$")
 """The end of a sentence that goes no further: `so the area equals`."""
 _DENIED = re.compile(r"\bnot\b|n['’]t\b|incorrect|wrong|\bfails\b|\bwould\b(?! be (?:my|the|correct|right|best)\b(?! if))|不")
@@ -53,30 +49,33 @@ _WORDED = frozenset({"text", "document", "chart", "list", "expression"})
 _OF_VARIABLES = re.compile(r"[-+*/^)\d]\s?=|\d\s?[A-Za-z]\s?=")
 _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,:]?\s+[A-Za-z]{2,}|[\u4e00-\u9fff]")
 _SEQUENCE = re.compile(
-    r"(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
+    r"\\?\{\s?[a-z]\s?(?:[|∣:]|\\mid\b)[^{}]{3,60}\\?\}"
+    r"|(?:\\left)?[\[(][^\[\]()\n,，;]{1,40}(?:[,，;][^\[\]()\n,，;]{1,40}){1,50}[\])](?:\s?(?:∪|\\cup|U)\s?(?:\\left)?[\[(][^\[\]()\n]{1,80}[\])]){0,5}"
     r"|[^\s\u4e00-\u9fff$]{1,12}\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s$.，。]{1,12}"
 )
 _BOUNDS = re.compile(
-    r"(?:from|between) [-+]?\d[\d.,]* (?:to|and) [-+]?\d[\d.]*"
+    r"(?:from|between) [-+]?\d[\d.,]*(?:\s?°?\s?[A-Za-z%]{0,3}) (?:to|and) [-+]?\d[\d.]*(?:\s?°?\s?[A-Za-z%]{1,3}(?![a-z]))?"
     r"|(?<![\w<>])[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}\s(?:or|∪)\s[a-z]\s?(?:[<>≤≥]|\\[lg]eq?\b)=?\s?[^\s,$]{1,12}"
 )
+_ONE_BOUND = re.compile(  # so x ≥ -4
+    r"^[^<>=≤≥+*/^\d]*?(?<![\w+*/^-])(?<![+*/^-]\s)([a-z]\s?(?:[<>≤≥]|\\[lg](?:eq?|t)\b)=?\s?[^\s<>=≤≥]{1,30})(?<!\.)[.。]?$"
+)
+_INITIAL = re.compile(r"(?<!\w)([A-Z][a-z]+ [A-Z]\.) (?=(?!(?:The|It|This|That|In|On|He|She|They|So|But)\b)[A-Z][a-z]+ )")
 _SAYS = re.compile(
     r"(?:\b(?:is|are|was|were|reads|says|shows|(?:I|I['’]d) (?:would )?(?:say|think|guess|believe)(?! that| .*\b(?:is|are)\b)"
     r"(?: it['’]s)?)\s+|(?:[:：](?!\d)|(?<!\d)[:：])\s?|(?:(?<!不)是|为)(?:一[只个条张辆件位座台棵朵头匹])?)"
     r"((?:[^\s是为]++\s?){1,8}+)$"
 )
 _WORD = re.compile(r"[A-Za-z]{3}|[\u4e00-\u9fff]")
-_NOT_YET = re.compile(
+_NOT_YET = re.compile(  # a first sentence whose number later ones replace
     r"(?i)^\W*(?:if|unless|suppose|initially|originally|at first|at the start)\b|\bfirst\b.*\bbut\b|\bforgot\b"
     r"|\b(?:you|one|people|some)(?:['’]d| (?:would|might|may|could)) (?:expect|think|assume|guess|say)\b"
 )
-"""A first sentence whose number later ones replace."""
 _LETTER = re.compile(
     r"(?<![\w'’])(?:([B-HJ])|(A)(?=\s(?:is|was|has)\b|[)\"'.,;:]|\W*$))(?![\w'’+#])|(?<=[a-z]\s)(?<!\b[Ii]s\s)(A)(?=\s[a-z])"
 )
 _LABELLED = re.compile(r"\W{0,4}([A-J])[).:、]\W{0,3}(.+)")
-_UNREAL = re.compile(r"(?i)\W*if (?:it|this|that|the answer|(?:option )?[a-j])\b.*\bwould\b")
-"""If it were night, A would fit."""
+_UNREAL = re.compile(r"(?i)\W*if (?:it|this|that|the answer|(?:option )?[a-j])\b.*\bwould\b")  # if it were night, A would fit
 
 
 def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None, asked: str) -> Extraction:
@@ -85,6 +84,8 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
     if _CUT.search(whole) and len(whole.split()) > 5:
         return no_answer("unfinished reasoning")
     kept = sentences_of(whole)
+    if kind in _WORDED and (names := _INITIAL.sub("\\1\u2060", whole)) != whole:  # Ann L. Lee is no end of a sentence
+        kept = [sentence.replace("\u2060", " ") for sentence in sentences_of(names)]
     if kind == "choice":
         return _unstated_choice(whole, kept, choices, asked)
     if kind == "yes_no":
@@ -95,7 +96,7 @@ def unstated_answer(whole: str, kind: str | None, choices: Sequence[str] | None,
         return Extraction(whole, "whole")
     if (formal := next(_formal(whole, kept, kind), None)) is not None:
         return Extraction(formal, "conclusion")
-    if kind in {"number", "chart", "math"}:
+    if kind in {"number", "chart", "math"} and not (kind == "chart" and ASKS_WHO.match(asked)):
         found = _value(whole, kept, kind, asked)
         if found.answer is not None or kind == "number":
             return found
@@ -108,7 +109,8 @@ def _unstated_yes_no(whole: str, kept: Sequence[str]) -> Extraction:
     reconsidered = re.search(r"(?i)\b(?:wait|actually|correction)\W{1,4}((?:yes|no)\b.{0,200})", whole)
     cues = [sentence for sentence in reversed(kept) if CUE.search(sentence)]
     decided = re.split(r"(?i)[,;]\s(?:and )?(?:so|thus|therefore|hence),?\s", kept[-1])[-1]
-    for sentence in (reconsidered[1] if reconsidered else kept[0], *cues, kept[-1], decided):
+    opening = decided if re.search(r"(?i)\b(?:wait|actually)\b[^\n]{0,300},\s(?:and )?so (?:yes|no)\b", whole) else kept[0]
+    for sentence in (reconsidered[1] if reconsidered else opening, *cues, kept[-1], decided):
         said = _LEADING_CUE.sub("", sentence)
         if (len(kept) == 1 or sentence[-1] not in "?？") and read_yes_no(said) is not None:
             return Extraction(said, "opening" if sentence is kept[0] else "conclusion")
@@ -120,7 +122,7 @@ def _is_form(whole: str, kind: str | None) -> bool:
     if kind == "list":
         return bool(re.fullmatch(r"(?:[^\n.:：]{1,40}\n+)+[^\n.:：]{1,40}", whole))
     if kind == "interval":
-        return bool(read_intervals(whole)) and not _PROSE.search(whole)
+        return bool(read_intervals(whole)) and not _PROSE.search(whole) and not re.match(r"(?!from|between)[A-Za-z]{2,}\s", whole)
     if kind == "math" and (_EMPTY.search(whole) or NAMED_RUN.fullmatch(plain_sentence(whole).strip(" *."))):
         return not _EMPTY.search(whole)
     return kind in {"math", "expression"} and "\n" not in whole and bool(read_ratio(whole) or _NOTATION.match(whole))
@@ -136,12 +138,17 @@ def _formal(whole: str, kept: Sequence[str], kind: str | None) -> Iterator[str]:
     if kind == "list":
         yield from [said for said in kept if NAMED_RUN.fullmatch(plain_sentence(said).strip(" *."))][-1:]
     if kind == "interval" and len(bounds := _BOUNDS.findall(plain)) == 1 and len(re.findall(r"\d+", last)) == 2:
-        yield bounds[0]
+        if not re.search("(?i)exclu|without", last):
+            yield re.sub(r"(?<=\d)\s?(?:°\s?)?[A-Za-z%]{1,3}(?= (?:to|and)|$)|\s?°", "", bounds[0])
+    if kind == "interval" and not _DENIED.search(plain) and (bound := _ONE_BOUND.search(re.split("[,;，；]", plain)[-1])):
+        yield from [bound[1]] * (len(re.findall(rf"(?<!\w){bound[1][0]}\s?(?:[<>≤≥]|\\[lg]e)", plain)) == 1)
     if kind == "math" and _EMPTY.search(last):
         yield trimmed(last)
     named = re.fullmatch(r"[A-Z][A-Za-z ]{2,30}:\s*\**([^:*]+?)\**", last.rstrip("."))
     if kind in {"math", "expression"} and named and is_expression(named[1]) and not _PROSE.search(named[1]):
         yield named[1]
+    if kind in {"math", "expression"} and len(kept) > 1 and (end := re.fullmatch(r"=\s?([^=<>]{1,80})", plain)):
+        yield end[1]
     if kind == "math":
         valued = [said for said in kept if "=" in said] if not re.search(r"\d", last) else []
         run = NAMED_RUN.search(plain_sentence((valued or kept)[-1]).strip(" *"))
@@ -165,6 +172,8 @@ def _value(whole: str, kept: Sequence[str], kind: str, asked: str) -> Extraction
 def _in_words(whole: str, kept: Sequence[str], kind: str | None, asked: str) -> Extraction:
     """What a response states in its last formula, in a line of its own, or as a phrase."""
     worded = kind in {"text", "document"}
+    if kind in _WORDED - {"expression"} and (in_chinese := said_in_chinese(kept, asked)):
+        return Extraction(in_chinese, "conclusion")
     if not worded and kind != "chart" and (run := NAMED_RUN.search(plain_sentence(kept[-1]).strip(" *"))):
         return Extraction(run[0], "conclusion")
     if kind in {"expression", "math", None}:
@@ -182,7 +191,7 @@ def _in_words(whole: str, kept: Sequence[str], kind: str | None, asked: str) -> 
             return no_answer("hedge")
         copula = _SAYS.search(whole[-400:]) if len(whole.split()) >= 4 or not whole.isascii() else None
         said = copula[1] if copula and kind in {"text", "document", "chart", "list", "interval"} else None
-        if kind in _WORDED and asked and len(whole.split()) > 4:
+        if kind in _WORDED and asked and (len(whole.split()) > 4 or code_of(whole, asked)):
             said = phrase_of(whole, asked, several=kind == "list") or said
         return Extraction(trimmed((said or whole).replace("**", "")), "opening" if said else "whole")
     if kind in _WORDED and asked and (said_there := said_phrase(kept, asked, several=kind == "list")):
@@ -265,19 +274,14 @@ def _only_letter(sentences: Sequence[str]) -> Extraction | None:
     return None
 
 
-def _is_copied(sentence: str, choices: Sequence[str]) -> bool:
-    """Whether a sentence is the letter and the text of a choice."""
-    found = _LABELLED.match(sentence)
-    return found is not None and any(same_choice(found[2], choice) for choice in choices[ord(found[1]) - 65 :][:1])
-
-
 def _lists_choices(text: str) -> bool:
     """Whether a text repeats the choices with their letters."""
     return len(set(re.findall(r"(?m)(?:^\W{0,4}|\s\()([A-J])[).:、]", text))) > 1
 
 
 def _unstated_choice(whole: str, kept: Sequence[str], choices: Sequence[str] | None, asked: str) -> Extraction:
-    copied = [sentence for sentence in kept if _is_copied(sentence, choices or ())]
+    said, own = [(sentence, label) for sentence in kept if (label := _LABELLED.match(sentence))], choices or ()
+    copied = [sentence for sentence, label in said if any(same_choice(label[2], text) for text in own[ord(label[1]) - 65 :][:1])]
     remaining = [sentence for sentence in kept if sentence not in copied] if len(copied) > 1 else kept
     if found := _unstated_letter(whole, kept[-1], remaining, choices):
         return found

@@ -98,13 +98,9 @@ def plain_vectors(text: str) -> str:
     if "\\" not in text and "⟨" not in text:
         return text
     text = _ONE_NAME.sub(lambda found: found[1] or found[2], text)
-    text = _COLUMN.sub(_in_a_row, text)
+    text = _COLUMN.sub(lambda found: f"({', '.join(filter(None, map(str.strip, found[2].split(chr(92) * 2))))})", text)
     text = _ANGLED.sub(lambda found: f"({found[1].strip()})", text)
     return re.sub(r"\\(?:varnothing|emptyset)(?![A-Za-z])", "∅", text)
-
-
-def _in_a_row(column: re.Match[str]) -> str:
-    return f"({', '.join(part.strip() for part in column[2].split(chr(92) * 2) if part.strip())})"
 
 
 def _vulgar(character: str) -> str:

@@ -32,10 +32,11 @@ _FUNCTION = re.compile(r"^\s*(?:[A-Za-z]{2,},? )*[A-Za-z]'?\s?\([a-z]\)\s?=\s?(?
 """The name of a function on the left, `f(x) =`."""
 DIFFERENT = "another number"
 _NAME = re.compile(
-    r"(?:\\?(?:angle|triangle|Delta|overline|vec)|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?)?'{0,3}"
-    r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
+    r"(?:\\?(?:angle|triangle|Delta|overline|vec)\s?|∠|△)?(?:\{?[A-Za-z]{1,4}\}?|\\[A-Za-z]{2,7})(?:_\{?\w{1,20}\}?|_\{\})?'{0,3}"
+    r"(?:\(\w{1,3}\))?|\\?(?:sin|cos|tan)\s?\\?\w{1,6}|[\u4e00-\u9fff，,]+[A-Za-z]{0,4}"
 )
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")  # without one it is arithmetic: 2^3 = 8
+_CAPITAL = re.compile(r"\\mathbb\s?\{\w\}|\\[A-Za-z]+|(?<=\d)E(?=[-+\d])|([A-Z])")
 _SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)[^=]*=")
 _EQUALS = re.compile(r"(?<![<>!\\=])=(?!=)(?![^{}]*\})")  # not the k = 1 of a sum
 _LATEX = {
@@ -173,7 +174,7 @@ def same_expression(answer: str, truth: str) -> tuple[bool, float | None, float 
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text)
+    return re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])|\s+", lambda found: f"{found[1]} " if found[1] else "", text)  # \pi R
 
 
 def equation(text: str) -> list[str]:
@@ -194,10 +195,18 @@ def other_name(answer: str, truth: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _compared(given: str, known: str) -> tuple[bool, float | None, float | None, str]:
-    result = _workers.ask(given, known)
+    result = _workers.ask(*_small(given, known))
     if result is None:
         return False, None, None, f"not decided within {SECONDS:g} s and the limit of memory"
     return (*result, "mathematically equal" if result[0] else "another expression")
+
+
+def _small(*texts: str) -> list[str]:
+    """Expressions with unused small letters for their capitals, which math-verify does not tell from small ones."""
+    capitals = sorted({found[1] for text in texts for found in _CAPITAL.finditer(text) if found[1]})
+    used = re.sub(r"\\[A-Za-z]+", "", "".join(texts))
+    other = dict(zip(capitals, (letter for letter in "xyzuvwpqabckmntrshjl" if letter not in used), strict=False))
+    return [_CAPITAL.sub(lambda found: other.get(found[1] or "", found[0]), text) for text in texts]
 
 
 def latex(text: str) -> str:
@@ -207,7 +216,8 @@ def latex(text: str) -> str:
     text = re.sub(
         r"\\(?:text|mathrm)\s?\{\s*([^{}]{0,40})\}(?:\^\{?[23]\}?)?", lambda found: "" if len(found[1]) > 1 else found[1], text
     )
-    text = re.sub(r"√\s?\(([^()]{1,100})\)|√\s?\{([^{}]{1,100})\}|√\s?(\w+)|(?<![\\\w])sqrt\s?\(([^()]{1,100})\)", _root, text)
+    roots = r"√\s?\(([^()]{1,100})\)|√\s?\{([^{}]{1,100})\}|√\s?(\w+)|(?<![\\\w])sqrt\s?\(([^()]{1,100})\)"
+    text = re.sub(roots, lambda found: f"\\sqrt{{{next(filter(None, found.groups()))}}}", text)
     if not text.isascii():
         text = "".join(_LATEX.get(character, character) for character in text)
         text = re.sub(r"[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: plain_math(found[0]).replace("^", "^{", 1) + "}", text)
@@ -221,10 +231,6 @@ def latex(text: str) -> str:
     if len(found := re.findall(r"\\(?:sum|prod)\s?_\{\s?([ij])\s?=", text)) == 1 and not re.search(r"(?<![A-Za-z\\])k", text):
         text = re.sub(rf"(?<![A-Za-z\\]){found[0]}(?![A-Za-z])", "k", text)  # i would be the imaginary unit
     return re.sub(r"[ \t\n]+", " ", text).strip(" $")
-
-
-def _root(found: re.Match[str]) -> str:
-    return f"\\sqrt{{{next(part for part in found.groups() if part)}}}"
 
 
 def refused(text: str) -> str:

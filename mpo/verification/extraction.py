@@ -39,30 +39,27 @@ _TOKEN = re.compile(r"</?s>|<eo[a-z]>|<\|[\w ]{1,30}\|>|<(?:bos|eos|pad|(?:start
 """A special token of a model that stands in its text: `</s>`, `<|im_end|>`."""
 _NEXT = re.compile(r"\n[ \t*#]*(?:(?:New |Next )?(?:Question|Problem|Exercise)|Q)[ \t]?\d{0,3}[*]{0,2}[:：]")
 """Where a response asks the next question by itself."""
-_TWICE = re.compile(r"(?<![^\n])([^\n]+)\n+\1$")
-"""A last line that only repeats the one before it."""
+_TWICE = re.compile(r"(?<![^\n])([^\n]+)\n+\1$")  # a last line that only repeats the one before it
 _ITEM = re.compile(r"[,;，；、和与]|\band\b|^[(（]?\w{1,2}[.)）]|^- |[①-⑳]")
 """In a list, a line that is more than one value, which may well be there twice."""
 _ONLY_VALUE = re.compile(r'(?:```(?:json)?\s*)?\{\s*+"\w{1,40}"\s*+:\s*+"?+([^"{}\[\],:]{1,400}+)"?+\s*+\}(?:\s*+```)?')
 """A JSON object of one plain value, whatever its name."""
-_AGAIN = re.compile(
+_AGAIN = re.compile(  # a response that ends by correcting itself with a number
     r"(?i)(?:[.!?…,;:。，；\n—–-]|\bbut)\s*(?:不对|等等|更正|其实|不(?=[,，])|no,? wait|wait|oops|actually|correction"
     r"|scratch that|no(?=[,:])|I now (?:think|believe))\W{1,4}"
     r"(?:[^.\n:;,，]{1,40}[:;,，—–-]\s?)?"
     r"(?:(?:it|that|this|the (?:correct )?answer)(?:['’]s| is| should be| must be)|there are|make (?:it|that)"
     r"|应?该?[是为有])?\s?(\S.{0,40}?)[\s.!*。]*$"
 )
-"""A response that ends by correcting itself with a number."""
-_LETTERLIKE = re.compile("[\u24b6-\u24cf\U0001d400-\U0001d7ff\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]+")
-"""Circled letters, bold or script letters and digits of mathematics, and full-width ones."""
+_LETTERLIKE = re.compile("[\u24b6-\u24cf\U0001d400-\U0001d7ff\uff0b\uff0d\uff0f-\uff19\uff1c-\uff1e\uff21-\uff3a\uff41-\uff5a]+")
+"""Circled letters, bold or script letters and digits of mathematics, and full-width ones; full-width signs such as ＝."""
 _INVISIBLE = re.compile("[\x00\xad\u200b-\u200f\u202a-\u202e\u2060\ufeff]|\r")
 _CHINESE_MARKS = str.maketrans(",:;?!", "，：；？！")
-_OPENS = re.compile(
+_OPENS = re.compile(  # a courtesy before the answer
     r"(?i)\s*(?:(?:sure|okay|ok|certainly|of course|absolutely)[!,.]\s*)?"
     r"here(?:['’]s| is| are) (?:the|my|your|an?) (?:\w+ ){0,2}"
     r"(?:answer|solution|explanation|response|analysis)[^.!:\d\n]{0,60}[.!:]\s*\n"
 )
-"""A courtesy before the answer."""
 _SHARE = re.compile(r"(?:the (?:probability|chance|ratio) is )?([\w-]{1,20}) (?:in|to) ([\w-]{1,20})", re.IGNORECASE)
 _STATED_LETTER = re.compile(r"(?m)((?:^|[:：]|\b(?:is|option|choice)\b)[\s*]{0,4})([A-J])(?=[\s*.。]{0,4}$)")
 _HEAD = re.compile(r"[*_\s(]{0,6}([A-J])[*_)]{0,4}(?:[.:、)][*_]{0,3}[ \t][^\n]{1,80}|[.。]?[*_]{0,3})\n\s*\n")
@@ -110,14 +107,13 @@ def bare(response: str, kind: str | None = None) -> str:
     """Return a response without finished reasoning, special tokens, invisible characters, courtesies and repetition."""
     if len(response) > HEAD + TAIL:
         response = f"{response[:HEAD]}\n{response[-TAIL:]}"
-    text = re.sub(r"[^\S\n]+", " ", _TOKEN.sub(" ", _INVISIBLE.sub("", response)))
+    text = _LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), _INVISIBLE.sub("", response))
+    text = re.sub(r"[^\S\n]+", " ", _TOKEN.sub(" ", text))
     text = re.sub(r"\n\s*\n", "\n\n", text)
     if (marks := list(_THINKING.finditer(text))) and "/" in marks[-1][0]:
         text = text[marks[-1].end() :]
-    text = _LETTERLIKE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text).strip()
-    text = re.sub(
-        r"(?<=[\u4e00-\u9fff])[,:;?!] ?(?=[\u4e00-\u9fff])", lambda found: found[0].strip().translate(_CHINESE_MARKS), text
-    )
+    stops = re.compile(r"(?<=[\u4e00-\u9fff])[,:;?!] ?(?=[\u4e00-\u9fff])")
+    text = stops.sub(lambda found: found[0].strip().translate(_CHINESE_MARKS), text.strip())
     if (opens := _OPENS.match(text)) and opens.end() < len(text):
         text = text[opens.end() :]
     for _ in range(4):

@@ -246,7 +246,8 @@ def _math(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
     if given is not None and known is not None:
         return same_number(given, known, unit=rules.unit, tolerance=rules.tolerance)
     if not is_expression(answer) and not is_expression(truth) and same_text(answer, truth)[0]:
-        return True, "the same words"
+        letter = re.fullmatch(r"\W*([A-Za-z])\W*", truth)  # R is not r
+        return (False, "another name") if letter and letter[1] not in answer else (True, "the same words")
     if not is_expression(answer) and not is_expression(truth) and not re.fullmatch(r"-?[A-Za-z]", truth.strip()):
         return False, "neither is an expression"
     return _math_values(answer, truth, rules)
@@ -293,8 +294,8 @@ def _interval(answer: str, truth: str, rules: Rules) -> tuple[bool, str]:
 
 
 def _item(answer: str, truth: str, rules: Rules) -> bool:
-    if answer == truth:
-        return True
+    if answer == truth or (len(truth) == 1 and answer.swapcase() == truth):  # R is not r
+        return answer == truth
     if truth[:1] in {"(", "["} and len(read_list(truth)[0]) > 1:
         return _list(answer, truth, rules)[0]
     kind = "math" if is_expression(answer) or is_expression(truth) else "text" if read_number(truth) is None else "number"

@@ -11,9 +11,10 @@ from mpo.verification.units import singular
 
 _MARKED = re.compile(r"\*\*([^*\n]{1,120})\*\*|(?<![\w*])\*([^*\n]{1,120})\*(?![\w*])|[\"“「『]([^\"”」』\n]{1,120})[\"”」』]")
 _LABEL = re.compile(r"^[\s*_#>-]{0,6}(?:[^:：\n.]{2,60}[:：][*_]{0,2}\s+|答[:：]\s?)(?=\S)|.*(?:->|→|⇒)\s?(?=[^→>]{1,60}$)")
-_CONCLUDES = re.compile(r"(?i)\b(?:therefore|thus|hence)\b|^(?:but |wait,? )?(?:actually|wait|correction|no|in fact)\b")
+_CONCLUDES = re.compile(r"(?i)\b(?:therefore|thus|hence)\b|^(?:but |wait,? )?(?:actually|wait|correction|no|in fact|it['’]s)\b")
 _COPULA = re.compile(
-    r"(?i).*(?:\b(?:is|are|was|were|says?|reads?|shows?|spells?|called|named|labelled|states?)\s(?:that\s)?|(?<!不)是|为|叫做?|写着)"
+    r"(?i).*(?:\b(?:is|are|was|were|says?|reads?|shows?|spells?|called|named|labelled|states?|stands? for|represents?)\s(?:that\s)?"
+    r"|(?<!不)是|为|叫做?|写着)"
 )
 _ASIDE = re.compile(
     r",?\s(?:which|who|because|since|while|whereas|where|judging|meaning|followed|as (?:shown|indicated|can|seen))\b.*$"
@@ -25,6 +26,19 @@ _PLACE = re.compile(
 _PRO_VERB = re.compile(r"(?i)^(.{1,40}?)\s(?:does|did|is|has|can|will)(?=$|[.,;])")
 _DENIES = re.compile(r"(?i)\b(?:not|never|no)\b|n['’]t\b|不是|没有")
 MOST_WORDS = 15
+_ASKS_CODE = re.compile(r"(?i)\b(?:date|when|expir\w+|website|url|e-?mail|phone number)\b|网址|邮箱|电话")
+_CODE = re.compile(
+    r"(?<![\d/.])(?:\d{1,4}/\d{1,2}/\d{1,4}|\d{1,2}/\d{4}|\d{1,2}\.\d{1,2}\.\d{2,4})(?![\d/])"
+    r"|(?:https?://|www\.)[^\s,，。)]{0,200}[\w/]|[\w.+-]{1,64}@[\w.-]{1,64}\w|[+(]\d[\d() -]{6,18}\d"
+)
+_ASKS_HAN = re.compile(
+    r"([^\s，。？?!！]{2,}?)的?([是为]?)(?:什么|谁|哪(?:一|两|三|四|几|些|里|儿)?[个种]?|多少)([\u4e00-\u9fff]{0,6})[？?]?\s*$"
+)
+_NO_VERB = r"(?!(?:is|are|was|were|do|does|did|of|in|on|the|can|will|would|should)\b)"
+ASKS_WHO = re.compile(  # the verb and the word after it
+    rf"(?i)\W*(?!.*\b(?:years?|numbers?|values?|percent\w*)\b)(?:who|(?:which|what)(?:\s{_NO_VERB}\w+){{1,3}}?)\s{_NO_VERB}"
+    r"(\w+)\s(?:(?:the|an?|in|for|to|at|on)\s)?(\w+)"
+)
 _OPPOSITES = "onward off|inward out|open closed|open shut|full empty|wet dry|awake asleep|even odd|long short|tall short|old young"
 _OPPOSITES += "|big small|large small|high low|fast slow|near far|hot cold|warm cold|more fewer|more less|expensive cheap"
 _OPPOSITES += "|strong weak|wide narrow|early late"
@@ -64,7 +78,9 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     """Return the phrase of one sentence that answers a question in words."""
     if re.match(r"(?i)\W*why\b", asked) and (reason := re.search(r"(?i)\b(?:because|since)\s(?!of)([^.]+)", sentence)):
         return reason[1].strip()
-    sentence = sentence[:MOST_CHARACTERS].strip().rstrip(".。 ")
+    sentence = re.sub(r"^(?:So|Thus|Hence|Therefore),?\s", "", sentence[:MOST_CHARACTERS].strip().rstrip(".。 "))
+    if said := code_of(sentence, asked) or (None if several or _DENIES.search(sentence) else _subject(sentence, asked)):
+        return said
     if said := _compared(sentence, asked) or _respectively(sentence, asked) or ((found := _PRO_VERB.match(sentence)) and found[1]):
         return said
     if sentence.count("**") == 2 and sentence.startswith("**") and sentence.endswith("**"):
@@ -97,6 +113,37 @@ def phrase_of(sentence: str, asked: str, *, several: bool = False) -> str | None
     return _kept(tail, asked, several=several)
 
 
+def code_of(sentence: str, asked: str) -> str | None:
+    """Return the one date, address or number of a telephone in a sentence, where the question asks for such."""
+    found = _CODE.findall(sentence) if _ASKS_CODE.search(asked) and not _DENIES.search(sentence) else []
+    return str(found[0]) if len(found) == 1 else None
+
+
+def said_in_chinese(sentences: Sequence[str], asked: str) -> str | None:
+    """Return what follows the words before the question word: `图中的建筑位于上海` where it asks `这座建筑位于哪个城市`."""
+    if (asks := _ASKS_HAN.search(asked[-200:])) is None or re.search("不对|其实|实际|更正|而是|但", "".join(sentences)):
+        return None
+    before, after = re.escape(asks[1].rstrip("了的着")[-8:]), asks[3]
+    verb = "+" if asks[2] and f"的{asks[2]}" not in asks[0] else "?"
+    stems = "|".join(before[at:] for at in range(len(before) - 1) if before[at - 1 : at] != "\\")  # the longest that is there
+    after_stem = rf"(?<![没不未])({stems})[了的着]{{0,2}}(?:{after or '(?!)'})?(?:[是为叫有指]|包括|:|：){verb}([^，。；？\n]+)"
+    found = [(len(stem), at, said) for at, sentence in enumerate(sentences) for stem, said in re.findall(after_stem, sentence)]
+    said = max(found, default=(0, 0, "?"))[2].strip(' *"”’')
+    if len(said) > 60 or re.search("[?什哪谁吗或]|多少", said):
+        return None
+    phrase = re.sub(r"^一[只个条张辆件位座台棵朵头匹把](?=.)", "", said)
+    return re.sub(f"[两三四五六七八九十几]?[个种]?{after}$", "", phrase) if after else phrase
+
+
+def _subject(sentence: str, asked: str) -> str | None:
+    """What does what a question asks who does: `Ann Lee signed the letter` where it asks who signed the letter."""
+    if (asks := ASKS_WHO.match(asked)) is None:
+        return None
+    said = re.match(rf"([A-Z\d][^,;:]{{0,60}}?)\s{asks[1]}\s(?:(?:the|an?|in|for|to|at|on)\s)?{asks[2]}\b", sentence)
+    vague = said and re.match(r"(?i)(?:it|this|that|s?he|they|there|i|we|you|if|either|one)\b", said[1])
+    return said[1].replace("**", "") if said and not vague and set(content_words(said[1])) - set(content_words(asked)) else None
+
+
 def opposites(word: str) -> set[str]:
     """The words that say the contrary of an adjective or comparative."""
     pairs = [pair.split() for pair in _OPPOSITES.split("|")]
@@ -127,6 +174,10 @@ def _respectively(sentence: str, asked: str) -> str | None:
 def _kept(phrase: str, asked: str, *, several: bool) -> str | None:
     """A phrase without what surrounds it; None where it is too long to be an answer."""
     phrase = re.sub(r"^by\s", "", phrase.strip()) if re.match(r"(?i)\W*who\b|.*\bby whom\b", asked) else phrase
+    phrase = re.sub(r"^\s*(?:of|that of|those of)\s", "", phrase)
+    if several:
+        first, _, rest = re.sub(r"^\s*(?:only|just|both|the)\s", "", phrase).strip().partition(" ")
+        phrase = rest if rest and set() < set(content_words(first)) <= set(content_words(asked)) else f"{first} {rest}"
     phrase = undress(HEDGE.sub("", phrase.strip(" \n\t,.。*:："))).strip(" .,。*")
     if not several:
         phrase = _ASIDE.sub("", phrase) or phrase

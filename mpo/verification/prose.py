@@ -13,19 +13,19 @@ from mpo.verification.units import singular
 REFUSAL = re.compile(
     r"(?i)\b(?:sorry|apologi[sz]e|unable to|not able to|(?:ca|do|wo)n['’]t (?:help|see|process|know|determine|tell|answer|calculate"
     r"|compute|count|view|identify|provide|have enough|say|access|be determined)|cannot (?:\w+ly )?(?:help|see|process|determine"
-    r"|tell|answer|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered"
-    r"|inferred|known))|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible"
-    r"|unclear|unsure|uncertain)"
+    r"|tell|answer|calculate|compute|count|view|identify|provide|say|access|be (?:determined|answered|inferred|known))"
+    r"|do not (?:know|have enough)|(?:is|it['’]s|am) (?:not (?:possible|clear|sure|certain)|impossible|unclear|unsure|uncertain)"
     r"|(?:do|does|did)(?: not|n['’]t) (?:provide|give|contain|include|have|specify|mention|state|indicate|show)\b"
     r"[^.\n]{0,60}?\b(?:information|context|details?|data|whether|if)|cannot (?:provide|give|be (?:provided|made|given|found))"
-    r"|(?:is|are|was|were) not (?:provided|given|specified|available|visible)|as an? (?:text-based )?ai"
-    r"|not enough information|insufficient (?:information|data|context|details?)|no way to (?:know|tell)"
-    r"|need more information|(?:hard|difficult) to (?:say|tell)(?=\W{0,3}$|[.;]))\b|无法|不能确定|不知道|抱歉|不确定"
+    r"|(?:is|are|was|were) not (?:provided|given|specified|available|visible)|as an? (?:text-based )?ai|not enough information"
+    r"|insufficient (?:information|data|context|details?)|no way to (?:know|tell)|need more information|(?:hard"
+    r"|difficult) to (?:say|tell)(?=\W{0,3}$|[.;]))\b|无法|不能确定|不知道|抱歉|不确定"
 )
 CUE = re.compile(
     r"(?:^\W{0,4}|[,;:]\s)(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in summary|to conclude"
-    r"|in total|total(?=\s?[:：])|overall(?=,)|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b"
-    r"|finally|(?:this|that) (?:means|makes|gives|leaves)|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
+    r"|in total|total(?=\s?[:：])|overall(?=,)|taken together|all in all|finally"
+    r"|(?:the )?(?:final|total) (?:count|number|sum|total|value|result)\b"
+    r"|(?:this|that) (?:means|makes|gives|leaves)|we (?:get|have|find|conclude))\b|∴|因此|所以|故|综上|总共|一共|最终",
     re.IGNORECASE,
 )
 COURTESY = re.compile(
@@ -40,14 +40,12 @@ _POLITE = re.compile(
     r"|^(?:sure|okay|ok|certainly|of course|i see the image|i understand)\b[^.!]{0,60}[.!,]?$"
 )
 SENTENCE = re.compile(
-    r"(?m)(?<=[.!?])(?<!^[A-J]\.)(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b(?:i\.e|e\.g)\.)"
-    r"(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)"
-    r"[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
+    r"(?m)(?<=[.!?])(?<!^[A-J]\.)(?<!\bDr\.)(?<!\b(?:Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\b(?:i\.e|e\.g)\.)(?<!\b[ap]\.m\.(?=\s[a-z]))"
+    r"(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
 )
 HEDGE = re.compile(
-    r"(?i)^(?:(?:it|this|that|they)(?:['’]s| is| are| looks like| seems to be| appears to be)\s"
-    r"|(?:(?:most )?(?:probably|likely)|perhaps|maybe|apparently)\s"
-    r"|(?:I|we) (?:think|believe|guess|would say)(?: that)?(?: it['’]s| it is)?\s)+"
+    r"(?i)^(?:(?:it|this|that|they)(?:['’]s| is| are| looks like| seems to be| appears to be)\s|(?:(?:most )?(?:probably|likely)"
+    r"|perhaps|maybe|apparently)\s|(?:I|we) (?:think|believe|guess|would say)(?: that)?(?: it['’]s| it is)?\s)+"
 )
 """Words before an answer that say only how sure it is."""
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*|\\boxed\{([^{}]{1,80})\}")
@@ -62,12 +60,11 @@ _COPULA = re.compile(
 _PREPOSITION = re.compile(r"\b(?:has|have|had|of|to|at|in|as)\W{0,4}" + _ABOUT, re.IGNORECASE)
 _NO_ANSWER = re.compile(
     r"(?i)(?:\b(?:step|figure|fig|option|choice|question|image|table|page|line|row|column|point|angle|triangle|grade|day|stage"
-    r"|level|than|not(?: be)?|cannot be|half of|twice|double|triple"
-    r"|[%％] of|(?:divided|multiplied) by|per|from|within|above|below|over|under|(?<!is )at least"
-    r"|at most|up to|out of|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]|n['’]t(?: be)?"
-    r"|instead of|rather than|舍去?(?:[a-z]\s?=)?|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
-    r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out|After"
-    r"|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
+    r"|level|than|not(?: be)?|cannot be|half of|twice|double|triple|[%％] of|(?:divided|multiplied) by|per|from|within|above|below"
+    r"|over|under|(?<!is )at least|at most|up to|out of|minimum of|maximum of)|[<>!]=|\\(?:[lg]eq?|neq?|pm)|(?<!=)>|[∠△<≤≥≠±]"
+    r"|n['’]t(?: be)?|instead of|rather than|舍去?(?:[a-z]\s?=)?|至少|至多|最多|不?大于|不?小于|不?少于|不?超过|不是|不为|不等于"
+    r"|(?<!\S)(?-i:(?!(?:About|Around|Only|Just|Total|Answer|Thus|Hence|Therefore|The|These|All|With|Since|Result|Value|Sum|Out"
+    r"|After|From)\b|\w+(?:ly|ing)\b)[A-Z][a-z]{2,12}))\s?[#(]?$"
 )
 _REJECTED = re.compile(
     r"(?i)\W{0,3}(?:\s?\w{1,12}){0,2}(?:\s(?:is|was|would be)|(?<=that)['’]s)(?:n['’]t| not| wrong| incorrect| too)\b"
@@ -94,13 +91,10 @@ _MONTH_AND_DAY = re.compile(
 )
 _BRACKET = re.compile(r"(?<=\s)\((?!or\b)[^()]*\)(?!\s*[=*/+^-])")
 _SO = re.compile(
-    r"(?is).*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])"
-    r"|leaving|giving|making|(?:for )?a (?:total|change|difference) of"
-    r"|(?:but )?(?:it(?:['’]s| is)|there (?:is|are)) (?:actually|really|in fact)|but (?:actually|in fact|really)"
-    r"|所以|因此|故|剩下?|还剩|共)(?![A-Za-z])"
+    r"(?is).*[,;，；]\s?(?:and )?(?:so|thus|therefore|hence|which (?:is|gives|makes|means|equals)(?=\s[\d$-])|leaving|giving|making"
+    r"|(?:for )?a (?:total|change|difference) of|(?:but )?(?:it(?:['’]s| is)|there (?:is|are)) (?:actually|really|in fact)"
+    r"|but (?:actually|in fact|really)|所以|因此|故|剩下?|还剩|共)(?![A-Za-z])"
 )
-
-
 MOST_SENTENCES, MOST_CHARACTERS = 400, 2000
 """Sentences that are read, of the beginning and the end, and characters of each."""
 Found = tuple[int, int, str]

@@ -84,7 +84,8 @@ def _items(text: str) -> tuple[list[str], bool]:
     if parts := labelled(text):
         return parts, False
     ordered = False
-    if len(text) > 1 and text[0] + text[-1] in {"[]", "()", "{}"} and _closes_last(text):
+    depths = list(accumulate((character in "[({") - (character in "])}") for character in text))
+    if text[:1] + text[-1:] in {"[]", "()", "{}"} and depths.count(0) == 1 and depths[-1] == 0:  # one bracket around the whole
         ordered, text = text[0] != "{", text[1:-1]
     text = re.sub(rf"(?m)^{MARKER}", "\n", text)
     if re.search("[;；]", text) and not re.search(r"[(\[{]|(?<!\d),|,(?!\d)", text):  # 1,5; 2,5
@@ -115,12 +116,6 @@ def named_values(text: str) -> list[tuple[str, str]] | None:
     parts = _items(text)[0] if text.count("=") > 1 else []
     found_parts = [_NAMED.fullmatch(undress(part)) for part in parts]
     return [(found[1], found[2]) for found in found_parts if found] if len(parts) > 1 and all(found_parts) else None
-
-
-def _closes_last(text: str) -> bool:
-    """Whether the first bracket closes at the end of the text."""
-    depths = list(accumulate((character in "[({") - (character in "])}") for character in text))
-    return 0 in depths and depths.index(0) == len(text) - 1
 
 
 def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tuple[bool, str]:
@@ -179,6 +174,7 @@ def read_intervals(text: str) -> list[Interval] | None:
     text = re.sub(r"\\l(?:e|eq|eqslant)\b|<=", "≤", re.sub(r"\\g(?:e|eq|eqslant)\b|>=", "≥", text))
     text = text.replace("\\lt", "<").replace("\\gt", ">")
     text = re.sub(r"\binfinity\b|\binf\b|\boo\b", "∞", plain_math(text)).strip(" .。$")
+    text = re.sub(r"^\\?\{\s?[a-z]\s?(?:[|∣:]|\\mid\b)\s?(.+?)\\?\}$", r"\1", text)  # {x | x > 3}
     text = re.sub(r"^(?:[a-z]|[A-Z]{2})\s?(?:∈|\\in\b|=)\s?", "", text).replace("+∞", "∞")
     found = [_interval(part.strip()) for part in re.split(r"\s?(?:∪|\bU\b|\bor\b)\s?", text)]
     return None if None in found else found  # type: ignore[return-value]
@@ -227,7 +223,9 @@ def same_intervals(answer: str, truth: str, same: Callable[[str, str], bool]) ->
 def read_boxes(text: str) -> list[Box] | None:
     """Read the boxes `[x1, y1, x2, y2]` of a text; None where there are none or a list has another length."""
     text = re.sub(r"</?box>", " ", text[:20_000])
-    text = re.sub(r"[\"']?\b[xy]_?(?:min|max|[12])[\"']?\s?[=:：]\s?", "", text)  # x1=10, y1=20, ...
+    named = re.findall(rf"\b([xy])_?(?:(min|1)|max|2)[\"']?\s?[=:：]\s?({_NUMBER})", text)  # x1=10, y1=20, ...
+    if len({(axis, low) for axis, low, _ in named}) == 4 == len(named):
+        text = "[" + ", ".join(number for *_, number in sorted(named, key=lambda side: (not side[1], side[0]))) + "]"
     groups = [re.findall(_NUMBER, group) for group in re.findall(r"[\[(]([-+\de.,\s]{1,200})[\])]", text)]
     groups = [group for group in groups if len(group) == 4] or groups
     if groups and all(len(group) == 2 for group in groups) and len(groups) % 2 == 0:  # corners

@@ -40,11 +40,10 @@ _KEPT = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|[$€£¥%‰°]|(?<![\w.)])[-+
 _THREE = frozenset(
     "str spr scr spl thr sch shr nst ndr ntr mpl mpr ngl ngr nch nth rst rth rch rdl ltr lth tch ght ctr xtr".split()
 )
-_READABLE = re.compile(
+_READABLE = re.compile(  # letters that stand beside each other in English
     r"[aeiouy].|.[aeiouy]|b[lrs]|c[hklrt]|d[lrsw]|f[flrt]|g[hlnrs]|hr|hs|k[lnsw]|l[bcdfgklmnpstv]|m[bmnps]|n[cdgknst]|p[hlnprst]"
     r"|r[bcdfgklmnprstv]|s[chklmnpqstw]|t[hlnrstw]|w[hlnrs]|xt|[yz]."
 )
-"""Letters that stand beside each other in English."""
 
 
 def normalize(text: str) -> str:

@@ -15,6 +15,7 @@ from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content
 from mpo.verification.sequences import read_list
 from mpo.verification.statements import Extraction, no_answer
 from mpo.verification.texts import normalize, read_yes_no, same_text
+from mpo.verification.units import is_unit, singular
 
 _UNKNOWN = re.compile(r"(?i)\W*(?:un(?:answerable|known)|not (?:given|answerable)|无法回答|未知)\W*")
 _RANKS = re.compile(
@@ -29,6 +30,11 @@ _POLAR = re.compile(
 _WHERE = re.compile(
     r"(?i)\b(?:according to|based on|in|from|on) (?:the|this|that|these) (?:\w+ )?"
     r"(?:image|picture|figure|graph|photo|chart|plot)s?\b"
+)
+_UNIT = re.compile(r"(?i)(?:\bin\s|\bhow many\s|多少)([a-z]+|[\u4e00-\u9fff]{1,3}?)(?=[?？.,) ]|$)")
+_BESIDE = re.compile(r"(?:,\s(?:with|and|as|since|because|showing)|\swith(?:out)?)\s.*")  # the sky is clear, with no clouds
+_IT_DID = re.compile(
+    r"(?i)(?:^|\b(?:so|thus|hence),?\s)(?:it|they)\s(?:did|does|do|is|are|was|were|has|have)(\s?n[o'’]t)?\s([a-z]+)[.\s*]*$"
 )
 _CLAUSES = re.compile(r"[,;]\s(?:but|while|whereas|although|though)\s|;\s")
 _UNDECIDED = re.compile(
@@ -140,6 +146,9 @@ def _compare(answer: str, truth: str, kind: str, question: Question) -> Verdict:
         plain = re.sub(rf"(?i)(?<=\d)\s?{scale[0].rstrip('s')}s?(?![a-z])", "", answer)
         if plain != answer:
             return match(plain, truth, kind, tolerance=tolerance)
+    if question.unit is None and not known.unit and (said := read_number(answer)) and is_unit(said.unit):
+        if units := [unit for unit in _UNIT.findall(asked) if is_unit(unit)]:  # 0.18 kg of what is asked for in grams
+            return match(answer, truth, kind, unit=units[-1], tolerance=tolerance)
     # "What percentage ...?" with the ground truth 50: the answer 50% is 50 of what the question asks for.
     if question.unit is None and not known.unit and _PERCENT.search(answer + asked):
         if abs(known.value) >= 1 or _PERCENT.search(asked):
@@ -155,6 +164,9 @@ def restated(response: str, asked: str) -> bool | None:
     if asks := re.search(r"[有是在]([\u4e00-\u9fff]{1,8})吗[？?]?\s*$", asked[-2000:]):
         end = re.findall(rf"(没有?|不是|不在|没在|有|是|在)[^，。没不]{{0,6}}{asks[1]}", response[-2000:])
         return end[-1][0] not in "没不" if end and not _UNDECIDED.search(response) else None
+    if asks := re.search(r"([\u4e00-\u9fff]{2})([\u4e00-\u9fff]{2})吗[？?]?\s*$", asked[-2000:]):
+        last = re.search(rf"([^，。；\n]*){asks[1]}([^，。；\n]{{0,5}}?)([不没未]有?)?{asks[2]}[。.\s]*$", response[-2000:])
+        return not last[3] if last and not re.search("[如若不没未非否]|可能|一定", last[1] + last[2]) else None
     questions = _POLAR.findall(asked[-2000:])
     if not questions or _NEGATION.search(questions[-1]):
         return None
@@ -164,13 +176,19 @@ def restated(response: str, asked: str) -> bool | None:
     for sentence in (clause for whole in told for clause in (*_CLAUSES.split(whole), whole)):
         following = iter(content_words(sentence))
         repeated = bool(wanted) and all(word in following for word in wanted)
+        shorter = iter(content_words(main := _BESIDE.sub("", sentence)))
+        sentence = main if repeated and all(word in shorter for word in wanted) else sentence
+        if not repeated and sentence == sentences[-1] and (did := _IT_DID.search(sentence)):
+            predicate = re.search(rf"\b{did[2]}(?=$|\s(?:from|in|on|between|during|after|to|by|over|at|than)\s)", questions[-1])
+            if predicate and singular(did[2].lower()) in wanted and not _UNDECIDED.search(sentence):
+                return not did[1]
         if repeated and not _UNDECIDED.search(sentence) and not REFUSAL.search(sentence):
             return not _NEGATION.search(sentence)
         for at, word in enumerate(wanted):  # The door is closed.
             contrary = opposites(word) & set(content_words(sentence))
             following = iter(content_words(sentence))
             if contrary and all(part in following for part in [*wanted[:at], *contrary, *wanted[at + 1 :]]):
-                return bool(_NEGATION.search(sentence))
+                return bool(_NEGATION.search(main if contrary & set(content_words(main)) else sentence))
     return None
 
 

@@ -20,11 +20,14 @@ from mpo.verification.expressions import refused, same_expression
 from mpo.verification.number import find_numbers, read_number
 from mpo.verification.rational import same_rational
 
-TABLES = [Path(__file__).with_name(name) for name in ("cases.jsonl", "endings.jsonl", "written.jsonl", "prose.jsonl")]
+TABLES = [
+    Path(__file__).with_name(name) for name in ("cases.jsonl", "endings.jsonl", "written.jsonl", "prose.jsonl", "natural.jsonl")
+]
 CASES = [json.loads(line) for path in TABLES for line in path.read_text(encoding="utf-8").splitlines()]
 """Answers (compared as they are) and responses (whose answer is found first), each with the verdict that a person gives it.
 
-`written.jsonl` was written by someone who had not seen the rules; `missed` are those that they do not read, which none may join.
+`written.jsonl` was written by someone who had not seen the rules, `natural.jsonl` by someone who had read their page; `missed` are
+those that the rules do not read, which none may join.
 """
 KINDS = ("choice", "number", "expression", "math", "text", "document", "chart", "list", "interval", "yes_no", "box")
 

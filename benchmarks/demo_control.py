@@ -20,7 +20,7 @@ from transformers import set_seed
 
 from mpo.demo.folder import DemoFolder, DemoSettings, quick_settings
 from mpo.demo.run import run_demo
-from mpo.demo.stages import measure_after, train_on_pairs
+from mpo.demo.stages import measure, train_on_pairs
 from mpo.io import read_json_lines
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,7 +66,7 @@ def run_control(root: Path, settings: DemoSettings, variants: Mapping[str, Seque
         if not folder.responses("after").is_file():
             set_seed(settings.seed)
             train_on_pairs(folder, settings, folder.mpo, *overrides)
-            measure_after(folder, settings)
+            measure(folder, folder.mpo, "after")
         right[method] = correct_of(folder, "after")
     less = {f"mpo less {name}": difference(correct, right["mpo"]) for name, correct in right.items() if name != "mpo"}
     folders = {"mpo": DemoFolder(root), **{method: ControlFolder(root, method) for method in variants}}

@@ -53,7 +53,7 @@ def warm_up(side: str, root: Path, settings: DemoSettings) -> dict[str, Any]:
         started, cpu = time.monotonic(), time.process_time()
         numbers = stages.warm_up(folder, settings)
         numbers |= {"CPU seconds": time.process_time() - cpu, "seconds": time.monotonic() - started}
-    stages.measure_before(folder, settings)
+    stages.measure(folder, folder.warm, "before")
     return {**numbers, "right": [line["correct"] for line in read_json_lines(folder.responses("before"))]}
 
 

@@ -100,9 +100,11 @@ def _run(files: list[int], words: list[str], folder: str, environment: dict[str,
         os.environ.update(environment)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        import torch
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)  # that of `warm_up`, of one process
+        torch.set_num_threads(torch.get_num_threads())  # a pool of this process, before several threads ask for one at once
         how, program, *arguments = words
         sys.argv = [program if how == "-m" else "-c", *arguments]
         sys.path.insert(0, folder)

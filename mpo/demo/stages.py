@@ -127,15 +127,16 @@ def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
 
 def train_mpo(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Train the warmed-up model on the pairs with `mpo train experiment=demo`. Resumes from the newest checkpoint."""
-    return _train_on_pairs(folder, settings, folder.mpo)
+    return train_on_pairs(folder, settings, folder.mpo)
 
 
 def train_sft(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     """Train the warmed-up model on the same pairs, in the same way, with SFT on the chosen completions as the only loss."""
-    return _train_on_pairs(folder, settings, folder.sft, "loss=sft")
+    return train_on_pairs(folder, settings, folder.sft, "loss=sft")
 
 
-def _train_on_pairs(folder: DemoFolder, settings: DemoSettings, run_dir: Path, *overrides: str) -> dict[str, Any]:
+def train_on_pairs(folder: DemoFolder, settings: DemoSettings, run_dir: Path, *overrides: str) -> dict[str, Any]:
+    """Train the warmed-up model on the pairs with the demo's recipe and changes to it; returns the number of steps."""
     with initialize_config_module("mpo.recipes", version_base="1.3"):
         config = compose("train", overrides=["experiment=demo", *settings.mpo_overrides, *overrides])
     config.run_dir, config.seed = str(run_dir), settings.seed

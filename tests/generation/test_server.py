@@ -651,6 +651,7 @@ def test_an_interrupt_in_a_running_event_loop_ends_what_runs_behind_it(cancels):
 
         with pytest.raises(asyncio.CancelledError if cancels else KeyboardInterrupt):
             asyncio.run(notebook())
+        time.sleep(0.3)  # for what was sent before
         asked = stub.asked
         time.sleep(0.3)
         assert 0 < asked == stub.asked < 5000

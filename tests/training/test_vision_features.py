@@ -455,7 +455,7 @@ def _eight_bits(model):
         ({"change": _batch_norm}, "over the batch"),
         ({"change": _dropout, "disable_dropout": False}, "has dropout"),
         ({"change": _eight_bits}, "int8"),
-        ({"vision_features": "live"}, "vision_feature_cache needs"),
+        ({"vision_features": "live"}, "vision_feature_cache=.* needs"),
         ({"vision_features": "some"}, "some"),
         ({"vision_feature_cache_gb": 0}, "vision_feature_cache_gb"),
         ({"bf16_full_eval": True}, "bf16_full_eval"),

@@ -7,6 +7,7 @@ from itertools import islice
 
 import pytest
 import torch
+from accelerate.parallelism_config import ParallelismConfig
 from conversations import conversation, conversation_set, conversations, turn, write_video
 from datasets import Dataset
 from ranks import run_on_ranks
@@ -316,6 +317,15 @@ def test_rates_of_zero(tmp_path):
             small_sft(tmp_path, **rates).create_optimizer()
     with pytest.raises(ValueError, match="No record has an image"):
         small_sft(tmp_path, **zero | {"projector_learning_rate": 1e-3}, dataset=Dataset.from_list([conversation(0)] * 2))
+
+
+@pytest.mark.parametrize("sizes", [{"cp_size": 2}, {"sp_size": 2}])
+def test_a_row_is_not_split_over_ranks(tmp_path, monkeypatch, sizes):
+    """Context and sequence parallelism, which accelerate itself refuses on CPUs: a trainer's state is given the configuration."""
+    trainer = small_sft(tmp_path)
+    monkeypatch.setattr(trainer.accelerator.state, "parallelism_config", ParallelismConfig(**sizes), raising=False)
+    with pytest.raises(ValueError, match="cp_size, sp_size"):
+        trainer._check_parallelism()
 
 
 def towers_alone() -> torch.nn.Module:

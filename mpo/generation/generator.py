@@ -148,7 +148,10 @@ class Generator(Protocol):
         seed: int = 0,
         logprobs: bool = False,
     ) -> list[list[Response]]:
-        """Sample `n` responses to every request, with the settings of `Decoding`.
+        """Sample `n` responses to every request.
+
+        Args:
+            requests: what to ask; the settings are those of `Decoding`, which says what each means.
 
         Returns:
             For each request, in order, its `n` responses.

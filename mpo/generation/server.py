@@ -121,8 +121,8 @@ class ServerGenerator:
     def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample responses; see `mpo.generation.generator.Generator.generate`.
 
-        An image that is gone is named before anything is asked. The first request that fails for good is raised, with its number;
-        the others are not awaited.
+        Settings that a server would ignore are refused, and an image that is gone is named before anything is asked. The first
+        request that fails for good is raised, with its number; the others are not awaited.
         """
         decoding, requests = Decoding(**settings), checked_requests(requests)
         for number, request in enumerate(requests):

@@ -122,7 +122,7 @@ def show(
 ) -> "Figure":
     """Draw where a model's MMFuser looks in an image; in a notebook, the value of a cell is shown.
 
-    `points` as in `look`, `image` and `tile` as in `tile_of`.
+    `points` as in `look`, `image` and `tile` as in `tile_of`; raises ValueError as these do, and when matplotlib is not installed.
     """
     pixels, visible = tile_of(image, processor, tile)
     return draw(look(model, pixels, points), visible)

@@ -207,9 +207,9 @@ def _shared(one: Any, other: Any) -> int:
 def _stand_twice(turns: Sequence[Any], same: Sequence[Any]) -> None:
     """Let an edit of the texts of turns change those of the same turns in another place."""
     for turn, other in zip(turns, same, strict=False):
-        for part, twin in zip(turn["parts"], other["parts"], strict=False):
-            if part.get("paths") and part.get("text") == twin.get("text"):
-                part["paths"] += twin["paths"]
+        for part, again in zip(turn["parts"], other["parts"], strict=False):
+            if part.get("paths") and part.get("text") == again.get("text"):
+                part["paths"] += again["paths"]
 
 
 def _last_user(line: Mapping[str, Any]) -> int:

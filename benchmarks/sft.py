@@ -276,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measures: dict[str, Callable[[int], Any]] = {
         "counted": lambda _: counted(),
-        "packing": lambda _: packing(100_000),
+        "packing": lambda _: packing(1_000_000),
         "planning": planning,
         "exact": lambda _: sft_exact(),
         "masks": lambda _: masks(),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mpo.batching.layout import LabelledTokens, Segments, completion_sums, ld_weights
-from mpo.batching.logits_to_keep import LogitsToKeep
+from mpo.batching.layout import LabelledTokens, Row, Segments, completion_sums, concatenate, ld_weights
+from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
 from mpo.batching.skipping import BadEntry
+from mpo.encoding.encoder import Encoded
 from mpo.encoding.features import ImageFeatures
 from mpo.encoding.images import TileOrder
+from mpo.encoding.labels import Completion
 from mpo.encoding.movable import Movable
 from mpo.encoding.turns import Record
 
@@ -72,3 +76,52 @@ class Batch(Movable):
 
     def __contains__(self, name: str) -> bool:
         return name in self.model_inputs
+
+
+def packed_batch(rows: Sequence[Row], completions: Sequence[int] | None = None) -> Batch:
+    """The batch of packed rows, without images; `completions`: which of the rows' completions it has, in which order."""
+    packed = concatenate(rows)
+    kept, width = packed.labelled_positions, packed.input_ids.size(1)
+    labelled = packed.labelled if completions is None else packed.labelled.select(completions)
+    return Batch(
+        {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments},
+        LogitsToKeep(kept, width, packed.labelled_segments),
+        packed.shift_labels[:, kept],
+        replace(labelled, node=torch.searchsorted(kept, labelled.node)),
+        width,
+    )
+
+
+def padded_batch(
+    rows: Sequence[tuple[Encoded, Completion]],
+    padding: int,
+    *,
+    blank: Sequence[Encoded] = (),
+    kept: slice = slice(None),
+    multiple: int = 1,
+) -> Batch:
+    """The batch of rows of a prompt and one completion, padded on the right, without images.
+
+    Args:
+        rows: the prompts, each with its completion.
+        padding: the token that rows are padded with.
+        blank: prompts of rows after these in which nothing is labelled.
+        kept: the part of each row that is kept.
+        multiple: rows have a multiple of this many tokens.
+    """
+    ids = [(pair.prompt_ids + completion.ids)[kept] for pair, completion in rows]
+    loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[kept] for pair, completion in rows]
+    tokens = sum(map(len, ids))
+    ids += [pair.prompt_ids for pair in blank]
+    length = -(-max(map(len, ids)) // multiple) * multiple
+
+    def padded(values: Sequence[list[Any]], fill: int = 0) -> Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=torch.long)
+
+    input_ids = padded(ids, padding)
+    inputs: dict[str, ModelInput] = {"input_ids": input_ids, "attention_mask": padded([[1] * len(row) for row in ids])}
+    heads = [*(pair for pair, _ in rows), *blank]
+    for name in {name for pair in heads for name in pair.extra}:
+        values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
+        inputs[name] = padded([(row + [0] * length)[kept][:length] for row in values])
+    return Batch(inputs, *label_padded_rows(input_ids[: len(rows)], padded(loss_masks)), tokens)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpo.batching.batch import Batch, ModelInput
-from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
-from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
+from mpo.batching.batch import Batch, packed_batch, padded_batch
+from mpo.batching.layout import Row, lay_out, prompt_alone
+from mpo.batching.logits_to_keep import label_padded_rows
 from mpo.batching.skipping import BLANK, sort_out
 from mpo.encoding.conversations import TRAIN_ON, as_completion
 from mpo.encoding.costs import Budget, RecordMeasure
@@ -220,42 +220,15 @@ class PairCollator:
                     places[number + side * len(pairs)] = first + len(completions)
                     completions.append(_after_prompt(prompt, pairs[number].prompt_ids, completion, limit))
             rows.append(lay_out(prompt, completions))
-        tokens = sum(len(row.tokens) for row in rows)
-        packed = concatenate(rows + [prompt_alone(pair.prompt_ids) for pair in blank])
-        labelled = packed.labelled.select(places)
-        return Batch(
-            {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments},
-            LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1), packed.labelled_segments),
-            packed.shift_labels[:, packed.labelled_positions],
-            replace(labelled, node=torch.searchsorted(packed.labelled_positions, labelled.node)),
-            tokens,
-        )
+        batch = packed_batch([*rows, *(prompt_alone(pair.prompt_ids) for pair in blank)], places)
+        return replace(batch, tokens=sum(len(row.tokens) for row in rows))
 
     def _pad(self, pairs: list[Encoded], blank: list[Encoded]) -> Batch:
-        rows = self._by_side(pairs)
-        kept = slice(None)
-        if self.max_length is not None:
-            keep_end = self.truncation_mode == "keep_end"
-            kept = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
-        ids = [(pair.prompt_ids + completion.ids)[kept] for pair, completion in rows]
-        loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[kept] for pair, completion in rows]
-        tokens = sum(map(len, ids))
-        ids += [pair.prompt_ids for pair in blank]
-        length = max(map(len, ids))
-        if self.pad_to_multiple_of:
-            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-
-        def padded(values: list[list[Any]], fill: int) -> Tensor:
-            return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=torch.long)
-
-        pad_token = self.tokenizer.pad_token_id
-        input_ids = padded(ids, self.tokenizer.eos_token_id if pad_token is None else pad_token)
-        inputs: dict[str, ModelInput] = {"input_ids": input_ids, "attention_mask": padded([[1] * len(row) for row in ids], 0)}
-        heads = [pair for pair, _ in rows] + blank
-        for name in {name for pair in heads for name in pair.extra}:
-            values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
-            inputs[name] = padded([(row + [0] * length)[kept][:length] for row in values], 0)
-        return Batch(inputs, *label_padded_rows(input_ids[: len(rows)], padded(loss_masks, 0)), tokens)
+        kept = slice(None, self.max_length)
+        if self.max_length is not None and self.truncation_mode == "keep_end":
+            kept = slice(-self.max_length, None)
+        padding = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        return padded_batch(self._by_side(pairs), padding, blank=blank, kept=kept, multiple=self.pad_to_multiple_of or 1)
 
 
 @dataclass

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker  # private; checked with PyTorch 2.11 to 2.14
 
-from mpo.batching.first_fit import pack
-from mpo.batching.planned import Ints
+from mpo.batching.planned import Ints, pack
 from mpo.encoding.costs import Budget, OtherCount, RecordMeasure, exceeds
 from mpo.encoding.turns import Record, describe
 from mpo.io import BadRecord

@@ -42,17 +42,13 @@ class Chat:
                 raise ValueError(f"{where}: {column!r} must be {'a list' if kind is list else 'an object'}; got {value!r:.50}.")
         self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(own)}
         if getattr(processing_class, "chat_template", None) is None and "chat_template" not in self._kwargs:
-            raise ValueError(
-                f"{where} is a conversation, and {type(processing_class).__name__} has no chat template. Set its chat_template, or "
-                "give prompt, chosen and rejected as plain text."
-            )
+            found = f"{where} is a conversation, and {type(processing_class).__name__} has no chat template"
+            raise ValueError(f"{found}. Set its chat_template, or give prompt and completions as plain text.")
         self.prompt = self._as_taken(prompt, "prompt", images)
         if self.prompt and self.prompt[-1]["role"] == "assistant" and is_empty(self.prompt[-1]):
             self.prompt = self.prompt[:-1]
         if not self.prompt:
-            raise ValueError(
-                f"{where}: its prompt has no message. Give it a message that the completions respond to, or leave the record out."
-            )
+            raise ValueError(f"{where}: its prompt has no message. Give one to respond to, or leave the record out.")
         self.continues = self.prompt[-1]["role"] == "assistant" and not self.prompt[-1].get("tool_calls")
 
     def completed(self, completion: list[Any], side: str, images: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
@@ -61,23 +57,19 @@ class Chat:
         for place, message in enumerate(completion):
             if message["role"] == "assistant" and is_empty(message):
                 raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
-        if completion[0]["role"] not in ("assistant", "tool"):
-            raise ValueError(
-                f"{self.where}: '{side}' begins with a message of role {completion[0]['role']!r} instead of the assistant's. Put "
-                "the question into the prompt."
-            )
-        if completion[-1]["role"] != "assistant":
-            raise ValueError(
-                f"{self.where}: '{side}' ends with a message of role {completion[-1]['role']!r} instead of the "
-                "assistant's. Remove the messages after the assistant's last one."
-            )
+        for at, verb, roles, advice in (
+            (0, "begins", ("assistant", "tool"), "Put the question into the prompt."),
+            (-1, "ends", ("assistant",), "Remove the messages after the assistant's last one."),
+        ):
+            if (role := completion[at]["role"]) not in roles:
+                raise ValueError(
+                    f"{self.where}: '{side}' {verb} with a message of role {role!r} instead of the assistant's. {advice}"
+                )
         if completion[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
             return [*self.prompt, *completion], self.prompt
         if not self.continues:
-            raise ValueError(
-                f"{self.where}: its prompt ends in a tool call, and '{side}' begins with a message of the assistant. Put the "
-                "tool's result between them."
-            )
+            found = f"its prompt ends in a tool call, and '{side}' begins with a message of the assistant"
+            raise ValueError(f"{self.where}: {found}. Put the tool's result between them.")
         before = self.prompt[:-1]
         return [*before, _joined(self.prompt[-1], completion[0], f"{self.where}: '{side}'"), *completion[1:]], before
 
@@ -91,11 +83,8 @@ class Chat:
         """Refuse a template that renders the prompt's last message differently before a completion: it would be labelled."""
         last = text_of(self.prompt[-1]).strip()
         if last and last not in text and last in self.opening(self.continues):
-            raise ValueError(
-                f"{self.where}: the chat template renders the prompt's last message differently before a completion, so the "
-                "beginning of the completion cannot be found. Use a template that renders it the same, or end the prompt "
-                "in a user message."
-            )
+            found = "the chat template renders the prompt's last message differently before a completion, so this has no beginning"
+            raise ValueError(f"{self.where}: {found}. Use a template that does not, or end the prompt in a user message.")
 
     def text(self, messages: list[Any], **how: bool) -> str:
         """Render messages with the template."""
@@ -126,10 +115,8 @@ class Chat:
                 raise ValueError(f"{self.where}: {error}") from error
             return [{**message, "role": role} for message, role in zip(placed, roles, strict=True)]
         if images and is_processor(self.processing_class):
-            raise ValueError(
-                f"{self.where} has images, but the chat template of {type(self.processing_class).__name__} accepts text only. Use "
-                "the chat template of the model's own checkpoint."
-            )
+            found = f"{self.where} has images, but the chat template of {type(self.processing_class).__name__} accepts text only"
+            raise ValueError(f"{found}. Use the one of the model's own checkpoint.")
         return messages if template.parts else [_as_text(message, f"{self.where}: '{side}'") for message in messages]
 
 
@@ -168,9 +155,8 @@ def check_tool_calls(messages: list[Any], text: str, where: str) -> None:
     for call in (call for message in messages for call in message.get("tool_calls") or ()):
         name = call.get("function", call).get("name")
         if str(name) not in text:
-            raise ValueError(
-                f"{where}: the chat template does not render its tool call of {name!r}. Use a template for tools, or leave it out."
-            )
+            found = f"the chat template does not render its tool call of {name!r}"
+            raise ValueError(f"{where}: {found}. Use a template for tools, or leave it out.")
 
 
 def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,11 +192,8 @@ def pieces_of_turns(
         if generation_prompt:  # as for the prompt: up to where the next turn differs
             text = os.path.commonprefix([text, rendered(upto + 1)])
         if not text.startswith(done):
-            raise ValueError(
-                f"{chat.where}: the chat template renders turns differently when others follow, so the turns of a completion of "
-                "several messages cannot be separated. Keep only its last assistant message as the completion and put the others "
-                "into the prompt."
-            )
+            found = "the chat template renders turns differently when others follow, so those of a completion cannot be separated"
+            raise ValueError(f"{chat.where}: {found}. Put all but its last assistant message into the prompt.")
         pieces.append(Piece(text[len(done) :], labelled))
         done = text
 

@@ -67,14 +67,10 @@ def _labelled(completion: list[Any], train_on: str, where: str) -> list[bool]:
     flags = [message.get("train") for message in completion]
     for place, flag in enumerate(flags):
         if flag is not None and not isinstance(flag, bool) or (flag and place not in turns):
-            role = completion[place]["role"]
-            raise ValueError(
-                f"{where}: 'train' is true or false, in messages of the assistant; got {flag!r} in one of role {role!r}."
-            )
+            found = f"{flag!r} in one of role {completion[place]['role']!r}"
+            raise ValueError(f"{where}: 'train' is true or false, in messages of the assistant; got {found}.")
     found = [place in by_default if flag is None else bool(flag) for place, flag in enumerate(flags)]
     if turns and not any(found):
-        raise ValueError(
-            f"{where}: none of the assistant's turns is labelled (train_on={train_on!r}), so there is nothing to learn. Set "
-            '"train": true in one, or leave the record out.'
-        )
+        none = f"none of the assistant's turns is labelled (train_on={train_on!r}), so there is nothing to learn"
+        raise ValueError(f'{where}: {none}. Set "train": true in one, or leave the record out.')
     return found

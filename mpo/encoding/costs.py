@@ -117,10 +117,8 @@ class PairCosts:
 
 def exceeds(tokens: int, tiles: int, budget: Budget) -> str:
     """Why a record does not fit a row."""
-    return (
-        f"{tokens} tokens and {tiles} tiles exceed a batch (max_tokens, max_tiles) of {budget}. Raise the budget, leave the record "
-        "out, or set `oversized`."
-    )
+    found = f"{tokens} tokens and {tiles} tiles exceed a batch (max_tokens, max_tiles) of {budget}"
+    return f"{found}. Raise the budget, leave the record out, or set `oversized`."
 
 
 def measure(
@@ -155,10 +153,8 @@ def measure(
     if not isinstance(dataset, Dataset):
         unit = "pairs" if sides == SIDES else "conversations"
         what = "is a stream" if not hasattr(dataset, "__len__") else "is not a datasets.Dataset"
-        raise ValueError(
-            f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, which needs "
-            f"all records: use batching={unit!r}, or load the records as a datasets.Dataset."
-        )
+        found = f"The data set ({type(dataset).__name__}) {what}, and batches by tokens are planned from all records of an epoch"
+        raise ValueError(f"{found}. Use batching={unit!r}, or load the records as a datasets.Dataset.")
     as_files = dataset.with_format(None)
     as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
     as_files = with_encoded_images(as_files)

@@ -108,10 +108,10 @@ class Encoder:
                 left_out = tokenize(one.prompt, is_opened(one, self.completion_end))[len(ids) :]
                 kept = len(shared) - len(left_out)
                 if shared[kept:] != left_out:
-                    raise ValueError(
-                        f"{describe(record)}: its completions merge with the tokens that {type(self.processing_class).__name__} "
-                        "writes for an image. Put text between the image and the completions."
+                    merged = (
+                        f"its completions merge with the tokens that {type(self.processing_class).__name__} writes for an image"
                     )
+                    raise ValueError(f"{describe(record)}: {merged}. Put text between the image and the completions.")
                 extra = {name: value[:kept] for name, value in extra.items()}
                 encoded = Encoded(shared[:kept], completions, prompt, one.images, extra, limit)
             else:
@@ -121,11 +121,8 @@ class Encoder:
             if self.context is not None:
                 self._check_context(record, encoded, self.context)
             if one.images and record.get(COUNTED, len(encoded.prompt_ids)) != len(encoded.prompt_ids):
-                counted, tokens = record[COUNTED], len(encoded.prompt_ids)
-                raise ValueError(
-                    f"{describe(record)}: its prompt had {counted} tokens when batches were planned and has {tokens} now: an image "
-                    "was replaced since. Start the run again."
-                )
+                changed = f"had {record[COUNTED]} tokens when batches were planned and has {len(encoded.prompt_ids)} now"
+                raise ValueError(f"{describe(record)}: its prompt {changed}: an image was replaced since. Start the run again.")
             found.append(encoded)
         return found, pixels, order
 
@@ -210,9 +207,10 @@ class Encoder:
         widths = placeholder_widths(written, processed, getattr(self.processing_class, "image_token_id", None))
         count = len(prompt_ids) + len(completion.ids)
         if widths is None or written[:count] != prompt_ids + completion.ids:
+            kind = type(self.processing_class).__name__
             raise ValueError(
-                f"{where}: the images of its later turns cannot be found among the tokens that "
-                f"{type(self.processing_class).__name__} writes. Put text between images, or all images into the first turn."
+                f"{where}: the images of its later turns cannot be found among the tokens that {kind} writes. Put text between "
+                "images, or all images into the first turn."
             )
         begin, end = sum(widths[: len(prompt_ids)]), sum(widths[:count])
         flags = zip(completion.loss_mask, widths[len(prompt_ids) : count], strict=True)
@@ -223,10 +221,9 @@ class Encoder:
         longest = len(encoded.prompt_ids) + encoded.longest()
         if min(longest, self.max_length or longest) > context:
             raise ValueError(
-                f"{describe(record)}: prompt and completion have {longest} tokens, and beyond {context} this model's rotary "
-                "embeddings (rope_type 'dynamic' or 'longrope') depend on the longest row of the batch, so a completion's log-prob "
-                f"would depend on the other rows. Set max_length={context} or less, leave the record out, or give the model's "
-                "config a rope_type with fixed frequencies ('yarn', 'linear')."
+                f"{describe(record)}: prompt and completion have {longest} tokens, and beyond {context} a log-prob would depend on "
+                "the longest row of the batch, by this model's rope_type ('dynamic' or 'longrope'). Set max_length="
+                f"{context} or less, leave the record out, or give its config fixed frequencies ('yarn', 'linear')."
             )
 
     def _check_length(self, record: Record, encoded: Encoded, max_length: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpo.batching.layout import LabelledTokens, Row, Segments, completion_sums, concatenate, ld_weights
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
@@ -125,3 +126,48 @@ def padded_batch(
         values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
         inputs[name] = padded([(row + [0] * length)[kept][:length] for row in values])
     return Batch(inputs, *label_padded_rows(input_ids[: len(rows)], padded(loss_masks)), tokens)
+
+
+def compare(
+    sums: Callable[[Batch], Tensor],
+    packed: Batch,
+    padded: Batch,
+    parameters: Sequence[nn.Parameter],
+    usual: Callable[[], AbstractContextManager[None]],
+) -> str:
+    """Describe the difference of log-prob sums and gradients between packed and padded rows.
+
+    Args:
+        sums: a function from a batch to its log-prob sums, shape (completions,), for a model that attends by segments.
+        packed, padded: the same records in packed and in padded rows.
+        parameters: parameters whose gradients (of the mean of the sums) are compared; may be empty. Needs twice their memory.
+        usual: a context manager that restores the model's usual attention.
+    """
+    first, first_gradients = _with_gradients(sums, packed, parameters)
+    with usual():
+        second, second_gradients = _with_gradients(sums, padded, parameters)
+    lines = [
+        f"verify_first_batch: log-probs of {len(first)} completions in packed and in padded rows differ by at most "
+        f"{(first - second).abs().max():.2e} (sums of up to {second.abs().max():.1f}; "
+        f"{((first - second).abs() / second.abs().clamp_min(1e-6)).max():.1e} relative)"
+    ]
+    if parameters:
+        apart = _norm([a - b for a, b in zip(first_gradients, second_gradients, strict=True)])
+        lines.append(f"gradients by {apart / _norm(second_gradients):.1e} of their norm")
+    return ", ".join(lines) + "."
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt()
+
+
+def _with_gradients(
+    sums: Callable[[Batch], Tensor], batch: Batch, parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor, list[Tensor]]:
+    with torch.set_grad_enabled(bool(parameters)):
+        values = sums(batch)
+    if not parameters:
+        return values, []
+    gradients = torch.autograd.grad(values.mean(), parameters, allow_unused=True)
+    pairs = zip(gradients, parameters, strict=True)
+    return values.detach(), [torch.zeros_like(p) if g is None else g for g, p in pairs]

@@ -12,8 +12,7 @@ from small_runs import difference, record, small_run
 from support import make_image, messages
 
 from mpo.batching.collator import PairCollator
-from mpo.batching.indexed import IndexedRecords
-from mpo.batching.streams import RepeatedStream
+from mpo.batching.streams import IndexedRecords, RepeatedStream
 from mpo.data.augment import QUALITIES, compress, compress_tiles
 from mpo.encoding.tiles import jpeg_seed
 from mpo.models.tiles import TileImageProcessor

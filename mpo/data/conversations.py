@@ -19,8 +19,10 @@ from mpo.data.formats import (
     is_nothing,
     message_of,
     one_of,
+    read_common,
     refuse,
 )
+from mpo.data.messages import check_ends
 from mpo.data.unused import FLAGS
 from mpo.io import json_kind, parse_json
 from mpo.schema import unlabelled
@@ -39,9 +41,8 @@ class _Conversation(Format):
         refuse(line, ("audio", "audios", "objects", "loss_scale"), CANNOT)
         refuse(line, ["chat_template_kwargs"], TRL_CANNOT)
         refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
-        images, videos, system = (one_of(line, *names) for names in (IMAGE, VIDEO, SYSTEM))
-        own: dict[str, Any] = {name: line.get(name) for name in ("id", "prompt_id", "source", "tools") if name in self.uses(line)}
-        yield Found(messages=self.turns(line), images=images, videos=videos, system=system, **own)
+        own = {name: line.get(name) for name in ("prompt_id", "source", "tools") if name in self.uses(line)}
+        yield read_common(line, messages=self.turns(line), **own)
 
     def turns(self, line: Line) -> list[dict[str, Any]]:
         raise NotImplementedError
@@ -83,8 +84,7 @@ class _TRL(_Conversation):
         texts = (("user", asked), ("assistant", said))
         whole = [[{"role": role, "content": side}] if isinstance(side, str) else side for role, side in texts]
         prompt, completion = (turns_of(side, repr(name)) for side, name in zip(whole, self._SIDES, strict=True))
-        if completion[0]["role"] in ("system", "user"):
-            raise ValueError(f"'completion' begins with a message of the {completion[0]['role']}. Move it into the prompt.")
+        check_ends(completion, "'completion'")
         return [*unlabelled(prompt), *completion]
 
     @staticmethod
@@ -146,8 +146,8 @@ def turns_of(given: Any, name: str) -> list[dict[str, Any]]:
         is_call = one_of(turn, "from", "role") in CALLS
         if is_call:
             content = message["content"]
-            found = parse_json(content, what) if isinstance(content, str) else content
-            calls = [{"type": "function", "function": call} for call in (found if isinstance(found, list) else [found])]
+            called = parse_json(content, what) if isinstance(content, str) else content
+            calls = [{"type": "function", "function": call} for call in (called if isinstance(called, list) else [called])]
             message |= {"content": None, "tool_calls": json.dumps(calls, ensure_ascii=False)}
             before = messages[-1] if messages else {}
             if before.get("role") == "assistant" and (after_call or not before.get("tool_calls")):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from mpo.data.records import KINDS, Reading, Row
 from mpo.data.shards import Shard
 from mpo.io import BadRecord, without_collection
 
-VERSION = 7
+VERSION = 8
 """Increase it when the same files give different records, so that cached results of earlier versions are not used."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 * 2**20
@@ -41,24 +41,19 @@ MAX_PROCESSES = 16
 _DONE = "info.json"
 
 
-@dataclass(frozen=True)
-class Converted:
-    """A converted source."""
-
-    pairs: Dataset | None
-    bad: list[BadRecord]  # those that were skipped, in order
-    lines: int
-    empty: int  # good lines that give no pair
-    dropped: int  # pairs beyond the limit of pairs per line
-
-
-def convert(shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *, name: str, num_proc: int | None) -> Converted:
+def convert(
+    shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *, name: str, num_proc: int | None
+) -> tuple[Dataset | None, list[BadRecord], dict[str, int]]:
     """Convert the shards of a source, which are opened only if they have to be converted, or open the cached result.
 
     Args:
         key: what else determines the result, as JSON: the files and their modification times.
         name: name of the source in the progress bar and in the cache.
         num_proc: number of processes; None: one per core for a large source, else one.
+
+    Returns:
+        the records; the bad ones that were skipped, in order; and the number of ``lines``, of good ones that give no pair
+        (``empty``), and of pairs beyond the limit of pairs per line (``dropped``).
 
     Raises:
         BadRecord: for the first bad record, unless bad records are skipped; ValueError for damaged files.
@@ -98,18 +93,13 @@ def _is_current(folder: Path, shards: Callable[[], Sequence[Shard]], reading: Re
     for shard, part in zip(found, parts, strict=True):
         if not part["bad"]:
             continue
-        before = {bad.where: bad.reason for bad in _bad_of(folder, part)}
+        before = dict(part["bad"])
         lines = ((where, line) for where, line in shard.lines() if where in before)
         now = reading.rows(lines)
         if any(not isinstance(rows, BadRecord) or before.get(rows.where) != rows.reason for rows in now):
             return False
     os.utime(done)
     return True
-
-
-def _bad_of(folder: Path, part: dict[str, Any]) -> list[BadRecord]:
-    with (folder / part["file"]).with_suffix(".bad").open(encoding="utf-8") as listed:
-        return [BadRecord(**json.loads(line)) for line in listed]
 
 
 def _processes(shards: Sequence[Shard], asked: int | None) -> int:
@@ -140,19 +130,15 @@ def _write(shards: Sequence[Shard], reading: Reading, folder: Path, name: str, p
 
 
 def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
-    """Write a shard's records to ``stem.arrow`` and its bad records to ``stem.bad``; return its entry for ``info.json``."""
-    counts = dict.fromkeys(("lines", "pairs", "bad", "empty", "dropped"), 0)
+    """Write a shard's records to ``stem.arrow``; return its entry for ``info.json``, with its bad records."""
+    counts = dict.fromkeys(("lines", "pairs", "empty", "dropped"), 0)
+    bad: list[tuple[str, str]] = []
     columns: set[str] = set()
     rows: list[Row] = []
     size = 0
     kind = KINDS[reading.kind]
     schema = kind.features.arrow_schema
-    with (
-        without_collection(),
-        pa.OSFile(f"{stem}.arrow", "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as writer,
-        open(f"{stem}.bad", "w", encoding="utf-8") as list_of_bad,
-    ):
+    with without_collection(), pa.OSFile(f"{stem}.arrow", "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
 
         def write_batch() -> None:
             batch = pa.RecordBatch.from_pylist(rows, schema=schema)
@@ -162,8 +148,7 @@ def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
         for found in reading.rows(shard.lines()):
             counts["lines"] += 1
             if isinstance(found, BadRecord):
-                counts["bad"] += 1
-                list_of_bad.write(json.dumps({"where": found.where, "reason": found.reason}) + "\n")
+                bad.append((found.where, found.reason))
                 continue
             counts["pairs"] += len(found)
             counts["empty"] += not found
@@ -175,18 +160,17 @@ def _write_shard(shard: Shard, reading: Reading, stem: str) -> dict[str, Any]:
                 rows, size = [], 0
         if rows:
             write_batch()
-    return {"file": f"{Path(stem).name}.arrow", **counts, "columns": sorted(columns)}
+    return {"file": f"{Path(stem).name}.arrow", **counts, "bad": bad, "columns": sorted(columns)}
 
 
-def _open(folder: Path, reading: Reading) -> Converted:
+def _open(folder: Path, reading: Reading) -> tuple[Dataset | None, list[BadRecord], dict[str, int]]:
     info = json.loads((folder / _DONE).read_text())
     parts, kind = info["parts"], KINDS[reading.kind]
     as_read = DatasetInfo(features=kind.features)
-    bad = [one for part in parts if part["bad"] for one in _bad_of(folder, part)]
-    lines, empty, dropped = (sum(part[count] for part in parts) for count in ("lines", "empty", "dropped"))
+    bad = [BadRecord(*one) for part in parts for one in part["bad"]]
+    counts = {name: sum(part[name] for part in parts) for name in ("lines", "empty", "dropped")}
     found = [Dataset.from_file(str(folder / part["file"]), info=as_read) for part in parts if part["pairs"]]
     if not found:
-        return Converted(None, bad, lines, empty, dropped)
+        return None, bad, counts
     pairs = found[0] if len(found) == 1 else concatenate_datasets(found)
-    unused = [name for name in kind.optional if name not in info["columns"]]
-    return Converted(pairs.remove_columns(unused), bad, lines, empty, dropped)
+    return pairs.remove_columns([name for name in kind.optional if name not in info["columns"]]), bad, counts

@@ -41,14 +41,10 @@ Line = tuple[str, "dict[str, Any] | BadRecord"]
 
 @dataclass(frozen=True)
 class Shard:
-    """Part of a source: a file, or some of its lines or rows."""
+    """Part of a source: a file, or some of its lines or rows; ``size``: its bytes, or its rows."""
 
     path: str
-
-    @property
-    def size(self) -> int:
-        """The approximate bytes, or the rows; the same unit for all shards of a source."""
-        return os.path.getsize(self.path)
+    size: int = 0
 
     def lines(self) -> Iterator[Line]:
         """Yield the place of each line and the line. Raises ValueError for a damaged file."""
@@ -59,13 +55,9 @@ class Shard:
 class LinesShard(Shard):
     """The lines of a JSONL file from byte `start` to `end` (None: its end); `first` is the number of the first line."""
 
-    start: int
-    end: int | None
-    first: int
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return (super().size if self.end is None else self.end) - self.start
+    start: int = 0
+    end: int | None = None
+    first: int = 1
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         number, place = self.first - 1, self.start
@@ -161,13 +153,8 @@ class ArrayShard(Shard):
 class ParquetShard(Shard):
     """A row group of a Parquet file; `first` is the number of its first row."""
 
-    group: int
-    first: int
-    rows: int
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.rows
+    group: int = 0
+    first: int = 1
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         number = self.first
@@ -182,20 +169,17 @@ class ParquetShard(Shard):
 
 @dataclass(frozen=True)
 class DatasetShard(Shard):
-    """Rows of a data set in Arrow format, whose images stay encoded; `path` may be its name on the Hub."""
+    """The rows of a data set in Arrow format from `start` on, whose images stay encoded; `path` may be its name on the Hub."""
 
-    dataset: Dataset
-    start: int
-    end: int
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.end - self.start
+    dataset: Dataset | None = None
+    start: int = 0
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
-        for start in range(self.start, self.end, ROWS):
+        assert self.dataset is not None
+        end = self.start + self.size
+        for start in range(self.start, end, ROWS):
             try:
-                rows = self.dataset[start : min(start + ROWS, self.end)]
+                rows = self.dataset[start : min(start + ROWS, end)]
             except (pa.ArrowException, OSError, ValueError, IndexError) as error:
                 raise ValueError(f"{self.path} is damaged ({one_line(error)}). Save or download it again.") from error
             yield from _rows(rows, self.path, start + 1)

@@ -46,25 +46,24 @@ def load_source(
 ) -> Dataset:
     """Load the pairs of one source, whose settings are checked; ``own`` are its tiles and frames (`mpo.data.load_preferences`)."""
     key, opened = _key(path, split)
-    converted = convert(lambda: opened or open_files(path, split), reading, key, name=stem(path), num_proc=num_proc)
-    bad, lines = converted.bad, converted.lines
+    pairs, bad, counts = convert(lambda: opened or open_files(path, split), reading, key, name=stem(path), num_proc=num_proc)
+    lines = counts["lines"]
     if bad:
         listed.add(bad)
         message = f"{len(bad):,} of {lines:,} records of {path} are bad and left out; {listed.path} lists them. The first: {bad[0]}"
         if len(bad) > listed.most * lines:
             raise ValueError(f"{message} That is more than max_bad_fraction={listed.most:g} allows. Fix them, or increase it.")
         logger.warning(message)
-    if converted.empty:
-        found = f"{converted.empty:,} of {lines:,} records of {path} give no pair"
+    if counts["empty"]:
+        found = f"{counts['empty']:,} of {lines:,} records of {path} give no pair"
         logger.warning(f"{found}: no two of their completions differ in rating and text.")
-    if converted.dropped:
-        found = f"{converted.dropped:,} pairs of {path} are left out"
+    if counts["dropped"]:
+        found = f"{counts['dropped']:,} pairs of {path} are left out"
         logger.warning(f"{found}: only the {MAX_PAIRS} with the largest margins per prompt are used.")
-    if converted.pairs is None:
+    if pairs is None:
         noun = KINDS[reading.kind].noun
         raise ValueError(f"{path} has no {noun}s. Give a file of {noun}s.")
-    pairs = converted.pairs if limit is None else converted.pairs.select(range(min(limit, len(converted.pairs))))
-    return with_settings(pairs, own)
+    return with_settings(pairs if limit is None else pairs.select(range(min(limit, len(pairs)))), own)
 
 
 def folder_of(path: str) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 from trl.data_utils import prepare_multimodal_messages
-from trl.trainer.utils import remove_none_values
 
-from mpo.data.turns import is_empty, text_of
+from mpo.data.messages import check_ends, is_empty, text_of, unpadded
 from mpo.encoding.templates import is_processor, probe
 from mpo.io import bad_record, parse_json
 
@@ -40,7 +39,7 @@ class Chat:
         for column, value, kind in (("tools", tools or [], list), ("chat_template_kwargs", own, Mapping)):
             if not isinstance(value, kind):
                 raise ValueError(f"{where}: {column!r} must be {'a list' if kind is list else 'an object'}; got {value!r:.50}.")
-        self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(own)}
+        self._kwargs = {"tools": unpadded(tools) or None, **unpadded(own)}
         if getattr(processing_class, "chat_template", None) is None and "chat_template" not in self._kwargs:
             found = f"{where} is a conversation, and {type(processing_class).__name__} has no chat template"
             raise ValueError(f"{found}. Set its chat_template, or give prompt and completions as plain text.")
@@ -57,14 +56,7 @@ class Chat:
         for place, message in enumerate(completion):
             if message["role"] == "assistant" and is_empty(message):
                 raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
-        for at, verb, roles, advice in (
-            (0, "begins", ("assistant", "tool"), "Put the question into the prompt."),
-            (-1, "ends", ("assistant",), "Remove the messages after the assistant's last one."),
-        ):
-            if (role := completion[at]["role"]) not in roles:
-                raise ValueError(
-                    f"{self.where}: '{side}' {verb} with a message of role {role!r} instead of the assistant's. {advice}"
-                )
+        check_ends(completion, f"{self.where}: '{side}'")
         if completion[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
             return [*self.prompt, *completion], self.prompt
         if not self.continues:
@@ -161,18 +153,9 @@ def check_tool_calls(messages: list[Any], text: str, where: str) -> None:
 
 def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without the keys that Arrow adds to all structs; tool calls, which may be JSON, keep a content of None."""
-    found = {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+    found = {key: unpadded(value) for key, value in message.items() if value is not None or key == "content"}
     calls = found.get("tool_calls")
     return {**found, "tool_calls": parse_json(calls, "'tool_calls'")} if isinstance(calls, str) else found
-
-
-def _unpadded(value: Any) -> Any:
-    """Remove keys with the value None on every level; None in lists stays.
-
-    >>> _unpadded({"city": "Rome", "x": None, "tags": [None, {"a": None, "b": 0}]})
-    {'city': 'Rome', 'tags': [None, {'b': 0}]}
-    """
-    return remove_none_values(value) if isinstance(value, (list, Mapping)) else value
 
 
 def pieces_of_turns(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mpo.data.turns import check_messages, check_turns, check_unplaced, image_parts
+from mpo.data.messages import check_messages, check_turns, check_unplaced, image_parts
 from mpo.data.video import with_frames
 from mpo.encoding.turns import CONVERSATION, Record, describe
 from mpo.schema import BAD, IMAGE_COLUMNS

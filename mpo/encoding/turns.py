@@ -19,9 +19,8 @@ from torch import Tensor
 from trl.data_utils import extract_prompt
 
 from mpo.data.images import open_image
-from mpo.data.messages import checked_text
+from mpo.data.messages import checked_text, image_parts, is_empty, text_of
 from mpo.data.paths import check_unmoved
-from mpo.data.turns import image_parts, is_empty, text_of
 from mpo.data.unused import MESSAGE, check_unused, texts_in
 from mpo.data.video import Frame, open_frames, with_frames
 from mpo.encoding.chat import Chat, Piece, check_tool_calls, pieces_of_turns

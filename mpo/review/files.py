@@ -119,7 +119,7 @@ class Records:
             raise ValueError(f"{self.path} is neither JSONL, nor a JSON array, nor Parquet. Convert it first (mpo data convert).")
         self._shards = shards
         if self.suffix == ".parquet":
-            self._items = [(number, row) for number, shard in enumerate(self._shards) for row in range(shard.rows)]
+            self._items = [(number, row) for number, shard in enumerate(self._shards) for row in range(shard.size)]
         elif self.is_array:
             # As text, which takes less memory than what it says.
             lines = (line for shard in shards for _, line in shard.lines())

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from mpo.batching.layout import LabelledTokens, Row, Segments, completion_sums, concatenate, ld_weights
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
-from mpo.batching.skipping import BadEntry
 from mpo.encoding.encoder import Encoded
-from mpo.encoding.features import ImageFeatures
-from mpo.encoding.images import TileOrder
+from mpo.encoding.images import ImageFeatures, TileOrder
 from mpo.encoding.labels import Completion
 from mpo.encoding.movable import Movable
-from mpo.encoding.turns import Record
+from mpo.encoding.turns import SIDES, Record, describe
+from mpo.io import BadRecord, bad_record
+from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, PADDING
 
 ModelInput = Tensor | Segments | TileOrder | ImageFeatures
 
@@ -32,7 +34,7 @@ class Batch(Movable):
     ``model_inputs``: arguments of the model's forward. ``input_ids``; for padded rows ``attention_mask``, both of shape (S P, T);
     for packed rows ``position_ids`` (1, N) and ``segments``; the processor's image tensors, in packed rows once per distinct image,
     with ``tile_order`` (`mpo.encoding.images`) if several prompts have the same image; or ``vision_features``
-    (`mpo.encoding.features`).
+    (`mpo.encoding.images`).
     """
 
     model_inputs: dict[str, ModelInput]
@@ -43,7 +45,7 @@ class Batch(Movable):
     names: tuple[str, ...] = ()  # the P records' names in error messages; empty if the collator does not know them
     sides: int = 2  # S; 2 for pairs
     counted: int | None = None  # records that count, the first ones: the others fill the batch up. None: not known yet
-    bad: tuple[BadEntry, ...] = ()  # records that could not be collated (`mpo.batching.skipping.sort_out`)
+    bad: tuple[BadEntry, ...] = ()  # records that could not be collated (`mpo.batching.batch.sort_out`)
     kept: tuple[int, ...] | None = None  # with bad records, the indices of the others among the P records
     is_truncated: Tensor | None = None  # with a max_length, whether a completion was truncated, shape (S P,)
     completion_keys: tuple[bytes, ...] | None = None  # of their contents (`mpo.encoding.keys`), for a cache
@@ -171,3 +173,54 @@ def _with_gradients(
     gradients = torch.autograd.grad(values.mean(), parameters, allow_unused=True)
     pairs = zip(gradients, parameters, strict=True)
     return values.detach(), [torch.zeros_like(p) if g is None else g for g, p in pairs]
+
+
+# Bad records, which are excluded from the loss. None is replaced by another record
+
+
+ON_BAD_RECORD = ("raise", "skip")
+BLANK: Record = {"id": "a blank record", "prompt": "?", "chosen": ".", "rejected": ",", "completion": ".", PADDING: True}
+"""Replaces a bad record, so that the batch keeps its number of records; it has a few tokens and does not count."""
+
+
+class BadEntry(TypedDict):
+    """A bad record: its id, its name in errors, what is wrong, and a key that identifies the same record later."""
+
+    id: Any
+    where: str
+    reason: str
+    key: str
+
+
+def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[BadEntry]]:
+    """Collate the records of a batch that `collate` refused one by one to find the bad ones.
+
+    Returns:
+        the indices of the good ones, and the bad ones that would have counted.
+    """
+    kept, bad = [], []
+    for place, record in enumerate(records):
+        try:
+            with bad_record(describe(record)):
+                collate([record])
+        except BadRecord as error:
+            if PADDING not in record:
+                bad.append(_entry(record, error.reason))
+        else:
+            kept.append(place)
+    return kept, bad
+
+
+def _entry(record: Record, reason: str) -> BadEntry:
+    given = [record.get(name) for name in IMAGE_COLUMNS]
+    files = [image for one in given for image in (one if isinstance(one, list) else [one]) if isinstance(image, Mapping)]
+    images = [(image.get("path"), zlib.crc32(data) if isinstance(data := image.get("bytes"), bytes) else 0) for image in files]
+    texts = [record.get(name) for name in ("id", "prompt", *SIDES)]
+    texts += [record[name] for name in CONVERSATION_COLUMNS if name in record]
+    content = repr([*texts, images])
+    return {
+        "id": record.get("id"),
+        "where": describe(record),
+        "reason": reason,
+        "key": hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
+    }

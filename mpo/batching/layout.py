@@ -83,10 +83,8 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
         raise ValueError("A row needs at least one completion.")
     for number, completion in enumerate(completions):
         if len(completion.ids) != len(completion.loss_mask):
-            raise ValueError(
-                f"Completion {number} has {len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`. "
-                "Give one flag per token."
-            )
+            found = f"{len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`"
+            raise ValueError(f"Completion {number} has {found}. Give one flag per token.")
     texts = [[*prompt, *completion.ids] for completion in completions]
     tokens: list[int] = []
     positions: list[int] = []
@@ -112,7 +110,8 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
         branches: dict[tuple[int, int], list[int]] = {}
         for index in group:
             text = texts[index]
-            common = _common_prefix(text, stem, agreed)
+            end = min(len(text), len(stem))
+            common = next((at for at in range(agreed, end) if text[at] != stem[at]), end)
             if common == len(text):
                 paths[index] = above(common - 1)
             else:
@@ -325,12 +324,6 @@ def ld_weights(labelled: LabelledTokens, ld_alpha: float, sides: int = 2) -> Ten
     """
     shorter = labelled.lengths.view(sides, -1).amin(dim=0).repeat(sides)
     return torch.where(labelled.ordinal < shorter[labelled.completion], 1.0, ld_alpha)
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int], known: int) -> int:
-    """The length of the common prefix of two sequences that share at least `known` tokens."""
-    end = min(len(first), len(second))
-    return next((index for index in range(known, end) if first[index] != second[index]), end)
 
 
 def _cumulative(lengths: list[int]) -> Tensor:

@@ -15,10 +15,10 @@ from mpo.batching.batch import Batch, packed_batch, padded_batch
 from mpo.batching.layout import Row, lay_out
 from mpo.batching.logits_to_keep import KEYWORD, add_logits_to_keep
 from mpo.batching.randomness import eval_mode
+from mpo.encoding.chat import probe
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.images import in_order
 from mpo.encoding.labels import Completion, label_turn
-from mpo.encoding.templates import probe
 from mpo.encoding.turns import Record, Rendered, describe
 from mpo.models.control_tokens import check_texts
 from mpo.models.packable import fixed_context, why_not
@@ -168,10 +168,8 @@ def check_prompt(where: str, encoded: Encoded, prefix: str, tokenizer: Any, cont
         raise ValueError(f"{where}: {found}. Use fewer or smaller images, fewer tiles, or a shorter text.")
     space = prefix[len(prefix.rstrip()) :]
     if space and not tokenizer.decode(ids[-len(space) - 1 :]).endswith(space):
-        raise ValueError(
-            f"{where}: the chat template cuts off the white space at the end of the prefix {prefix[-20:]!r}. End the prefix before "
-            "it."
-        )
+        found = f"the chat template cuts off the white space at the end of the prefix {prefix[-20:]!r}"
+        raise ValueError(f"{where}: {found}. End the prefix before it.")
 
 
 def _packed(model: Any, rows: Sequence[Row], images: Sequence[dict[str, Tensor]]) -> Sequence[Tensor]:

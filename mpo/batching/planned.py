@@ -38,11 +38,6 @@ class Batches:
         places, starts = take_units(np.arange(len(self.records)), self.starts, order)
         return Batches(self.records[places], self.is_first[places], starts)
 
-    def extended(self, alone: Ints) -> Batches:
-        """Append batches of one record each."""
-        starts = np.append(self.starts, len(self.records) + np.arange(len(alone)))
-        return Batches(np.append(self.records, alone), np.append(self.is_first, np.ones(len(alone), dtype=bool)), starts)
-
 
 def split(batches: Batches, cost: Floats, record_costs: Floats, target: int) -> Batches:
     """Halve the most expensive batches of two or more pairs until there are `target` batches or none can be split."""

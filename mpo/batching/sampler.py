@@ -193,12 +193,11 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         found = np.flatnonzero(self.costs.beyond((self.max_tokens, self.max_tiles)))
         if len(found) and not allowed:
             worst = found[np.argmax(tokens[found])]
+            listed = f"{', '.join(map(str, found[:5]))}{', ...' * (len(found) > 5)}"
             raise ValueError(
-                f"{len(found)} of {len(tokens)} records exceed a batch of max_tokens={self.max_tokens}, "
-                f"max_tiles={self.max_tiles}: {', '.join(str(index) for index in found[:5])}"
-                f"{', ...' if len(found) > 5 else ''}. The longest of them is record {worst} with {tokens[worst]} tokens and "
-                f"{tiles[worst]} tiles. Raise the budget, truncate completions with max_length, leave the records out, or give "
-                "each its own batch with allow_oversized=True."
+                f"{len(found)} of {len(tokens)} records exceed a batch of max_tokens={self.max_tokens}, max_tiles={self.max_tiles} "
+                f"({listed}). The longest is record {worst} with {tokens[worst]} tokens and {tiles[worst]} tiles. Raise the "
+                "budget, truncate with max_length, leave them out, or give each its own batch with allow_oversized=True."
             )
         return found
 
@@ -207,10 +206,9 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         if self.drop_last:
             step = self.world_size * self.micro_batches_per_step
             if first < step:
-                raise ValueError(
-                    f"drop_last=True leaves nothing: all records make {first} batches, and one optimiser step takes {step} "
-                    f"({self.world_size} ranks x {self.micro_batches_per_step}). Set drop_last=False or make batches smaller."
-                )
+                needed = f"one optimiser step takes {step} ({self.world_size} ranks x {self.micro_batches_per_step})"
+                found = f"drop_last=True leaves nothing: all records make {first} batches, and {needed}"
+                raise ValueError(f"{found}. Set drop_last=False or make batches smaller.")
             return first // step * step
         if self.batching == "tokens" and self.shuffle:
             # Other epochs may need a few more batches: about the standard deviation of a sum over windows.
@@ -304,9 +302,10 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             batches = batches.take(np.argsort(np.minimum.reduceat(batches.records, batches.starts), kind="stable"))
         batches = batches.take(np.arange(min(len(batches), self._target)))  # with drop_last there may be more
         missing = self._target - len(batches)
-        if missing:
-            cheapest = int(np.argmin(self._record_costs()))
-            batches = batches.extended(np.full(missing, -1 - cheapest))
+        if missing:  # of one padding record each
+            records = np.append(batches.records, np.full(missing, -1 - int(np.argmin(self._record_costs()))))
+            starts = np.append(batches.starts, len(batches.records) + np.arange(missing))
+            batches = Batches(records, np.append(batches.is_first, np.ones(missing, dtype=bool)), starts)
         if self.world_size > 1:
             batches = batches.take(self._deal(self._measure(batches)[2], rng))
         return batches

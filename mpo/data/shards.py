@@ -77,16 +77,13 @@ class LinesShard(Shard):
                         continue
                     if text.strip() not in (b"", BOM_UTF8):
                         line = _parsed(partial(parse_line, text), where)
-                        if number == 1 and isinstance(line, BadRecord) and not _begins_object(text):
+                        is_object = text.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
+                        if number == 1 and isinstance(line, BadRecord) and not is_object:
                             advice = "Write one JSON object per line; a file with a JSON array ends in .json."
                             line = BadRecord(where, f"{line.reason} {advice}", line.kind)
                         yield where, line
         except DAMAGE as error:
             raise damaged(self.path, error) from error
-
-
-def _begins_object(text: bytes) -> bool:
-    return text.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
 
 
 def _parsed(parse: Callable[[], dict[str, Any]], where: str) -> dict[str, Any] | BadRecord:

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from mpo.data.encoded import file_state, with_encoded_images
 from mpo.data.images import image_size
 from mpo.data.video import DEFAULT_FRAMES, Frame, checked_frames, frame_size, with_frames
-from mpo.encoding.conversations import as_completion
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.keys import prompt_key, settings_of
 from mpo.encoding.shapes import SHAPED, STAND_IN, Shape, Shapes
 from mpo.encoding.tiles import image_rule, tile_limits
-from mpo.encoding.turns import SIDES, Rendered, describe, encoded_images, render
+from mpo.encoding.turns import SIDES, Rendered, as_completion, describe, encoded_images, render
 from mpo.io import RECORD_ERRORS, BadRecord, bad_record, without_collection
 from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, TRL_COLUMNS, names
 

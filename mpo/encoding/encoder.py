@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from mpo.data.video import with_frames
-from mpo.encoding.features import Opening
-from mpo.encoding.images import process
+from mpo.encoding.chat import check_processor, is_processor
+from mpo.encoding.images import Opening, process
 from mpo.encoding.keys import prompt_key
 from mpo.encoding.labels import Completion, encode_with_prompt, end_of_turn_token, is_opened, with_eos
-from mpo.encoding.templates import check_processor, is_processor
 from mpo.encoding.tiles import jpeg_seed, tile_limits
 from mpo.encoding.turns import SIDES, Opened, Record, Rendered, describe, encoded_images, render
 from mpo.models.control_tokens import added_start
@@ -207,11 +206,10 @@ class Encoder:
         widths = placeholder_widths(written, processed, getattr(self.processing_class, "image_token_id", None))
         count = len(prompt_ids) + len(completion.ids)
         if widths is None or written[:count] != prompt_ids + completion.ids:
-            kind = type(self.processing_class).__name__
-            raise ValueError(
-                f"{where}: the images of its later turns cannot be found among the tokens that {kind} writes. Put text between "
-                "images, or all images into the first turn."
+            found = (
+                f"the images of its later turns are not found among the tokens that {type(self.processing_class).__name__} writes"
             )
+            raise ValueError(f"{where}: {found}. Put text between images, or all images into the first turn.")
         begin, end = sum(widths[: len(prompt_ids)]), sum(widths[:count])
         flags = zip(completion.loss_mask, widths[len(prompt_ids) : count], strict=True)
         whole = Completion(processed[begin:end], [flag for flag, width in flags for _ in range(width)])
@@ -228,31 +226,22 @@ class Encoder:
 
     def _check_length(self, record: Record, encoded: Encoded, max_length: int) -> None:
         prompt, longest = len(encoded.prompt_ids), len(encoded.prompt_ids) + encoded.longest()
+        kept, wrong, advice = max_length - prompt, "", ""
         if longest <= max_length:
             return
-        if self.truncation_mode == "keep_start":
-            if (kept := max_length - prompt) <= 0:
-                raise ValueError(
-                    f"{describe(record)}: its prompt alone has {prompt} tokens (image tokens included), and "
-                    f"max_length={max_length} leaves none for the completions. Raise max_length, set it to None, or leave the "
-                    "record out."
-                )
-            if any(one.ids[:kept] == other.ids[:kept] for one, other in combinations(encoded.completions, 2)):
-                raise ValueError(
-                    f"{describe(record)}: truncated to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
-                    "max_length, set it to None, or leave the record out."
-                )
-        elif encoded.longest() >= max_length:
-            raise ValueError(
-                f"{describe(record)}: a completion alone has {encoded.longest()} tokens, and "
-                f"truncation_mode='keep_end' with max_length={max_length} leaves nothing of the prompt. Raise max_length, set it "
-                "to None, or leave the record out."
-            )
-        if self.truncation_mode == "keep_end" and is_processor(self.processing_class):
-            raise ValueError(
-                f"{describe(record)} has {longest} tokens, and truncation_mode='keep_end' with max_length={max_length} would "
-                "remove image tokens at its beginning. Use 'keep_start' or raise max_length."
-            )
+        if self.truncation_mode == "keep_end":
+            mode, advice = f"truncation_mode='keep_end' with max_length={max_length}", "Use 'keep_start', or: "
+            if encoded.longest() >= max_length:
+                wrong = f"a completion alone has {encoded.longest()} tokens, and {mode} leaves nothing of the prompt"
+            elif is_processor(self.processing_class):
+                wrong = f"it has {longest} tokens, and {mode} would remove image tokens at its beginning"
+        elif kept <= 0:
+            wrong = f"its prompt alone has {prompt} tokens (image tokens included), which leaves none for the completions"
+        elif any(one.ids[:kept] == other.ids[:kept] for one, other in combinations(encoded.completions, 2)):
+            wrong = "when truncated, 'chosen' and 'rejected' are the same"
+        if wrong:
+            fix = f"{advice}Raise max_length={max_length}, set it to None, or leave the record out."
+            raise ValueError(f"{describe(record)}: {wrong}. {fix}")
 
 
 def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_token: int | None) -> list[int] | None:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from mpo.encoding.conversations import as_completion
 from mpo.encoding.costs import Budget, RecordMeasure
 from mpo.encoding.encoder import Encoder
-from mpo.encoding.turns import SIDES
+from mpo.encoding.turns import SIDES, as_completion
 
 OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 """Delimiters of labelled tokens."""

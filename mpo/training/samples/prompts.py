@@ -12,9 +12,8 @@ from mpo.data.encoded import with_encoded_images
 from mpo.data.messages import IMAGE_PLACEHOLDER, image_parts
 from mpo.data.records import to_prompt
 from mpo.data.shards import LinesShard
-from mpo.encoding.conversations import as_completion
 from mpo.encoding.keys import image_key
-from mpo.encoding.turns import Record, describe, encoded_images, record_images
+from mpo.encoding.turns import Record, as_completion, describe, encoded_images, record_images
 from mpo.io import BadRecord, bad_record
 
 MAX_RECORDS_PER_PROMPT = 100

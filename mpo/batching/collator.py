@@ -48,7 +48,7 @@ class PairCollator:
             have copies of the collator, see it change.
         on_bad_record: ``"raise"`` the ValueError of a record that cannot be collated, or ``"skip"`` it: a blank pair at the end of
             the batch replaces it and does not count.
-        augment_seed: random seed of the JPEG augmentation (`mpo.data.augment`) of records with ``augment``.
+        augment_seed: random seed of the JPEG augmentation (`mpo.encoding.images`) of records with ``augment``.
         context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `Encoder`.
         features: a `mpo.training.features.cache.FeatureCache`; batches then have ``vision_features`` (`mpo.encoding.images`).
 

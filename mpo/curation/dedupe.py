@@ -30,7 +30,7 @@ from mpo.data.eval_part import (
     video_key,
 )
 from mpo.data.images import open_image
-from mpo.data.same_image import glimpse, may_be_same, same_image
+from mpo.data.similar import glimpse, may_be_same, same_image
 
 VERSION = 3
 """Increase it when the same records get different signatures, so that cached ones of earlier versions are not used."""
@@ -58,7 +58,7 @@ def find_duplicates(
     Exact: the same question, images (bytes of the files), chosen and rejected completion; of a conversation, all that follows the
     first question is its completion, with equal turns, tools and calls of them. Near: the question and both completions overlap
     by `threshold`, ignoring case and punctuation, with the same numbers; and the images are the same, or copies that were
-    compressed again or made slightly smaller (`mpo.data.same_image`).
+    compressed again or made slightly smaller (`mpo.data.similar`).
 
     Args:
         near: whether to find near duplicates too.

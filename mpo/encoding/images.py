@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
-from mpo.data.augment import compress_tiles
 from mpo.data.images import open_image
 from mpo.data.paths import regular_file
 from mpo.encoding.keys import image_key, same_image
@@ -132,7 +134,7 @@ def process(
     Args:
         text, images: those of each prompt.
         limits: for each prompt, keyword arguments for its images (`mpo.encoding.tiles.tile_limits`); and ``jpeg_seed``, if its
-            tiles are to be compressed (`mpo.data.augment`).
+            tiles are to be compressed (`mpo.encoding.images`).
         cache: a `mpo.training.features.cache.FeatureCache`: images that it has are not processed.
         kwargs: further arguments of the processor.
 
@@ -288,3 +290,37 @@ def _in_order(module: nn.Module, args: Any, output: Any) -> Any:
         last_hidden_state=ordered(output.last_hidden_state),
         hidden_states=None if layers is None else tuple(map(ordered, layers)),
     )
+
+
+# Augmentation
+
+
+QUALITIES = range(75, 101)
+
+
+def compress_tiles(tiles: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[np.uint8]:
+    """InternVL 2.5's augmentation: compress each tile of one image as JPEG once, at a random quality, and decode it again.
+
+    Source: arXiv 2412.05271, section 4.2 (random JPEG compression, quality 75 to 100), and the official `build_transform`: the
+    quality is drawn uniformly for each tile of `dynamic_preprocess`, including the thumbnail, before the tile is normalised.
+
+    Args:
+        tiles: shape (tiles, height, width, 3).
+        seed: of the random qualities, which also depend on the tiles' pixels: an image has the same noise at any place in an
+            epoch, and different images have different noise.
+
+    Returns:
+        the decoded tiles, in the same shape.
+    """
+    drawn = np.random.default_rng((*seed, zlib.crc32(tiles.tobytes())))
+    qualities = drawn.integers(QUALITIES.start, QUALITIES.stop, size=len(tiles))
+    return np.stack([compress(tile, int(quality)) for tile, quality in zip(tiles, qualities, strict=True)])
+
+
+def compress(tile: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """Encode a tile, shape (height, width, 3), RGB, as JPEG of Pillow's `quality` and default chroma subsampling, and decode it."""
+    with BytesIO() as file:
+        Image.fromarray(tile).save(file, format="JPEG", quality=quality)
+        file.seek(0)
+        with Image.open(file) as opened:
+            return np.array(opened)

@@ -13,7 +13,7 @@ from support import make_image, messages
 
 from mpo.batching.collator import PairCollator
 from mpo.batching.streams import IndexedRecords, RepeatedStream
-from mpo.data.augment import QUALITIES, compress, compress_tiles
+from mpo.encoding.images import QUALITIES, compress, compress_tiles
 from mpo.encoding.tiles import jpeg_seed
 from mpo.models.tiles import TileImageProcessor
 from mpo.schema import EPOCH
@@ -40,7 +40,7 @@ def test_one_tile(quality):
 def test_quality_is_uniform_from_75_to_100(monkeypatch):
     """26 qualities, 5200 tiles: 200 each, give or take five standard deviations of a binomial (14)."""
     drawn = []
-    monkeypatch.setattr("mpo.data.augment.compress", lambda tile, quality: drawn.append(quality) or tile)
+    monkeypatch.setattr("mpo.encoding.images.compress", lambda tile, quality: drawn.append(quality) or tile)
     for epoch in range(52):
         compress_tiles(tiles(100), (0, epoch))
     counts = Counter(drawn)

@@ -1,7 +1,7 @@
 """Find similar texts and images: minhash signatures of texts, difference hashes of images, and a comparison of pixels.
 
 The comparison finds copies that were made smaller or compressed again, and only those. Compression and resizing change an image
-slightly wherever it has detail. A different label, colour or bar changes one place more than all others, or the brightness or colour
+slightly wherever it has detail. A different label, colour or bar changes one place more than others, or the brightness or colour
 of whole areas. Both are checked, block by block. The limits were chosen by 380 copies and 540 changed images, see
 tests/curation/test_same_image.py: all copies are found, and nearly no changed image is taken for one. Copies of drawings are often
 missed: a remaining duplicate does less harm than a lost pair.

@@ -247,8 +247,8 @@ class ConversationCollator(PairCollator):
                 "Conversations are not truncated, and their turns end in end-of-turn tokens. Leave out max_length, completion_end."
             )
         super().__post_init__()
-        rules = (self.processing_class, self.completion_end, self.tile_budget, "raise", self.sides, self.train_on)
-        self._measure = RecordMeasure(*rules, budget=self.budget)
+        rules: dict[str, Any] = {"sides": self.sides, "train_on": self.train_on, "budget": self.budget}
+        self._measure = RecordMeasure(self.processing_class, tile_budget=self.tile_budget, **rules)
 
     def _collate(self, records: list[Record]) -> Batch:
         return super()._collate([as_completion(self._measure.fitted(record), self.train_on) for record in records])

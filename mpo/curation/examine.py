@@ -109,7 +109,7 @@ class Examiner:
             from mpo.models.control_tokens import control_tokens
 
             sides = CONVERSATION if conversations else SIDES
-            self._measure = RecordMeasure(processor, "end_of_turn", "prompt", "raise", sides, sampled=0)
+            self._measure = RecordMeasure(processor, sides=sides, sampled=0)
             tokens = control_tokens(processor)
             self._controls = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 

@@ -83,20 +83,18 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
         ValueError: for an unknown split, and for a path that is neither a regular file nor a folder.
     """
     text = os.fspath(path)
-    if os.path.isdir(text) and _is_saved(Path(text)):
-        return sorted(one for one in Path(text).rglob("*") if one.is_file())
-    found = files_of_split(Path(text), _SLICE.sub("", split)) if os.path.isdir(text) else _files_at(text, split)
+    if os.path.isdir(text):
+        if _is_saved(Path(text)):
+            return sorted(one for one in Path(text).rglob("*") if one.is_file())
+        found = files_of_split(Path(text), _SLICE.sub("", split))
+    else:
+        found = [Path(text)] if os.path.exists(text) else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+        if split != "train" and (os.path.exists(text) or is_pattern(text)):
+            raise ValueError(f"{text} has no splits, but split={split!r} is given. Give the file of that split.")
     for one in found:
         if not one.is_file():
             raise ValueError(f"{one} is not a regular file. Give a file of records.")
     return found
-
-
-def _files_at(text: str, split: str) -> list[Path]:
-    is_file = os.path.exists(text)
-    if split != "train" and (is_file or is_pattern(text)):
-        raise ValueError(f"{text} has no splits, but split={split!r} is given. Give the file of that split.")
-    return [Path(text)] if is_file else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
 
 
 def is_pattern(text: str) -> bool:

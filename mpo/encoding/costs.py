@@ -121,17 +121,7 @@ def exceeds(tokens: int, tiles: int, budget: Budget) -> str:
 
 
 def measure(
-    dataset: Any,
-    processing_class: Any,
-    *,
-    completion_end: str = "end_of_turn",
-    tile_budget: str = "prompt",
-    max_length: int | None = None,
-    on_bad_record: str = "raise",
-    num_proc: int | None = None,
-    sides: Sequence[str] = SIDES,
-    train_on: str = "all",
-    budget: Budget | None = None,
+    dataset: Any, processing_class: Any, *, max_length: int | None = None, num_proc: int | None = None, **rules: Any
 ) -> PairCosts:
     """Measure every record as `PairCollator` or `ConversationCollator` encodes it; only the headers of images are read.
 
@@ -140,17 +130,15 @@ def measure(
     Args:
         dataset: preference records or conversations, a `datasets.Dataset`.
         processing_class: the tokenizer or processor of the run.
-        completion_end, tile_budget: as in `PairCollator`.
         max_length: as in `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements are valid for any `max_length`.
-        on_bad_record: as in `PairCollator`; with ``"skip"``, a bad record has the cost of the blank pair that replaces it.
-        sides: the columns of the completions: of pairs (`SIDES`), or `CONVERSATION`.
-        train_on, budget: as in `ConversationCollator`.
+        rules: the other arguments of `RecordMeasure`.
 
     Raises:
         ValueError: for a stream, a processor that cannot count an image's tokens, or a record that cannot be encoded.
     """
+    one = RecordMeasure(processing_class, **rules)
     if not isinstance(dataset, Dataset):
-        unit = "pairs" if sides == SIDES else "conversations"
+        unit = "pairs" if one.sides == SIDES else "conversations"
         what = "is a stream" if not hasattr(dataset, "__len__") else "is not a datasets.Dataset"
         found = f"The data set ({type(dataset).__name__}) {what}, and batches by tokens are planned from all records of an epoch"
         raise ValueError(f"{found}. Use batching={unit!r}, or load the records as a datasets.Dataset.")
@@ -159,12 +147,11 @@ def measure(
     as_files = with_encoded_images(as_files)
     if num_proc is None:  # a process for every 20,000 records
         num_proc = min(len(as_files) // 20_000, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) or None
-    settings = [FORMAT, completion_end, tile_budget, on_bad_record, *settings_of(processing_class)]
-    settings += [] if sides == SIDES else [*sides, train_on]
-    settings += [budget] if budget else []
+    settings = [FORMAT, one.completion_end, one.tile_budget, one.on_bad_record, *settings_of(processing_class)]
+    settings += [] if one.sides == SIDES else [*one.sides, one.train_on]
+    settings += [one.budget] if one.budget else []
     # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings, file_state(as_files)])
-    one = RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on, budget=budget)
 
     def mapped(count: Callable[[Any], dict[str, list[int]]]) -> Dataset:
         return as_files.with_format(None if require_decoding(as_files.features) else "arrow").map(
@@ -183,9 +170,8 @@ def measure(
         logger.warning(f"{error}; all records are measured one by one.")
         one.sampled = 0
         measured = mapped(one.batch)
-    return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).truncate(
-        max_length, skip=on_bad_record == "skip"
-    )
+    costs = PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED))
+    return costs.truncate(max_length, skip=one.on_bad_record == "skip")
 
 
 class OtherCount(RuntimeError):
@@ -199,12 +185,19 @@ class RecordMeasure:
     Plain conversations are counted by their shapes (`mpo.encoding.shapes`). The first of every shape
     that is counted, and one in `sampled` of all, are also encoded, and have to have the same count. 0: all records are encoded.
     A conversation that exceeds `budget` has fewer frames of its videos (`fitted`).
+
+    Args:
+        processing_class: the tokenizer or processor of the run.
+        completion_end, tile_budget: as in `PairCollator`.
+        on_bad_record: as in `PairCollator`; with ``"skip"``, a bad record has the cost of the blank pair that replaces it.
+        sides: the columns of the completions: of pairs (`SIDES`), or `CONVERSATION`.
+        train_on, budget: as in `ConversationCollator`.
     """
 
     processing_class: Any
-    completion_end: str
-    tile_budget: str
-    on_bad_record: str
+    completion_end: str = "end_of_turn"
+    tile_budget: str = "prompt"
+    on_bad_record: str = "raise"
     sides: Sequence[str] = SIDES
     train_on: str = "all"
     sampled: int = 1000

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from mpo.encoding.costs import Budget, RecordMeasure
+from mpo.encoding.costs import RecordMeasure
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.turns import SIDES, as_completion
 
@@ -20,22 +20,17 @@ def show_record(
     *,
     max_length: int | None = None,
     truncation_mode: str = "keep_start",
-    tile_budget: str = "prompt",
-    completion_end: str = "end_of_turn",
-    sides: Sequence[str] = SIDES,
-    train_on: str = "all",
-    budget: Budget | None = None,
+    **rules: Any,
 ) -> str:
     """Decode the tokens of a record: image tokens collapsed, labelled tokens between angle quotation marks.
 
-    `max_length`, `truncation_mode`, `tile_budget` and `completion_end` are those of `MPOConfig`, `train_on` that of
-    `PackedSFTConfig`. `sides`: the completions of a pair, or that of a conversation, as in a configuration's ``encoding_rules``.
-    `budget`: maximum tokens and tiles of a conversation that has fewer frames of its videos beyond them.
+    `max_length` and `truncation_mode` are those of `MPOConfig`; `rules` the other arguments of `mpo.encoding.costs.RecordMeasure`,
+    as a configuration's ``encoding_rules`` has them.
     """
-    measure = RecordMeasure(processor, completion_end, tile_budget, "raise", sides, train_on, budget=budget)
-    record = measure.fitted(dict(record))
-    encode = Encoder(processor, max_length, truncation_mode, completion_end, tile_budget)
-    (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), train_on)], sides=sides)
+    measure = RecordMeasure(processor, **rules)
+    record, sides = measure.fitted(dict(record)), measure.sides
+    encode = Encoder(processor, max_length, truncation_mode, measure.completion_end, measure.tile_budget)
+    (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), measure.train_on)], sides=sides)
     image = getattr(processor, "image_token_id", None)
     kept = None if max_length is None else max_length - len(found.prompt_ids)
     lines = [f"prompt, {len(found.prompt_ids):,} tokens", _indented(decoded(found.prompt_ids, None, encode.tokenizer, image))]

@@ -319,8 +319,8 @@ def _labelled(completion: list[Any], train_on: str, where: str) -> list[bool]:
     flags = [message.get("train") for message in completion]
     for place, flag in enumerate(flags):
         if flag is not None and not isinstance(flag, bool) or (flag and place not in turns):
-            found = f"{flag!r} in one of role {completion[place]['role']!r}"
-            raise ValueError(f"{where}: 'train' is true or false, in messages of the assistant; got {found}.")
+            got = f"{flag!r} in one of role {completion[place]['role']!r}"
+            raise ValueError(f"{where}: 'train' is true or false, in messages of the assistant; got {got}.")
     found = [place in by_default if flag is None else bool(flag) for place, flag in enumerate(flags)]
     if turns and not any(found):
         none = f"none of the assistant's turns is labelled (train_on={train_on!r}), so there is nothing to learn"

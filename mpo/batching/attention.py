@@ -90,7 +90,7 @@ def _attend_by_segments_again(text_model: nn.Module, *args: Any) -> None:
 
 def check_backend(backend: str) -> None:
     """Refuse a backend whose package is not installed."""
-    if backend.startswith("flash_attn"):
+    if backend in _PACKAGES:
         _flash_attention(backend)
 
 
@@ -179,7 +179,7 @@ def _attend(
         query = query.index_select(0, segments.query_index)
     if segments.key_index is not None:
         key, value = key.index_select(0, segments.key_index), value.index_select(0, segments.key_index)
-    if backend.startswith("flash_attn"):
+    if backend in _PACKAGES:
         output = _flash(query, key, value, segments, scaling, backend)
     elif backend == "auto" and _varlen_fits(query):
         output = _varlen(query, key, value, segments, scaling)
@@ -268,20 +268,21 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scalin
     return attended
 
 
-_INSTALL = {
-    "flash_attn": "pip install 'mpo-trainer[flash]'",
-    "flash_attn_interface": "flash-attention's folder hopper/, for H100 and later",
+_PACKAGES = {
+    "flash_attn_2": ("flash_attn", "pip install 'mpo-trainer[flash]'"),
+    "flash_attn_3": ("flash_attn_interface", "flash-attention's folder hopper/, for H100 and later"),
 }
+"""Of a backend the package, and how to install it."""
 
 
 @lru_cache
 def _flash_attention(backend: str) -> Callable[..., Any]:
     """Import the varlen function of the flash-attn package."""
-    package = {"flash_attn_2": "flash_attn", "flash_attn_3": "flash_attn_interface"}[backend]
+    package, install = _PACKAGES[backend]
     try:
         function: Callable[..., Any] = importlib.import_module(package).flash_attn_varlen_func
     except (ImportError, AttributeError) as error:
         found = f"packed_attention={backend!r} needs the package {package}, which cannot be imported here ({error})"
-        advice = f"Install it ({_INSTALL[package]}), or leave packed_attention at 'auto': PyTorch has its own varlen kernel."
+        advice = f"Install it ({install}), or leave packed_attention at 'auto': PyTorch has its own varlen kernel."
         raise ValueError(f"{found}. {advice}") from error
     return function

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from mpo.batching.layout import LabelledTokens, Row, Segments, completion_sums, concatenate, ld_weights
 from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
 from mpo.encoding.encoder import Encoded
-from mpo.encoding.images import ImageFeatures, TileOrder
+from mpo.encoding.images import ImageFeatures
 from mpo.encoding.labels import Completion
 from mpo.encoding.movable import Movable
 from mpo.encoding.turns import SIDES, Record, describe
 from mpo.io import BadRecord, bad_record
 from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, PADDING
 
-ModelInput = Tensor | Segments | TileOrder | ImageFeatures
+ModelInput = Tensor | Segments | ImageFeatures
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from mpo.batching.logits_to_keep import label_padded_rows
 from mpo.encoding.chat import is_processor, probe
 from mpo.encoding.costs import Budget, RecordMeasure
 from mpo.encoding.encoder import Encoded, Encoder
-from mpo.encoding.images import VISION_FEATURES, TileOrder
+from mpo.encoding.images import VISION_FEATURES
 from mpo.encoding.keys import completion_key, image_key
 from mpo.encoding.labels import Completion
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED, AUGMENTED_FEATURES
@@ -126,7 +126,7 @@ class PairCollator:
             images[VISION_FEATURES] = images[VISION_FEATURES].repeated(each)
         elif packed:
             if order is not None and len(order) > len(images["pixel_values"]):
-                images["tile_order"] = TileOrder(order)
+                images["tile_order"] = order
         else:
             if order is not None:  # the tiles of an image in several prompts are repeated, as in TRL's rows
                 images["pixel_values"] = images["pixel_values"][order]

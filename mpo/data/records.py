@@ -407,8 +407,8 @@ class Reading:
             try:
                 if isinstance(line, BadRecord):
                     raise line
-                how: dict[str, Any] = {"source": self.source, "metadata": self.metadata, "kind": self.kind}
-                yield to_records(line, where=where, find=find, format=self.format, **how)
+                how: dict[str, Any] = {"source": self.source, "metadata": self.metadata, "kind": self.kind, "format": self.format}
+                yield to_records(line, where=where, find=find, **how)
             except BadRecord as bad:
                 if not self.skip:
                     raise

@@ -113,13 +113,6 @@ def stored(image: Any, features: Any, limits: Mapping[str, Any]) -> tuple[bytes,
 # Each distinct image once
 
 
-@dataclass(frozen=True, eq=False)
-class TileOrder(Movable):
-    """``index`` (T,) int64: the distinct tile at each position, in the order of the batch's prompts."""
-
-    index: Tensor
-
-
 def process(
     processing_class: Any,
     *,
@@ -258,9 +251,10 @@ def _size(image: Any) -> tuple[int, int]:
 
 
 def add_tile_order(backbone: Any) -> None:
-    """Let `backbone(..., tile_order=TileOrder)` put its vision tower's outputs, one per distinct tile, in the order of the prompts.
+    """Let `backbone(..., tile_order=order)` put its vision tower's outputs, one per distinct tile, in the order of the prompts.
 
-    The backbone's hooks remove the keyword before its forward. Without the keyword nothing changes.
+    `order`: shape (T,), int64, the distinct tile at each position. The backbone's hooks remove the keyword before its forward.
+    Without the keyword nothing changes.
     """
     family = known_family(backbone.config)
     if not family.tiled or hasattr(tower := getattr(backbone, family.vision), "tile_order"):
@@ -282,7 +276,7 @@ def _in_order(module: nn.Module, args: Any, output: Any) -> Any:
         return output
 
     def ordered(hidden: Tensor | None) -> Tensor | None:
-        return None if hidden is None else hidden.index_select(0, order.index)
+        return None if hidden is None else hidden.index_select(0, order)
 
     layers = output.hidden_states  # used by models that read their features from another layer than the last
     return replace(

@@ -204,7 +204,7 @@ class PairCollator:
                 found = f"A prompt ends in an image token ({image_token}), after which completions cannot branch"
                 raise ValueError(f"{found}. Put text or a chat template after the image, or use rows='padded'.")
             limit = None if self.max_length is None else self.max_length - len(prompt)
-            first = sum(len(row.completions) for row in rows)
+            first = sum(len(row.labelled) for row in rows)
             completions: list[Completion] = []
             for number in members:
                 for side, completion in enumerate(pairs[number].completions):

@@ -40,25 +40,17 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class CompletionNodes:
-    """The nodes that predict a completion: `nodes[i]` predicts its token `i`, which counts if `loss_mask[i]`.
-
-    With an empty prompt nothing predicts a completion's first token, as with shifted labels; `nodes` then begins with the second.
-    """
-
-    nodes: list[int]
-    loss_mask: list[bool]
-
-
-@dataclass(frozen=True)
 class Row:
-    """A prompt and its completions. Every node is in exactly one segment; segments are in the order of the row."""
+    """A prompt and its completions. Every node is in exactly one segment; segments are in the order of the row.
+
+    ``labelled``: of each completion, the nodes that predict its labelled tokens. With an empty prompt nothing predicts its first.
+    """
 
     tokens: list[int]
     positions: list[int]
     labels: list[int]
+    labelled: list[list[int]]
     segments: list[Segment]
-    completions: list[CompletionNodes]
 
 
 def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
@@ -66,7 +58,7 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
 
     The prompt's segment continues with the first completion, or with a longer one of which that is a prefix. Equal completions
     share all their nodes. A branch repeats the last shared token, which may be the last of the prompt: this must not be an image
-    token, or the copy would need another image. The prompt has image tokens included, and may be empty (see `CompletionNodes`).
+    token, or the copy would need another image. The prompt has image tokens included, and may be empty (see `Row`).
 
     Raises:
         ValueError: without completions, for a `loss_mask` of another length than its ids, or when there is nothing to predict.
@@ -76,7 +68,7 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
     ([1, 2, 3, 2, 5, 6], [0, 1, 2, 1, 2, 3], [-100, 3, 4, 5, 6, 7])
     >>> row.segments[1]
     Segment(queries=(3, 6), ancestors=((0, 1),))
-    >>> [completion.nodes for completion in row.completions]
+    >>> row.labelled
     [[1, 2], [3, 4, 5]]
     """
     if not completions:
@@ -123,31 +115,30 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
     place(list(range(len(completions))), (), 0, len(prompt))
     if not tokens:
         raise ValueError("There is nothing to predict: prompt and completions together have fewer than two tokens.")
-    labels, placed = _labelled(len(tokens), len(prompt), completions, paths)
-    return Row(tokens, positions, labels, segments, placed)
+    return Row(tokens, positions, *_labelled(len(tokens), len(prompt), completions, paths), segments)
 
 
 def _labelled(
     size: int, prompt: int, completions: Sequence[Completion], paths: Sequence[tuple[Range, ...]]
-) -> tuple[list[int], list[CompletionNodes]]:
-    """What each of `size` nodes predicts, and the nodes of each completion: those of its path, after the prompt's."""
+) -> tuple[list[int], list[list[int]]]:
+    """What each of `size` nodes predicts, and the labelled ones of each completion: of its path, after the prompt's."""
     labels = [IGNORED] * size
     unpredicted = 0 if prompt else 1  # nothing precedes the first token of the row
-    placed = []
+    labelled: list[list[int]] = []
     for completion, path in zip(completions, paths, strict=True):
         nodes = list(chain.from_iterable(range(*part) for part in path))[max(prompt - 1, 0) :]
-        ids, loss_mask = completion.ids[unpredicted:], completion.loss_mask[unpredicted:]
-        for node, token, counts in zip(nodes, ids, loss_mask, strict=True):
+        labelled.append([])
+        for node, token, counts in zip(nodes, completion.ids[unpredicted:], completion.loss_mask[unpredicted:], strict=True):
             if counts:
                 labels[node] = token
-        placed.append(CompletionNodes(nodes, list(loss_mask)))
-    return labels, placed
+                labelled[-1].append(node)
+    return labels, labelled
 
 
 def prompt_alone(prompt: Sequence[int]) -> Row:
     """A row in which nothing is labelled."""
     tokens = list(prompt)
-    return Row(tokens, list(range(len(tokens))), [IGNORED] * len(tokens), [Segment((0, len(tokens)), ())], [])
+    return Row(tokens, list(range(len(tokens))), [IGNORED] * len(tokens), [], [Segment((0, len(tokens)))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,10 +250,8 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
         for segment in row.segments:
             ranges = [(begin + offset, end + offset) for begin, end in (*segment.ancestors, segment.queries)]
             branches.append((ranges[-1], ranges))
-        for completion in row.completions:
-            labelled = [node + offset for node, counts in zip(completion.nodes, completion.loss_mask, strict=True) if counts]
-            nodes += labelled
-            labelled_lengths.append(len(labelled))
+        nodes += [node + offset for own in row.labelled for node in own]
+        labelled_lengths += map(len, row.labelled)
         offset += len(row.tokens)
     shift_labels = _joined([row.labels for row in rows])
     labelled_positions = (shift_labels[0] != IGNORED).nonzero()[:, 0]

@@ -193,11 +193,7 @@ class BadEntry(TypedDict):
 
 
 def sort_out(records: Sequence[Record], collate: Callable[[list[Record]], Any]) -> tuple[list[int], list[BadEntry]]:
-    """Collate the records of a batch that `collate` refused one by one to find the bad ones.
-
-    Returns:
-        the indices of the good ones, and the bad ones that would have counted.
-    """
+    """Collate the records of a batch one by one: the indices of those that `collate` takes, and the others that would count."""
     kept, bad = [], []
     for place, record in enumerate(records):
         try:

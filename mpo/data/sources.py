@@ -62,7 +62,7 @@ def load_source(
 ) -> Dataset:
     """Load the pairs of one source, whose settings are checked; ``own`` are its tiles and frames (`mpo.data.load_preferences`)."""
     key, opened = _key(path, split)
-    pairs, bad, counts = convert(lambda: opened or open_files(path, split), reading, key, name=stem(path), num_proc=num_proc)
+    pairs, bad, counts = _convert(lambda: opened or open_files(path, split), reading, key, name=stem(path), num_proc=num_proc)
     lines = counts["lines"]
     if bad:
         listed.add(bad)
@@ -186,22 +186,13 @@ MAX_PROCESSES = 16
 _DONE = "info.json"
 
 
-def convert(
+def _convert(
     shards: Callable[[], Sequence[Shard]], reading: Reading, key: Any, *, name: str, num_proc: int | None
 ) -> tuple[Dataset | None, list[BadRecord], dict[str, int]]:
     """Convert the shards of a source, which are opened only if they have to be converted, or open the cached result.
 
-    Args:
-        key: what else determines the result, as JSON: the files and their modification times.
-        name: name of the source in the progress bar and in the cache.
-        num_proc: number of processes; None: one per core for a large source, else one.
-
-    Returns:
-        the records; the bad ones that were skipped, in order; and the number of ``lines``, of good ones that give no pair
-        (``empty``), and of pairs beyond the limit of pairs per line (``dropped``).
-
-    Raises:
-        BadRecord: for the first bad record, unless bad records are skipped; ValueError for damaged files.
+    `key`: what else determines the result, as JSON. Returns the records; the bad ones that were skipped, in order; and how many
+    ``lines`` there were, and good ones that give no pair (``empty``), and pairs beyond the limit of pairs per line (``dropped``).
     """
     digest = hashlib.blake2b(json.dumps([VERSION, asdict(reading), key]).encode(), digest_size=8).hexdigest()
     plain = re.sub(r"[^\w.-]", "_", name)[-80:]

@@ -289,13 +289,13 @@ def find_contamination(pairs: Iterable[Mapping[str, Any]], questions: Iterable[M
     Raises:
         ValueError: for an image that cannot be decoded.
     """
-    texts: list[tuple[str, Any, list[str]]] = []
+    asked: list[tuple[str, Any, list[str]]] = []
     bands: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     looks: dict[tuple[int, int], list[tuple[int, int, Any]]] = defaultdict(list)
     names: list[str] = []
     for place, record in enumerate(questions):
         words = similar.normalised(asked_text(record["messages"]))
-        texts.append((words, similar.ngrams(words), similar.numbers(words)))
+        asked.append((words, similar.ngrams(words), similar.numbers(words)))
         names.append(record["id"])
         for band in _bands(words):
             bands[band].append(place)
@@ -306,14 +306,11 @@ def find_contamination(pairs: Iterable[Mapping[str, Any]], questions: Iterable[M
     found: dict[int, dict[str, str]] = defaultdict(dict)
     for record in tqdm(pairs, desc="Comparing with training data", unit="record", disable=None):
         words = similar.normalised(asked_text(record["prompt"]))
-        own = similar.ngrams(words)
-        asked = {place for band in _bands(words) for place in bands.get(band, ())}
-        same = {
-            place
-            for place in asked
-            if texts[place][0] == words
-            or (texts[place][2] == similar.numbers(words) and similar.overlap(texts[place][1], own) >= THRESHOLD)
-        }
+        own, numbers, same = similar.ngrams(words), similar.numbers(words), set[int]()
+        for place in {place for band in _bands(words) for place in bands.get(band, ())}:
+            text, ngrams, others = asked[place]
+            if text == words or (others == numbers and similar.overlap(ngrams, own) >= THRESHOLD):
+                same.add(place)
         shown: set[int] = set()
         for image in images_of(record) if looks else ():
             look = similar.difference_hash(image)
@@ -324,13 +321,10 @@ def find_contamination(pairs: Iterable[Mapping[str, Any]], questions: Iterable[M
         for kind, places in (("question", same), ("image", shown), ("both", same & shown)):
             for place in places:
                 found[place].setdefault(kind, str(record.get("id")))
-    counts = {
-        f"{kind}s" if kind != "both" else kind: sum(kind in one for one in found.values()) for kind in ("question", "image", "both")
-    }
-    listed = [
-        {"id": names[place], **found[place]} for place in sorted(found, key=lambda place: ("both" not in found[place], place))
-    ]
-    return {**counts, "total": len(names), "found": listed[:SHOWN]}
+    kinds = {"questions": "question", "images": "image", "both": "both"}
+    counts = {name: sum(kind in one for one in found.values()) for name, kind in kinds.items()}
+    first = sorted(found, key=lambda place: ("both" not in found[place], place))[:SHOWN]
+    return {**counts, "total": len(names), "found": [{"id": names[place], **found[place]} for place in first]}
 
 
 def _bands(words: str) -> Iterator[tuple[int, bytes]]:

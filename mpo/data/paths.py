@@ -37,7 +37,7 @@ def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, wher
         raise ValueError(f"{name} is a URL, and nothing is downloaded while data is read. Download it into {setting} ({root}).")
     try:
         folder = _real(os.path.join(os.getcwd(), root))  # a relative one means another folder after chdir
-        full = os.path.realpath(os.path.join(folder, path), strict=True)
+        full = _real_file(os.path.join(folder, path))
         if os.path.commonpath((folder, full)) != folder:
             raise ValueError(f"{name} lies outside {folder}. Set {setting} to a folder that contains all {what}s.")
         kind = stat.S_IFMT(os.lstat(full).st_mode)
@@ -55,6 +55,15 @@ def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, wher
 @lru_cache(maxsize=4096)
 def _real(folder: str) -> str:
     return os.path.realpath(folder)
+
+
+def _real_file(path: str) -> str:
+    """Do as `os.path.realpath`, with two system calls if the folder was resolved before."""
+    folder, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        return os.path.realpath(path)
+    full = os.path.join(_real(folder), name)
+    return os.path.realpath(full, strict=True) if stat.S_ISLNK(os.lstat(full).st_mode) else full
 
 
 class Folders:

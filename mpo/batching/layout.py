@@ -160,11 +160,6 @@ class Segments(Movable):
     lengths: tuple[tuple[int, int], ...]
     query_index: Tensor | None = None
 
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Segments:
-        """A copy on a device, or itself, with its masks, if it is there already."""
-        moved = super().to(device, non_blocking)
-        return self if moved.cu_seqlens_q is self.cu_seqlens_q else moved
-
     def offsets(self) -> tuple[Tensor, Tensor, int, int]:
         """The arguments of varlen kernels after queries, keys and values."""
         return self.cu_seqlens_q, self.cu_seqlens_k, self.max_q, self.max_k

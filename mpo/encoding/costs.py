@@ -207,7 +207,6 @@ class RecordMeasure:
         self.encoder = Encoder(self.processing_class, completion_end=self.completion_end, tile_budget=self.tile_budget)
         self._shapes: Shapes | None = None
         self._sizes: dict[str | None, tuple[int, int]] = {}  # of image files, by path
-        self._limits: dict[int, dict[str, Any]] = {}  # of records without their own, by number of images
         self._unchecked: set[Any] = set()  # keys of shapes, which are rendered the second time
         self._known: dict[Any, Shape | None] = {}
         self._seen = 0
@@ -356,11 +355,7 @@ class RecordMeasure:
         """The costs of a record from its lengths with one token for each image."""
         tiles = 0
         if images:
-            limits = self._limits.get(len(images)) if record.get("tiles") is None else None
-            if limits is None:
-                limits = tile_limits(record, len(images), self.processing_class, where, budget=self.tile_budget)
-                if record.get("tiles") is None:
-                    self._limits[len(images)] = limits
+            limits = tile_limits(record, len(images), self.processing_class, where, budget=self.tile_budget)
             counts = self._of_images(images, limits, where)
             first = len(images) - later
             prompt += sum(added for added, _ in counts[:first])

@@ -14,18 +14,19 @@ OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTIN
 """Delimiters of labelled tokens."""
 
 
-def show_record(
-    record: Mapping[str, Any],
-    processor: Any,
-    *,
-    max_length: int | None = None,
-    truncation_mode: str = "keep_start",
-    **rules: Any,
-) -> str:
-    """Decode the tokens of a record: image tokens collapsed, labelled tokens between angle quotation marks.
+def show_record(record: Mapping[str, Any], processor: Any, **settings: Any) -> str:
+    """Show a record as one text: headings and indented lines; arguments as in `decode_record`."""
+    parts = decode_record(record, processor, **settings)
+    return "\n".join(line for heading, text in parts for line in (heading, *(f"    {one}" for one in text.split("\n"))))
 
-    `max_length` and `truncation_mode` are those of `MPOConfig`; `rules` the other arguments of `mpo.encoding.costs.RecordMeasure`,
-    as a configuration's ``encoding_rules`` has them.
+
+def decode_record(
+    record: Mapping[str, Any], processor: Any, *, max_length: int | None = None, truncation_mode: str = "keep_start", **rules: Any
+) -> list[tuple[str, str]]:
+    """Decode the tokens of a record's prompt and completions, each after a heading with their number.
+
+    Image tokens are collapsed, labelled tokens between angle quotation marks. `max_length` and `truncation_mode` are those of
+    `MPOConfig`; `rules` the other arguments of `mpo.encoding.costs.RecordMeasure`, such as a configuration's ``encoding_rules``.
     """
     measure = RecordMeasure(processor, **rules)
     record, sides = measure.fitted(dict(record)), measure.sides
@@ -33,15 +34,13 @@ def show_record(
     (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), measure.train_on)], sides=sides)
     image = getattr(processor, "image_token_id", None)
     kept = None if max_length is None else max_length - len(found.prompt_ids)
-    lines = [f"prompt, {len(found.prompt_ids):,} tokens", _indented(decoded(found.prompt_ids, None, encode.tokenizer, image))]
+    parts = [(f"prompt, {len(found.prompt_ids):,} tokens", decoded(found.prompt_ids, None, encode.tokenizer, image))]
     for side, completion in zip(sides, found.completions, strict=True):
         ids, labelled = completion.ids[:kept], completion.loss_mask[:kept]
         truncated = f", truncated from {len(completion.ids):,} by max_length" if len(ids) < len(completion.ids) else ""
-        lines += [
-            f"{side}, {len(ids):,} tokens{truncated}, {sum(labelled):,} labelled (between {OPEN} and {CLOSE})",
-            _indented(decoded(ids, labelled, encode.tokenizer, image)),
-        ]
-    return "\n".join(lines)
+        heading = f"{side}, {len(ids):,} tokens{truncated}, {sum(labelled):,} labelled (between {OPEN} and {CLOSE})"
+        parts.append((heading, decoded(ids, labelled, encode.tokenizer, image)))
+    return parts
 
 
 def decoded(ids: Sequence[int], labelled: Sequence[bool] | None, tokenizer: Any, image: int | None) -> str:
@@ -58,7 +57,3 @@ def decoded(ids: Sequence[int], labelled: Sequence[bool] | None, tokenizer: Any,
             text += f"{tokenizer.decode(image)} x {len(tokens)}" if token is not None else tokenizer.decode(tokens)
         parts.append(f"{OPEN}{text}{CLOSE}" if is_labelled else text)
     return "".join(parts)
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.split("\n"))

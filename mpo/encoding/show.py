@@ -14,12 +14,6 @@ OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTIN
 """Delimiters of labelled tokens."""
 
 
-def show_record(record: Mapping[str, Any], processor: Any, **settings: Any) -> str:
-    """Show a record as one text: headings and indented lines; arguments as in `decode_record`."""
-    parts = decode_record(record, processor, **settings)
-    return "\n".join(line for heading, text in parts for line in (heading, *(f"    {one}" for one in text.split("\n"))))
-
-
 def decode_record(
     record: Mapping[str, Any], processor: Any, *, max_length: int | None = None, truncation_mode: str = "keep_start", **rules: Any
 ) -> list[tuple[str, str]]:

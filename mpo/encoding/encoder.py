@@ -236,12 +236,13 @@ class Encoder:
             elif is_processor(self.processing_class):
                 wrong = f"it has {longest} tokens, and {mode} would remove image tokens at its beginning"
         elif kept <= 0:
-            wrong = f"its prompt alone has {prompt} tokens (image tokens included), which leaves none for the completions"
+            wrong = (
+                f"its prompt alone has {prompt} tokens (image tokens included), and max_length={max_length} leaves no completion"
+            )
         elif any(one.ids[:kept] == other.ids[:kept] for one, other in combinations(encoded.completions, 2)):
-            wrong = "when truncated, 'chosen' and 'rejected' are the same"
+            wrong = f"truncated to max_length={max_length}, 'chosen' and 'rejected' are the same"
         if wrong:
-            fix = f"{advice}Raise max_length={max_length}, set it to None, or leave the record out."
-            raise ValueError(f"{describe(record)}: {wrong}. {fix}")
+            raise ValueError(f"{describe(record)}: {wrong}. {advice}Raise max_length, set it to None, or leave the record out.")
 
 
 def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_token: int | None) -> list[int] | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -358,21 +359,25 @@ def _swapped(new: dict[str, Any]) -> dict[str, Any]:
             new["messages"][start:] = [other] if isinstance(other, Mapping) else other
         else:
             new["messages"], new["rejected_messages"] = new["rejected_messages"], new["messages"]
-    holder = new
-    if name == "rlhf_v":
-        holder = parse_json(new["text"], "'text'") if isinstance(new["text"], str) else new["text"]
-    for own in (holder, *([new["metadata"]] if isinstance(new.get("metadata"), dict) else [])):
-        for name in [name for name in own if "chosen" in name]:
-            other = name.replace("chosen", "rejected")
-            if other in own:
-                own[name], own[other] = own[other], own[name]
-    if holder is not new and isinstance(new["text"], str):
-        new["text"] = json.dumps(holder, ensure_ascii=False)
-    metas: Any = [holder.get(f"{side}_meta") for side in ("chosen", "rejected")]
+    new = _turned(new, FORMATS[name].USES)
+    for own in ("text", "metadata") if name == "rlhf_v" else ("metadata",):
+        with suppress(ValueError):  # a text that holds no JSON
+            given = new.get(own)
+            inner = parse_json(given, own) if isinstance(given, str) else given
+            if isinstance(inner, dict) and (turned := _turned(inner)) != inner:
+                new[own] = json.dumps(turned, ensure_ascii=False) if isinstance(given, str) else turned
+    metas: Any = [new.get(f"{side}_meta") for side in ("chosen", "rejected")]
     if all(isinstance(one, dict) for one in metas) and "negative" in metas[0]:  # it says why a completion is the rejected one
         metas[1]["negative"] = metas[0].pop("negative")
     new.pop("margin", None)
     return new
+
+
+def _turned(own: Mapping[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
+    """What is said of the one completion said of the other; of a name for one side alone, but for those `kept`, the name turns."""
+    sides = {"chosen": "rejected", "rejected": "chosen"}
+    names = {name: re.sub("chosen|rejected", lambda found: sides[found[0]], name) for name in own}
+    return {name if names[name] in own or name in kept else names[name]: own.get(names[name], value) for name, value in own.items()}
 
 
 def new_value(old: Any, given: Any) -> Any:

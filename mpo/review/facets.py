@@ -97,7 +97,7 @@ class Facets:
         """The places of the records that are asked for, in order.
 
         `asked` has ``source``, ``verdict``, ``type``, ``state`` (of `STATES`), ``search`` and ``order`` (of `ORDERS`). ``state``
-        means the decisions of one reviewer, but for ``disagreeing``: those of any two that nothing has settled.
+        means the decisions of the reviewer; ``disagreeing``: that differ from others' and that nothing has settled.
         """
         order, state = asked.get("order") or "file", asked.get("state") or "all"
         if order not in ORDERS or state not in STATES:
@@ -109,7 +109,7 @@ class Facets:
         for at, value in wanted.items():
             chosen = [place for place in chosen if self._rows[place][at] == value]
         if state == "disagreeing":
-            there = {place for place, own in log.labels().items() if log.final(place, own) is None}
+            there = {place for place, own in log.labels().items() if by in own and log.final(place, own) is None}
             chosen = [place for place in chosen if place in there]
         elif state != "all":
             chosen = [place for place in chosen if _is(state, log.decision(by, place))]

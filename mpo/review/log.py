@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from mpo.io import BadRecord, flush, json_kind, parse_json
 Event = dict[str, Any]
 ACTIONS = ("accept", "swap", "reject", "skip")
 VERSION = 1
+SUM = b', "sum": "'
+"""What stands before the checksum of a line, its last field; lines of older versions have none."""
 GONE = -1
 """Place of a decision whose record the file does not have any more."""
 
@@ -45,6 +48,8 @@ def read_events(path: Path) -> tuple[list[Event], int]:
         BadRecord: for any other line that is no event, and for one that is missing: nothing of a damaged log is guessed.
     """
     events: list[Event] = []
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file. Remove it, or give the log of a review.")
     size, data = 0, path.read_bytes()
     lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
@@ -53,6 +58,9 @@ def read_events(path: Path) -> tuple[list[Event], int]:
             if not isinstance(event, dict):
                 raise ValueError(f"expected an object, got {json_kind(event)}.")
             _check(event)
+            head, mark, _ = line.rpartition(SUM)
+            if mark and event.pop("sum", "") != _sum(head + b"}"):
+                raise ValueError("its text has changed since it was written (checksum).")
             if event["n"] != len(events):
                 raise ValueError(f"it is event {event['n']} where {len(events)} is expected: lines are missing or were moved.")
         except ValueError as error:
@@ -67,6 +75,23 @@ def read_events(path: Path) -> tuple[list[Event], int]:
     if events and events[0].get("action") != "file":
         raise BadRecord(f"{path}:1", "a log of mpo review begins with the name of its file. Give the log of a review.")
     return events, size
+
+
+def _sum(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
+
+
+def hold(file: int, path: Path) -> int:
+    """Hold an open file: `InUse` while another process does. It is let go when it is closed. Returns the file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise InUse(
+            f"{path} is in use: another mpo review has this file open. Use its page, or stop it; several people can share one "
+            "(--reviewer, once for each)."
+        ) from None
+    return file
 
 
 def _check(event: Event) -> None:
@@ -116,14 +141,7 @@ class Log:
             raise NotSaved(
                 error.errno, f"{path} cannot be written ({error.strerror}): reviews are kept next to their file"
             ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise InUse(
-                f"{path} is in use: another mpo review has this file open. Use its page, or stop it; several people can share one "
-                "(--reviewer, once for each)."
-            ) from None
+        hold(self._file, path)
         events, self._size = read_events(path)
         self.recovered = os.fstat(self._file).st_size - self._size
         if self.recovered:
@@ -183,7 +201,8 @@ class Log:
                 event["informed"] = True  # of what others decided
             _check(event)
             if self._file >= 0:
-                self._write((json.dumps(event) + "\n").encode())  # in ASCII, which holds any text
+                data = json.dumps(event).encode()  # in ASCII, which holds any text
+                self._write(data[:-1] + SUM + _sum(data).encode() + b'"}\n')
             self.events.append(event)
             self._by_uid[event["uid"]] = event
             self._count(event)

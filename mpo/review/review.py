@@ -14,13 +14,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from mpo.io import BadRecord, read_json_lines
+from mpo.io import BadRecord, json_kind, read_json_lines
 from mpo.review.agreement import summary
 from mpo.review.corrections import opened
 from mpo.review.documents import Document, at, corrected, new_value, read_line, refused
 from mpo.review.facets import Facets, key_of_bad
 from mpo.review.files import Records, plain
-from mpo.review.log import ACTIONS, Event, Log, label, log_of
+from mpo.review.log import ACTIONS, Event, Log, hold, label, log_of
 
 MAX_EDITS = 1000
 MAX_SIDE = 4096
@@ -45,7 +45,12 @@ class Review:
     ) -> None:
         self._given = path, image_root
         self.records = Records(path, image_root)
-        self.log = Log(log_of(self.records.path), owner=True)
+        self._held = self._hold()
+        try:
+            self.log = Log(log_of(self.records.path), owner=True)
+        except (ValueError, OSError):
+            os.close(self._held)
+            raise
         self.tokens = {secrets.token_urlsafe(24): name for name in reviewers}
         self.facets = Facets(self.records)
         self.lost = 0
@@ -72,7 +77,12 @@ class Review:
         """End its threads, and let the log go."""
         self.facets.stop()
         self._ready.wait()
+        os.close(self._held)
         self.log.close()
+
+    def _hold(self) -> int:
+        path = self.records.path  # which may have other names, and a log at each
+        return hold(os.open(path, os.O_RDONLY), path)
 
     def ready(self, *, to_show: bool = False) -> None:
         """Wait until the log is at the places that records have now."""
@@ -91,6 +101,8 @@ class Review:
             self.facets.stop()
             self.records, self.lost, self.facets, self._failed = records, lost, Facets(records), ""
             self.document.cache_clear()
+            os.close(self._held)
+            self._held = self._hold()
 
     # What the page asks for
 
@@ -213,12 +225,13 @@ class Review:
 
                 one = self._frames(document, number)[frame]
                 return _encoded(open_frames(one.path, [one])[0])
-            if isinstance(given, Mapping) and given.get("bytes") is not None:
-                data = bytes(given["bytes"])
-            else:
+            data = given.get("bytes") if isinstance(given, Mapping) else given
+            if isinstance(given, Mapping) and not isinstance(data, bytes | None):
+                raise ValueError(f"The bytes of the {kind} are {json_kind(data)}. Give the path of a file.")
+            if not isinstance(data, bytes):
                 path = given.get("path") if isinstance(given, Mapping) else given
                 of_job = document.kind in ("responses", "answers")
-                data = given if isinstance(given, bytes) else Path(self.records.find(path, kind, of_job=of_job)).read_bytes()
+                data = Path(self.records.find(path, kind, of_job=of_job)).read_bytes()
             found = media_type(data)
             return (data, found) if found else _encoded(open_image(data))
         except (KeyError, IndexError):
@@ -238,6 +251,8 @@ class Review:
         self.records.check()
         with self._write:
             if (known := self.log.known(uid)) is not None:
+                if (known["by"], known["action"], known.get("place")) != (by, action, place):
+                    raise Refused(409, "Not saved: another decision has this uid. Reload the page, and decide again.")
                 return known
             try:
                 line, document, key = self.document(place)
@@ -312,10 +327,16 @@ class Review:
             return {"place": last["place"], "undo": stack[-1]["uid"] if stack else None}
 
     def report(self, by: str) -> dict[str, Any]:
-        """Progress, agreement and position bias, of what the reviewer may know: numbers, but no one else's labels."""
-        found = summary(self.log)
-        bias = found["position_bias"]
-        return {**found, "disagreements": len(found["disagreements"]), "position_bias": {by: bias[by]} if by in bias else {}}
+        """Progress, agreement and position bias, of what the reviewer may know: of others the number of decisions alone."""
+        found, labels = summary(self.log), self.log.labels()
+        counts = found["reviewers"].items()
+        return {
+            **found,
+            "reviewers": {name: own if name == by else {"decided": sum(own.values())} for name, own in counts},
+            "agreement": [one for one in found["agreement"] if by in one["reviewers"]],
+            "disagreements": sum(by in labels[place] for place in found["disagreements"]),
+            "position_bias": {name: one for name, one in found["position_bias"].items() if name == by},
+        }
 
 
 def _told(event: Event) -> dict[str, Any]:

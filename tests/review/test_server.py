@@ -20,6 +20,8 @@ pytest.importorskip("uvicorn")
 
 from mpo.commands import main
 from mpo.data import load_preferences
+from mpo.data.files import open_files
+from mpo.data.shards import ArrayShard
 from mpo.io import read_json_lines
 from mpo.review.log import log_of, read_events
 
@@ -258,6 +260,9 @@ def test_reviewers_are_blind_until_they_decide_and_settle_what_they_differ_in(se
 
     queue = np.frombuffer(served.ask("/api/queue?state=disagreeing")[1], "<u4").tolist()
     assert queue == [4]
+    assert served.ask("/api/queue?state=disagreeing", by="eve")[1] == b""  # not even that others differ
+    told = served.ask("/api/report", by="eve")[1]
+    assert told["reviewers"]["ben"] == {"decided": 1} and not (told["agreement"] or told["disagreements"])
     assert served.decide(4, "accept", by="ben", settle=True)[0] == 200
     assert not served.ask("/api/records/4", by="anna")[1]["disagreeing"]
     told = served.ask("/api/report", by="anna")[1]
@@ -291,6 +296,40 @@ def test_the_left_side_is_random_and_noted(served):
 def test_a_second_server_is_refused(served, capsys):
     assert main(["review", str(served.path)]) == 2
     assert "in use" in capsys.readouterr().err
+
+
+def test_one_file_by_another_name_is_refused(tmp_path, capsys):
+    """A hard link has a log of its own: two people would each correct half of one file."""
+    path = pairs(tmp_path)
+    names = [tmp_path / "hard.jsonl", tmp_path / "soft.jsonl"]
+    os.link(path, names[0])
+    names[1].symlink_to(path)
+    with Reviewing(path) as server:
+        for name in names:
+            assert main(["review", str(name)]) == 2
+            assert "in use" in capsys.readouterr().err
+        path.write_bytes(path.read_bytes() + b"\n")
+        assert server.ask("/api/reload", {})[0] == 200
+        assert main(["review", str(names[0])]) == 2
+        assert not log_of(names[0]).exists()
+    with Reviewing(names[0]):
+        pass
+
+
+def test_a_change_of_the_same_size_and_time_is_noticed(tmp_path):
+    path = pairs(tmp_path)
+    with Reviewing(path) as server:
+        before = path.stat()
+        path.write_text(path.read_text().replace("There are 3.", "There are 9."))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_size == before.st_size and server.ask("/api/records/1")[0] == 409
+
+
+def test_a_decision_is_not_taken_for_another_with_its_uid(tmp_path):
+    with Reviewing(pairs(tmp_path), reviewers=("anna", "ben")) as server:
+        for by, action, status in (("anna", "accept", 200), ("anna", "reject", 409), ("ben", "accept", 409)):
+            assert server.decide(0, action, by=by, uid="a" * 16)[0] == status
+        assert server.ask("/api/records/0", by="ben")[1]["decision"] is None
 
 
 def test_a_changed_file_is_noticed_and_decisions_follow(tmp_path):
@@ -403,8 +442,9 @@ def test_export_in_the_format_of_the_file(tmp_path, name, capsys):
     assert about["by"] == "anna" and about["was"] == [{"path": ["chosen"], "value": "There are 0."}]
     (rejected,) = read_json_lines(f"{out}.rejected.jsonl")
     assert rejected["reason"] == "no" and rejected["record"]["id"] == "p2"
-    if name == "pairs.jsonl":
-        assert set(out.read_bytes().splitlines()[2:]) <= set(path.read_bytes().splitlines())
+    if name.endswith(("l", ".json")):
+        elements = [text for shard in open_files(out) for text in texts(shard)]
+        assert elements[2:] == [text for shard in open_files(path) for text in texts(shard)][3:]
     assert main(["review", str(path), "--export", str(out)]) == 2
     assert main(["review", str(path), "--export", str(tmp_path / "out.txt")]) == 2
 
@@ -417,13 +457,20 @@ def written(folder, name):
 
         (folder / name).write_bytes(gzip.compress(path.read_bytes()))
     elif name.endswith(".json"):
-        (folder / name).write_text(json.dumps(lines, indent=1))
+        (folder / name).write_text(json.dumps(lines, indent=1).replace('"answer_gt": "4"', '"answer_gt":\t"\\u0034"'))
     elif name.endswith(".parquet"):
         from datasets import Dataset
 
         lines = [{**line, "image": {"bytes": (folder / line["image"]).read_bytes(), "path": line["image"]}} for line in lines]
         Dataset.from_list(lines).to_parquet(folder / name)
     return folder / name
+
+
+def texts(shard):
+    """Records as they are written."""
+    if isinstance(shard, ArrayShard):
+        return [text for _, _, text in shard.elements()]
+    return Path(shard.path).read_text().splitlines()
 
 
 def records_of(path):
@@ -460,6 +507,7 @@ def test_logs_of_others_are_added(tmp_path, capsys):
         (["none.jsonl"], "none.jsonl"), (["empty.jsonl"], "empty.jsonl"), (["."], "output.jsonl"), (["pairs.txt"], "pairs.txt"),
         (["pairs.jsonl", "--image-root", "none"], "none"), (["pairs.jsonl", "--from-log", "none"], "none"),
         (["pairs.jsonl", "--export", "out.jsonl"], "review.jsonl"), (["pairs.jsonl", "--host", "256.0.0.1"], "Give an address"),
+        (["meta.json"], "lists files"),
         (["pairs.jsonl", "--reviewer", "a", "--reviewer", "a"], "--reviewer"), (["pairs.jsonl", "--reviewer", ""], "--reviewer"),
     ],
 )  # fmt: skip
@@ -468,6 +516,7 @@ def test_wrong_words_are_refused_by_name(tmp_path, monkeypatch, capsys, words, n
     pairs(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "pairs.txt").write_text("x")
+    (tmp_path / "meta.json").write_text(json.dumps({"some": {"root": ".", "annotation": "pairs.jsonl"}}))
     assert main(["review", *words]) == 2
     assert name in capsys.readouterr().err
 

@@ -374,7 +374,7 @@ def _swapped(new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _turned(own: Mapping[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
-    """What is said of the one completion said of the other; of a name for one side alone, but for those `kept`, the name turns."""
+    """Let what is said of one completion be said of the other; a name for one side alone turns, but for those `kept`."""
     sides = {"chosen": "rejected", "rejected": "chosen"}
     names = {name: re.sub("chosen|rejected", lambda found: sides[found[0]], name) for name in own}
     return {name if names[name] in own or name in kept else names[name]: own.get(names[name], value) for name, value in own.items()}

@@ -19,8 +19,7 @@ from mpo.io import BadRecord, flush, json_kind, parse_json
 Event = dict[str, Any]
 ACTIONS = ("accept", "swap", "reject", "skip")
 VERSION = 1
-SUM = b', "sum": "'
-"""What stands before the checksum of a line, its last field; lines of older versions have none."""
+SUM = b', "sum": "'  # before the checksum of a line, which ends it; older versions wrote none
 GONE = -1
 """Place of a decision whose record the file does not have any more."""
 
@@ -59,7 +58,7 @@ def read_events(path: Path) -> tuple[list[Event], int]:
                 raise ValueError(f"expected an object, got {json_kind(event)}.")
             _check(event)
             head, mark, _ = line.rpartition(SUM)
-            if mark and event.pop("sum", "") != _sum(head + b"}"):
+            if mark and event.pop("sum", "") != f"{zlib.crc32(head):08x}":
                 raise ValueError("its text has changed since it was written (checksum).")
             if event["n"] != len(events):
                 raise ValueError(f"it is event {event['n']} where {len(events)} is expected: lines are missing or were moved.")
@@ -77,12 +76,9 @@ def read_events(path: Path) -> tuple[list[Event], int]:
     return events, size
 
 
-def _sum(data: bytes) -> str:
-    return f"{zlib.crc32(data):08x}"
-
-
-def hold(file: int, path: Path) -> int:
-    """Hold an open file: `InUse` while another process does. It is let go when it is closed. Returns the file."""
+def hold(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file and hold it until it is closed. Raises InUse while another process does."""
+    file = os.open(path, flags, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -136,12 +132,11 @@ class Log:
 
     def _open(self, path: Path) -> list[Event]:
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = hold(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         except OSError as error:
             raise NotSaved(
                 error.errno, f"{path} cannot be written ({error.strerror}): reviews are kept next to their file"
             ) from None
-        hold(self._file, path)
         events, self._size = read_events(path)
         self.recovered = os.fstat(self._file).st_size - self._size
         if self.recovered:
@@ -201,8 +196,8 @@ class Log:
                 event["informed"] = True  # of what others decided
             _check(event)
             if self._file >= 0:
-                data = json.dumps(event).encode()  # in ASCII, which holds any text
-                self._write(data[:-1] + SUM + _sum(data).encode() + b'"}\n')
+                data = json.dumps(event)[:-1].encode()  # in ASCII, which holds any text
+                self._write(data + SUM + b'%08x"}\n' % zlib.crc32(data))
             self.events.append(event)
             self._by_uid[event["uid"]] = event
             self._count(event)

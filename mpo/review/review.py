@@ -45,7 +45,7 @@ class Review:
     ) -> None:
         self._given = path, image_root
         self.records = Records(path, image_root)
-        self._held = self._hold()
+        self._held = hold(self.records.path)  # which may have other names, and a log at each
         try:
             self.log = Log(log_of(self.records.path), owner=True)
         except (ValueError, OSError):
@@ -80,10 +80,6 @@ class Review:
         os.close(self._held)
         self.log.close()
 
-    def _hold(self) -> int:
-        path = self.records.path  # which may have other names, and a log at each
-        return hold(os.open(path, os.O_RDONLY), path)
-
     def ready(self, *, to_show: bool = False) -> None:
         """Wait until the log is at the places that records have now."""
         if to_show and self._shows and not self._failed:
@@ -102,7 +98,7 @@ class Review:
             self.records, self.lost, self.facets, self._failed = records, lost, Facets(records), ""
             self.document.cache_clear()
             os.close(self._held)
-            self._held = self._hold()
+            self._held = hold(self.records.path)
 
     # What the page asks for
 
@@ -227,7 +223,7 @@ class Review:
                 return _encoded(open_frames(one.path, [one])[0])
             data = given.get("bytes") if isinstance(given, Mapping) else given
             if isinstance(given, Mapping) and not isinstance(data, bytes | None):
-                raise ValueError(f"The bytes of the {kind} are {json_kind(data)}. Give the path of a file.")
+                raise ValueError(f"The bytes of the {kind} are {json_kind(data)}.")
             if not isinstance(data, bytes):
                 path = given.get("path") if isinstance(given, Mapping) else given
                 of_job = document.kind in ("responses", "answers")
@@ -252,7 +248,7 @@ class Review:
         with self._write:
             if (known := self.log.known(uid)) is not None:
                 if (known["by"], known["action"], known.get("place")) != (by, action, place):
-                    raise Refused(409, "Not saved: another decision has this uid. Reload the page, and decide again.")
+                    raise Refused(409, "Not saved: this is the uid of another decision. Reload the page.")
                 return known
             try:
                 line, document, key = self.document(place)
@@ -329,14 +325,13 @@ class Review:
     def report(self, by: str) -> dict[str, Any]:
         """Progress, agreement and position bias, of what the reviewer may know: of others the number of decisions alone."""
         found, labels = summary(self.log), self.log.labels()
-        counts = found["reviewers"].items()
-        return {
-            **found,
-            "reviewers": {name: own if name == by else {"decided": sum(own.values())} for name, own in counts},
-            "agreement": [one for one in found["agreement"] if by in one["reviewers"]],
-            "disagreements": sum(by in labels[place] for place in found["disagreements"]),
-            "position_bias": {name: one for name, one in found["position_bias"].items() if name == by},
-        }
+        for name, own in found["reviewers"].items():
+            if name != by:
+                found["reviewers"][name] = {"decided": sum(own.values())}
+        found["position_bias"] = {name: one for name, one in found["position_bias"].items() if name == by}
+        found["agreement"] = [one for one in found["agreement"] if by in one["reviewers"]]
+        found["disagreements"] = sum(by in labels[place] for place in found["disagreements"])
+        return found
 
 
 def _told(event: Event) -> dict[str, Any]:

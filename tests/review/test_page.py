@@ -40,6 +40,23 @@ HOSTILE = [
 ]
 
 
+CONTRAST = """() => {
+    const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map((one) => one / 255 <= 0.03928 ? one / 3294.6 : ((one / 255 + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, one, at) => sum + one * [0.2126, 0.7152, 0.0722][at], 0);
+    const ground = (node) => {
+        const color = parts(getComputedStyle(node).backgroundColor);
+        return (color[3] ?? 1) > 0.99 || !node.parentElement ? color : ground(node.parentElement);
+    };
+    const own = (node) => [...node.childNodes].some((one) => one.nodeType === 3 && one.textContent.trim());
+    return [...document.querySelectorAll("body *")].filter((node) => node.checkVisibility() && own(node)).map((node) => {
+        const [low, high] = [light(parts(getComputedStyle(node).color)), light(ground(node))].sort((one, other) => one - other);
+        return [node.tagName, node.textContent.slice(0, 20), (high + 0.05) / (low + 0.05)];
+    }).filter(([, , ratio]) => ratio < 4.5);
+}"""
+"""The texts whose contrast to what is under them is less than 4.5 to 1 (WCAG 2.2, 1.4.3)."""
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
@@ -243,6 +260,27 @@ def test_no_text_is_ever_run(page):
         page.evaluate(f"document.getElementById('{dialog}').close()")
 
 
+def test_what_is_written_is_not_lost_with_another_decision(page):
+    at(page, 4)
+    for key, saved in (("k", "Saved: skip"), ("r", "Saved: reject")):
+        page.keyboard.press("e")
+        page.get_by_label("Prompt, user 1.1").fill("Written first.")
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
+        page.keyboard.press(key)
+        if key == "r":
+            page.keyboard.press("Enter")
+        status(page, saved)
+        page.keyboard.press("u")
+        status(page, "Undone")
+        at(page, 4)
+        assert "Written first." in page.locator("#record").inner_text() and decision(page, 4) is None
+    page.keyboard.press("e")
+    page.get_by_label("Prompt, user 1.1").fill("How many in 4?")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+
+
 def test_a_second_tab_is_told_that_it_is_stale(page):
     at(page, 8)
     other = page.context.new_page()
@@ -262,9 +300,16 @@ def test_a_second_tab_is_told_that_it_is_stale(page):
 def test_every_control_has_a_name(page):
     client = page.context.new_cdp_session(page)
     roles = {"button", "textbox", "combobox", "searchbox", "spinbutton", "image", "img", "dialog", "link", "checkbox", "toolbar"}
-    for place, keys in ((0, "e"), (11, "e"), (2, "r"), (1, "z"), (0, "?")):
+    assert page.server.decide(5, "reject", by=HOSTILE[1])[0] == 200 and page.server.decide(5, "accept")[0] == 200
+    views = ((0, "e"), (11, "e"), (12, "e"), (2, "r"), (1, "z"), (0, "?"), (1, "d"), (0, "i"), (32, "m"), (1, "b"), (5, "e"))
+    for place, keys in views:
+        if place == 5:  # the view of a disagreement
+            page.get_by_label("Show").select_option("disagreeing")
+            status(page, "1 records")
+            assert page.locator("#disagreeing, .other").count() == 2
         at(page, place)
         page.keyboard.press(keys)
+        page.wait_for_timeout(50)
         nodes = client.send("Accessibility.getFullAXTree")["nodes"]
         found = [node for node in nodes if not node.get("ignored") and node.get("role", {}).get("value") in roles]
         assert len(found) > 1
@@ -272,6 +317,12 @@ def test_every_control_has_a_name(page):
         assert not unnamed
         page.keyboard.press("Escape")
         page.keyboard.press("Escape")
+        if keys in "dmb":
+            page.keyboard.press(keys)
+    page.get_by_label("Show").select_option("all")
+    status(page, "33 records")
+    undo = page.server.ask("/api/state")[1]["undo"]
+    assert page.server.ask("/api/undo", {"undoes": undo})[0] == 200
 
 
 def test_a_field_that_was_entered_keeps_the_keys(page):
@@ -308,10 +359,11 @@ def test_a_phone_and_the_dark(page):
         at(page, place)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.emulate_media(color_scheme="dark")
+    assert page.evaluate(CONTRAST) == []
     luminance = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
     assert page.evaluate(luminance) < 120
     page.emulate_media(color_scheme="light")
-    assert page.evaluate(luminance) > 600
+    assert page.evaluate(luminance) > 600 and page.evaluate(CONTRAST) == []
     page.set_viewport_size({"width": 1100, "height": 900})
 
 

@@ -143,6 +143,7 @@ async function filter() {
   const mine = ++filtered;
   const found = new Uint32Array(await (await ask(`/api/queue?${wanted}`)).arrayBuffer());
   if (mine !== filtered) return; // another filter was chosen in the meantime
+  records.clear(); // others may have decided
   state.queue = all ? null : found;
   state.info.records = all ? found.length : state.info.records;
   problem(null);

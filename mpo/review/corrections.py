@@ -185,7 +185,7 @@ def _told(log: Log, final: Mapping[int, Event]) -> dict[str, Any]:
         {"place": place + 1, **{name: event.get(name) for name in names}} for place, event in sorted(final.items())
     ]
     events = (event for stack in log.stacks.values() for event in stack)
-    told["unmatched"] = [{"id": event.get("id"), "by": event["by"]} for event in events if event["place"] < 0]
+    told["unmatched"] = [{"id": event.get("id"), "by": event["by"]} for event in (*events, *log.lost) if event["place"] < 0]
     return told
 
 
@@ -267,5 +267,5 @@ def opened(records: Records, log: Log, others: Iterable[Path] = ()) -> int:
 
     lost = log.open_file(records.content, records.path.name, of_file, records.state)
     for path in others:
-        lost += log.take(_existing(path), of_file(), str(path))
-    return lost
+        log.take(_existing(path), of_file(), str(path))
+    return lost + len(log.lost)

@@ -126,6 +126,7 @@ class Log:
     def __init__(self, path: Path, *, owner: bool = False) -> None:
         self.path, self.mutex = path, threading.RLock()
         self.recovered, self._size, self._file = 0, 0, -1
+        self.lost: list[Event] = []
         self.events: list[Event] = self._open(path) if owner else read_events(path)[0] if path.exists() else []
         self._by_uid = {event["uid"]: event for event in self.events}
         self._settle()
@@ -331,12 +332,11 @@ class Log:
         found = list(labels.values())
         return found[-1] if found and all(same(found[0], one) for one in found) else None
 
-    def take(self, other: Log, places: Mapping[str, list[int]], of: str) -> int:
+    def take(self, other: Log, places: Mapping[str, list[int]], of: str) -> None:
         """Add the decisions that hold in another log, named `of`, of this file (with the places of its keys) or of a copy.
 
-        Returns the number of decisions whose record this file does not have.
+        Those whose record this file does not have are in `lost`.
         """
-        lost = 0
         events = sorted((event for stack in other.stacks.values() for event in stack), key=lambda event: str(event.get("at")))
         uids = {event["uid"] for event in self.events}
         now = _matched(events, places)
@@ -344,13 +344,13 @@ class Log:
             if event["uid"] in uids:
                 continue
             place = now[event["key"], _placed(event)]
-            lost += place == GONE
+            if place == GONE:
+                self.lost.append({**event, "place": GONE})
             newer = self.decision(event["by"], place)
             if place == GONE or (newer and not event.get("settle") and str(newer.get("at")) > str(event.get("at"))):
                 continue
             kept = {name: value for name, value in event.items() if name not in ("n", "place", "placed")}
             self.append(**kept, place=place, of=of)
-        return lost
 
 
 def _placed(event: Event) -> int:

@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import threading
+from io import BytesIO
 
 import pytest
+from PIL import Image, ImageStat
 from review_server import Reviewing, pairs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
@@ -352,6 +354,28 @@ def test_a_field_that_was_entered_keeps_the_keys(page):
     fresh.close()
 
 
+def brightness(page):
+    """The mean of a screenshot's pixels, from 0 to 255."""
+    return ImageStat.Stat(Image.open(BytesIO(page.screenshot())).convert("L")).mean[0]
+
+
+def test_what_comes_next_is_there_before_it_is_asked_for(page, tmp_path):
+    with Reviewing(pairs(tmp_path, 6)) as server:
+        own, asked = page.context.browser.new_page(), []
+        own.on("requestfinished", lambda request: asked.append(request.url.rpartition("/api/")[2]))
+        own.goto(server.links["anna"])
+        wanted = {f"records/{place}" for place in range(4)} | {f"images/{place}/image/0" for place in range(4)}
+        while not wanted <= {*asked}:
+            own.wait_for_timeout(20)
+        assert not {"records/4", "images/4/image/0"} & {*asked}
+        before = len(asked)
+        own.locator("#record").press("n")
+        own.wait_for_function("() => document.querySelector('.meta strong').textContent.endsWith(':2')")
+        assert own.locator(".gallery img").evaluate("one => one.decode().then(() => one.naturalWidth)") > 0
+        assert not {"records/1", "images/1/image/0"} & {*asked[before:]}
+        own.close()
+
+
 def test_a_phone_and_the_dark(page):
     at(page, 0)
     page.set_viewport_size({"width": 375, "height": 700})
@@ -361,9 +385,9 @@ def test_a_phone_and_the_dark(page):
     page.emulate_media(color_scheme="dark")
     assert page.evaluate(CONTRAST) == []
     luminance = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
-    assert page.evaluate(luminance) < 120
+    assert page.evaluate(luminance) < 120 and brightness(page) < 80
     page.emulate_media(color_scheme="light")
-    assert page.evaluate(luminance) > 600 and page.evaluate(CONTRAST) == []
+    assert page.evaluate(luminance) > 600 and page.evaluate(CONTRAST) == [] and brightness(page) > 200
     page.set_viewport_size({"width": 1100, "height": 900})
 
 

@@ -495,6 +495,11 @@ def test_logs_of_others_are_added(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["counts"] | {"written": 0} == {"records": 6, "rejected": 1, "disagreeing": 1, "unreviewed": 4, "written": 0}
     assert report["disagreements"] == [1] and report["agreement"][0]["records"] == 1
+    alone = pairs(tmp_path, 1, "alone.jsonl", source="elsewhere")
+    alone.write_text(alone.read_text().replace("How many in 0?", "Another question"))
+    out = tmp_path / "alone.out.jsonl"
+    assert main(["review", str(alone), "--from-log", str(log_of(other)), "--export", str(out)]) == 0
+    assert "2 decisions are about records" in capsys.readouterr().out  # and not silently nothing
     log_of(path).unlink()
     with Reviewing(path, others=[log_of(other)]) as server:
         assert server.ask("/api/state")[1]["reviewer"] == "anna"
@@ -579,7 +584,7 @@ def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
 
     from mpo.review import facets
 
-    path, go, own = pairs(tmp_path, 40), threading.Event(), facets.facets
+    path, go, own = pairs(tmp_path, 40, type="count"), threading.Event(), facets.facets
 
     def slow(line):
         if line["id"] == "p20":
@@ -593,7 +598,9 @@ def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
         def ask(words):
             found[words] = np.frombuffer(server.ask(f"/api/queue?{words}")[1], "<u4").tolist()
 
-        threads = [threading.Thread(target=ask, args=(words,)) for words in ("source=s1", "order=longest", "verdict=none")]
+        threads = [
+            threading.Thread(target=ask, args=(words,)) for words in ("source=s1", "order=longest", "verdict=none", "type=count")
+        ]
         for thread in threads:
             thread.start()
         while server.review.facets.read < 20:
@@ -607,6 +614,7 @@ def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
         for thread in threads:
             thread.join(20)
         assert found["source=s1"] == [*range(1, 40, 2)] and found["verdict=none"] == []
+        assert found["type=count"] == [*range(40)]
         assert sorted(found["order=longest"]) == [*range(40)] and found["order=longest"][0] >= 10
 
 

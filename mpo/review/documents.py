@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -71,6 +71,15 @@ class Document:
         return hashlib.blake2b(json.dumps(content, default=str).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
+@contextmanager
+def _shaped() -> Iterator[None]:
+    """Raise BadRecord for a line whose fields have other types than those of a record."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError) as error:
+        raise BadRecord("", f"a field has not the type that it has in a record ({error}).") from error
+
+
 def kind_of(line: Mapping[str, Any]) -> str:
     """The kind of a line; see `Document`."""
     if isinstance(line.get("responses"), list) and all(isinstance(one, Mapping) and "text" in one for one in line["responses"]):
@@ -105,6 +114,7 @@ def _has_assistant(line: Mapping[str, Any]) -> bool:
     )
 
 
+@_shaped()
 def read_line(line: Mapping[str, Any]) -> Document:
     """Read a line of any kind. What is in none of the known places is shown as `about`, or not at all."""
     kind = kind_of(line)
@@ -311,6 +321,7 @@ def put(value: Any, path: Sequence[str | int], new: Any) -> Any:
     return value
 
 
+@_shaped()
 def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The line that edits (``paths``, the ``old`` value there, the new ``value``) make of a line, and then ``swap``.
 
@@ -431,6 +442,7 @@ def _reason(line: Mapping[str, Any]) -> str | None:
 # What records are filtered and ordered by
 
 
+@_shaped()
 def facets(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
     """The source, verdict and type of a line, and how hard it is, from 0 to 1.
 

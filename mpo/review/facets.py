@@ -151,15 +151,17 @@ def _is(state: str, event: Mapping[str, Any] | None) -> bool:
     return state == event["action"] or (state == "edit" and bool(event["edits"]))
 
 
-def key_of_bad(records: Records, place: int) -> str:
-    """Identify a line that is no record, which can be rejected: by its bytes."""
-    return hashlib.blake2b(records.raw(place), digest_size=12).hexdigest()
+def key_of(records: Records, place: int) -> str:
+    """Identify a record by its content, and a line that is none, which can be rejected, by its bytes."""
+    try:
+        return read_line(records.line(place)).key()
+    except BadRecord:
+        return hashlib.blake2b(records.raw(place), digest_size=12).hexdigest()
 
 
 def keys(records: Records) -> dict[str, list[int]]:
     """The places of each record's key."""
     found: dict[str, list[int]] = {}
-    for place, line in enumerate(records):
-        key = key_of_bad(records, place) if isinstance(line, BadRecord) else read_line(line).key()
-        found.setdefault(key, []).append(place)
+    for place in range(len(records)):
+        found.setdefault(key_of(records, place), []).append(place)
     return found

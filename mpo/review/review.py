@@ -18,7 +18,7 @@ from mpo.io import BadRecord, json_kind, read_json_lines
 from mpo.review.agreement import summary
 from mpo.review.corrections import opened
 from mpo.review.documents import Document, at, corrected, new_value, read_line, refused
-from mpo.review.facets import Facets, key_of_bad
+from mpo.review.facets import Facets, key_of
 from mpo.review.files import Records, plain
 from mpo.review.log import ACTIONS, Event, Log, hold, label, log_of
 
@@ -257,7 +257,7 @@ class Review:
             except BadRecord as error:
                 if action not in ("reject", "skip"):
                     raise Refused(422, f"This line is not a record: {error.reason} It can be rejected or skipped.") from None
-                line, document, key = {}, Document("unknown"), key_of_bad(self.records, place)
+                line, document, key = {}, Document("unknown"), key_of(self.records, place)
             if asked.get("base") != self._base(by, place) or asked.get("key") not in (key, ""):
                 raise Refused(
                     409, "This record was decided in another tab in the meantime: nothing was saved. This is how it is now."

@@ -350,6 +350,23 @@ def test_a_changed_file_is_noticed_and_decisions_follow(tmp_path):
         assert server.ask("/api/records/2")[1]["decision"] is None
 
 
+def test_lines_with_fields_of_other_types_are_named_and_keep_nothing_back(tmp_path):
+    """They can be rejected, and when the file changes the decisions on them and on others follow."""
+    odd = [{"completions": {"response": 5}, "prompt": "q"}, {"messages": 5, "rejected_response": "r"}, {"text": "{", "image": "x"}]
+    path = pairs(tmp_path, 2)
+    path.write_text("".join(json.dumps(line) + "\n" for line in odd) + path.read_text())
+    with Reviewing(path) as server:
+        for place in range(3):
+            assert server.ask(f"/api/records/{place}")[1]["bad"] and server.decide(place, "accept")[0] == 422
+            assert server.decide(place, "reject")[0] == 200
+        assert server.decide(3, "swap")[0] == 200
+        assert server.ask("/api/queue?search=how")[0] == server.ask("/api/queue?verdict=x")[0] == 200
+    path.write_text('{"id": "new"}\n' + path.read_text())
+    with Reviewing(path) as server:
+        found = [server.ask(f"/api/records/{place}")[1]["decision"] for place in range(5)]
+        assert [one and one["action"] for one in found] == [None, "reject", "reject", "reject", "swap"]
+
+
 def test_a_file_that_could_not_be_opened_can_be_opened_anew(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

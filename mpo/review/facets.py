@@ -68,11 +68,6 @@ class Facets:
         """Whether every record is read."""
         return self._done.is_set()
 
-    @property
-    def read(self) -> int:
-        """How many records are read."""
-        return len(self._rows)
-
     def stop(self) -> None:
         """End the thread."""
         self._stopped = True

@@ -81,7 +81,9 @@ def hold(path: Path, flags: int = os.O_RDONLY) -> int:
     file = os.open(path, flags, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
+        if flags == os.O_RDONLY and not isinstance(error, BlockingIOError):
+            return file  # NFS locks none that is only read
         os.close(file)
         raise InUse(
             f"{path} is in use: another mpo review has this file open. Use its page, or stop it; several people can share one "

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from mpo.io import BadRecord, json_kind, read_json_lines
+from mpo.io import BadRecord, read_json_lines
 from mpo.review.agreement import summary
 from mpo.review.corrections import opened
 from mpo.review.documents import Document, at, corrected, new_value, read_line, refused
@@ -45,11 +45,11 @@ class Review:
     ) -> None:
         self._given = path, image_root
         self.records = Records(path, image_root)
-        self._held = hold(self.records.path)  # which may have other names, and a log at each
+        self._held = os.fdopen(hold(self.records.path))  # which may have other names, and a log at each
         try:
             self.log = Log(log_of(self.records.path), owner=True)
         except (ValueError, OSError):
-            os.close(self._held)
+            self._held.close()
             raise
         self.tokens = {secrets.token_urlsafe(24): name for name in reviewers}
         self.facets = Facets(self.records)
@@ -77,7 +77,7 @@ class Review:
         """End its threads, and let the log go."""
         self.facets.stop()
         self._ready.wait()
-        os.close(self._held)
+        self._held.close()
         self.log.close()
 
     def ready(self, *, to_show: bool = False) -> None:
@@ -97,8 +97,8 @@ class Review:
             self.facets.stop()
             self.records, self.lost, self.facets, self._failed = records, lost, Facets(records), ""
             self.document.cache_clear()
-            os.close(self._held)
-            self._held = hold(self.records.path)
+            self._held.close()
+            self._held = os.fdopen(hold(records.path))
 
     # What the page asks for
 
@@ -222,8 +222,6 @@ class Review:
                 one = self._frames(document, number)[frame]
                 return _encoded(open_frames(one.path, [one])[0])
             data = given.get("bytes") if isinstance(given, Mapping) else given
-            if isinstance(given, Mapping) and not isinstance(data, bytes | None):
-                raise ValueError(f"The bytes of the {kind} are {json_kind(data)}.")
             if not isinstance(data, bytes):
                 path = given.get("path") if isinstance(given, Mapping) else given
                 of_job = document.kind in ("responses", "answers")

@@ -602,9 +602,11 @@ def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
     from mpo.review import facets
 
     path, go, own = pairs(tmp_path, 40, type="count"), threading.Event(), facets.facets
+    reached = threading.Event()
 
     def slow(line):
         if line["id"] == "p20":
+            reached.set()
             go.wait(20)
         return own(line)
 
@@ -620,8 +622,7 @@ def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
         ]
         for thread in threads:
             thread.start()
-        while server.review.facets.read < 20:
-            time.sleep(0.001)
+        assert reached.wait(20)
         ask("search=how%20many%20in%207")
         ask("state=unreviewed")
         assert server.decide(0, "accept")[0] == 200

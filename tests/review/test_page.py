@@ -465,6 +465,8 @@ def test_a_server_that_is_gone_loses_no_draft(page):
     page.context.set_offline(True)
     page.keyboard.press("Control+Enter")
     status(page, "Not saved")
+    red, green, blue = page.evaluate("getComputedStyle(document.getElementById('status')).color.match(/\\d+/g).map(Number)")
+    assert red > 2 * max(green, blue)  # not as what is saved
     assert page.get_by_label("Prompt, user 1.1").input_value() == "A draft." and decision(page, 9) is None
     page.context.set_offline(False)
     page.get_by_label("Prompt, user 1.1").focus()

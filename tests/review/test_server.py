@@ -23,7 +23,8 @@ from mpo.data import load_preferences
 from mpo.data.files import open_files
 from mpo.data.shards import ArrayShard
 from mpo.io import read_json_lines
-from mpo.review.log import log_of, read_events
+from mpo.review.log import InUse, log_of, read_events
+from mpo.review.review import Review
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +299,7 @@ def test_a_second_server_is_refused(served, capsys):
     assert "in use" in capsys.readouterr().err
 
 
-def test_one_file_by_another_name_is_refused(tmp_path, capsys):
+def test_one_file_by_another_name_is_refused(tmp_path):
     """A hard link has a log of its own: two people would each correct half of one file."""
     path = pairs(tmp_path)
     names = [tmp_path / "hard.jsonl", tmp_path / "soft.jsonl"]
@@ -306,11 +307,12 @@ def test_one_file_by_another_name_is_refused(tmp_path, capsys):
     names[1].symlink_to(path)
     with Reviewing(path) as server:
         for name in names:
-            assert main(["review", str(name)]) == 2
-            assert "in use" in capsys.readouterr().err
+            with pytest.raises(InUse):
+                Review(name, reviewers=["ben"])
         path.write_bytes(path.read_bytes() + b"\n")
         assert server.ask("/api/reload", {})[0] == 200
-        assert main(["review", str(names[0])]) == 2
+        with pytest.raises(InUse):
+            Review(names[0], reviewers=["ben"])
         assert not log_of(names[0]).exists()
     with Reviewing(names[0]):
         pass

@@ -85,10 +85,8 @@ def hold(path: Path, flags: int = os.O_RDONLY) -> int:
         if flags == os.O_RDONLY and not isinstance(error, BlockingIOError):
             return file  # NFS locks none that is only read
         os.close(file)
-        raise InUse(
-            f"{path} is in use: another mpo review has this file open. Use its page, or stop it; several people can share one "
-            "(--reviewer, once for each)."
-        ) from None
+        told = "Use its page, or stop it; several people can share one (--reviewer, once for each)."
+        raise InUse(f"{path} is in use: another mpo review has this file open. {told}") from None
     return file
 
 

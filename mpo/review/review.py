@@ -46,11 +46,7 @@ class Review:
         self._given = path, image_root
         self.records = Records(path, image_root)
         self._held = os.fdopen(hold(self.records.path))  # which may have other names, and a log at each
-        try:
-            self.log = Log(log_of(self.records.path), owner=True)
-        except (ValueError, OSError):
-            self._held.close()
-            raise
+        self.log = Log(log_of(self.records.path), owner=True)
         self.tokens = {secrets.token_urlsafe(24): name for name in reviewers}
         self.facets = Facets(self.records)
         self.lost = 0

@@ -399,6 +399,12 @@ def test_a_phone_and_the_dark(page):
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.emulate_media(color_scheme="dark")
     assert page.evaluate(CONTRAST) == []
+    at(page, 0)
+    page.keyboard.press("z")
+    page.wait_for_function("() => document.querySelector('#stage img')?.width > 64")
+    dialog = "(({ scrollHeight, clientHeight }) => scrollHeight - clientHeight)(document.getElementById('zoomed'))"
+    assert page.evaluate(dialog) == 0  # its buttons stay in sight
+    page.keyboard.press("Escape")
     luminance = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
     assert page.evaluate(luminance) < 120 and brightness(page) < 80
     page.emulate_media(color_scheme="light")

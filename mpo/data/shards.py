@@ -102,6 +102,10 @@ class ArrayShard(Shard):
     """
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
+        return ((where, line) for where, line, _ in self.elements())
+
+    def elements(self) -> Iterator[tuple[str, Any, str]]:
+        """Read the lines, each with its text in the file."""
         try:
             data = self._read()
         except DAMAGE as error:
@@ -113,7 +117,7 @@ class ArrayShard(Shard):
             token = text[place : place + 1]
             while token != "]":
                 number, counted = number + text.count("\n", counted, place), place
-                where = f"{self.path}:{number}"
+                where, start = f"{self.path}:{number}", place
                 try:
                     line, place = parse_json_at(text, place, "the array")
                 except BadRecord as bad:
@@ -122,7 +126,7 @@ class ArrayShard(Shard):
                         raise BadRecord("", f"not JSON from here on: {reason} Nothing after it can be read.", bad.kind) from None
                     line, place = BadRecord(where, bad.reason, bad.kind), end
                 reason = f"the array has {json_kind(line)}; expected an object with the fields of a pair."
-                yield where, line if isinstance(line, (dict, BadRecord)) else BadRecord(where, reason)
+                yield where, line if isinstance(line, (dict, BadRecord)) else BadRecord(where, reason), text[start:place]
                 place = after_blanks(text, place)
                 token = text[place : place + 1]
                 if token == ",":

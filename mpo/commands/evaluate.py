@@ -200,16 +200,17 @@ def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
     from mpo.evaluation.published import FORMS, JUDGED, load_benchmark
 
     label, equals, path = text.partition("=")
-    if label.lower() in JUDGED:
-        load_benchmark(label.lower())  # refused
+    place = path if equals and FILES.search(path) else text
+    named = re.sub(r"[\W_]", "", (label if equals or not FILES.search(text) else FILES.sub("", Path(text).name)).lower())
+    if named.startswith(JUDGED) and not Path(text).is_dir():
+        load_benchmark(named)  # refused
     if label.lower() in FORMS:
         return label, Repeated(partial(load_benchmark, label.lower(), path or None, image_root=args.image_root), args.limit)
-    place = path if equals and FILES.search(path) else text
     if not FILES.search(place):
         return "", None
-    if equals and (meant := re.sub(r"[\W_]", "", label.lower())) in FORMS:
+    if named in FORMS:
         raise ValueError(
-            f"{text} would be read as questions of your own. Did you mean {meant}={path}, the benchmark's published form? If not, "
+            f"{text} would be read as questions of your own. Did you mean {named}={place}, the benchmark's published form? If not, "
             "give the file a label that is not its name."
         )
     return (label if equals else Path(place).stem), load_questions(place, image_root=args.image_root, limit=args.limit)

@@ -170,7 +170,8 @@ def evaluate(
                 asked = [{name: value for name, value in record.items() if name not in NOT_ASKED} for record in records]
                 Job(steps, asked, place).run(**runs)
                 answered = read(place / "output.jsonl")
-                ranks = _ranks(rankings, records, answered, place, retry_dropped=retry_dropped, progress=progress)
+                asker = (generator, mode)
+                ranks = _ranks(rankings, records, answered, place, asker, retry_dropped=retry_dropped, progress=progress)
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
         del generator, rankings
     results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
@@ -197,18 +198,29 @@ def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequ
 
 
 def _ranks(
-    rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Mapping[str, Any], place: Path, **runs: Any
+    rankings: Mapping[str, Scorer],
+    records: Sequence[Record],
+    answered: Mapping[str, Any],
+    place: Path,
+    asked: tuple[Generator, str],
+    **runs: Any,
 ) -> dict[str, dict[str, list[float]]]:
-    """The ranks of the samples of each question, by scorer and id. Those that no job of this scorer has ranked get one."""
+    """The ranks of the samples of each question, by scorer and id. Those that no job of this scorer has ranked get one.
+
+    Models are asked about the prompts that the samples answer, and process reward models about the questions with their choices.
+    """
     ranks: dict[str, dict[str, list[float]]] = {}
     marks = np.fromfile(place / MARKS, np.uint64)[::2].tolist()  # of all but the id and the answers, and of images by contents
     for name, scorer in rankings.items():
         keys, whole = dict[str, str](), list[Record]()
+        of_model = isinstance(scorer, MeanLogProb | ImplicitReward | ProcessReward)
+        asker = Respond(asked[0], mode="plain" if isinstance(scorer, ProcessReward) else asked[1], field=SAMPLED)
         for mark, record in zip(marks, records, strict=True):
             if record["id"] in answered:
-                one = {**record, SAMPLED: answered[record["id"]][SAMPLED]}
-                by_id = not isinstance(scorer, MeanLogProb | ImplicitReward | ProcessReward) and record["id"]
-                keys[record["id"]] = _short([mark, by_id, one[SAMPLED], [record.get(field) for field in OF_ANSWER]])
+                prompt = [*asker.requests(record)[0].messages] if of_model else record["messages"]
+                one = {**record, "messages": prompt, SAMPLED: answered[record["id"]][SAMPLED]}
+                about = prompt if of_model else record["id"]
+                keys[record["id"]] = _short([mark, about, one[SAMPLED], [record.get(field) for field in OF_ANSWER]])
                 whole.append(one)
         try:
             step, away = Rank(name, scorer), None

@@ -105,11 +105,8 @@ def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
         label, model = _labelled(text)
         named.append(model)
         for tiles in args.tile_limit or [None]:
-            _once(
-                models,
-                label if tiles is None or len(args.tile_limit) == 1 else f"{label}@{tiles}",
-                partial(_open, model, args, tiles),
-            )
+            name = f"{label}@{tiles}" if len(args.tile_limit or ()) > 1 else label
+            _once(models, name, partial(_open, model, args, tiles))
     if not models or not benchmarks:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
         hint = next(filter(None, (did_you_mean(one, FORMS) for one in named if not Path(one).exists())), "")

@@ -158,7 +158,8 @@ def evaluate(
     for model, open_model in models.items():
         generator = open_model()
         # Refused before anything is paid. None: it says nothing about this model.
-        rankings = {name: scorer for name, of in (scorers or {}).items() if (scorer := of(generator)) is not None}
+        rankings = {name: of(generator) for name, of in (scorers or {}).items()}
+        rankings = {name: scorer for name, scorer in rankings.items() if scorer is not None}
         for benchmark, records in data.items():
             for mode in modes:
                 if progress:
@@ -170,10 +171,10 @@ def evaluate(
                 asked = [{name: value for name, value in record.items() if name not in NOT_ASKED} for record in records]
                 Job(steps, asked, place).run(**runs)
                 answered = read(place / "output.jsonl")
-                asker = (generator, mode)
-                ranks = _ranks(rankings, records, answered, place, asker, retry_dropped=retry_dropped, progress=progress)
+                given = (rankings, records, answered, place, (generator, mode))
+                ranks = _ranks(*given, retry_dropped=retry_dropped, progress=progress)
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
-        del generator, rankings
+        del generator, rankings, steps, given  # the next one is opened without it
     results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
     by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
     return write_results(folder, results, found, by_id)
@@ -198,12 +199,7 @@ def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequ
 
 
 def _ranks(
-    rankings: Mapping[str, Scorer],
-    records: Sequence[Record],
-    answered: Mapping[str, Any],
-    place: Path,
-    asked: tuple[Generator, str],
-    **runs: Any,
+    rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Any, place: Path, asked: tuple[Generator, str], **runs: Any
 ) -> dict[str, dict[str, list[float]]]:
     """The ranks of the samples of each question, by scorer and id. Those that no job of this scorer has ranked get one.
 

@@ -1,8 +1,10 @@
 """An evaluation from the command, against a server without a model and with a tiny model in this process."""
 
 import copy
+import gc
 import json
 import re
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -478,6 +480,21 @@ def test_nothing_to_measure_is_refused(tmp_path, wrong):
     given = {"models": {"a": None}, "benchmarks": {"b": [QUESTION]}, "folder": tmp_path, **wrong}
     with pytest.raises(ValueError, match="a benchmark and a mode"):
         evaluate_call(**given)
+
+
+def test_a_model_is_let_go_before_the_next_is_opened(tmp_path, internvl, processor):
+    opened = []
+
+    def model():
+        gc.collect()
+        assert [one() for one in opened] == [None] * len(opened)
+        opened.append(weakref.ref(found := LocalGenerator(copy.deepcopy(internvl), processor)))
+        return found
+
+    asked = {"b": [replace(QUESTION, id="q")]}
+    scorers = {"logprob": MeanLogProb}
+    evaluate_call({"a": model, "b": model}, asked, tmp_path, k=2, scorers=scorers, max_new_tokens=2, progress=False)
+    assert len(opened) == 2
 
 
 def test_an_adapter_against_its_base(questions, tmp_path, capsys, internvl, processor):

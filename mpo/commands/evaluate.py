@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> Report:
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
     if args.base and not any(map(is_adapter, named)):
         raise ValueError(f"--base={args.base} is for adapters, and none of {', '.join(named)} is one. Leave it out.")
+    if "reward" in scorers and {*named} == {args.reference or named[0]}:
+        raise ValueError(f"--scorer=reward compares a model with what it was trained from; got {named[0]} alone. Give both models.")
     results = evaluate(
         models,
         benchmarks,

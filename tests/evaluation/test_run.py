@@ -158,8 +158,9 @@ def test_models_that_differ_are_told_apart(questions, tmp_path, capsys):
     ("change", "words", "named"),
     [
         ({"answer": None}, (), "q0"),
-        ({}, ("--scorer", "reward"), "Give k"),
-        ({}, ("--n", 2, "--scorer", "reward"), "not of a server"),
+        ({}, ("--scorer", "logprob"), "Give k"),
+        ({}, ("--n", 2, "--scorer", "logprob"), "not of a server"),
+        ({}, ("--n", 2, "--scorer", "reward"), "Give both models"),
         ({}, ("--n", 2, "--scorer", "mine"), "MODULE:FUNCTION"),
         ({"id": "q1"}, (), "q1"),
         ({"kind": "banana"}, (), "'q0': kind='banana'"),

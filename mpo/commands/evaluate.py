@@ -19,7 +19,7 @@ import argparse
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,8 @@ def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
     if named.startswith(JUDGED) and not Path(text).is_dir():
         load_benchmark(named)  # refused
     if label.lower() in FORMS:
-        return label, Repeated(partial(load_benchmark, label.lower(), path or None, image_root=args.image_root), args.limit)
+        given = {"image_root": args.image_root, "limit": args.limit}
+        return label, Repeated(partial(load_benchmark, label.lower(), path or None, **given))
     if not FILES.search(place):
         return "", None
     if named in FORMS:
@@ -218,11 +219,11 @@ def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
 class Repeated:
     """Questions that are read anew each time they are iterated over."""
 
-    def __init__(self, read: Callable[[], Any], limit: int | None) -> None:
-        self._read, self._limit = read, limit
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self._read = read
 
     def __iter__(self) -> Any:
-        return islice(self._read(), self._limit)
+        return self._read()
 
 
 def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:

@@ -10,6 +10,7 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +30,6 @@ ANLS = "anls"
 BOX_SCALE = 1000
 """Coordinates of boxes run from 0 to this, as InternVL writes them."""
 LETTERS = "ABCDEFGHIJ"
-TURNED = 10**6
-"""MMBench's own rotations of a question have its index and multiples of this."""
 JUDGED = ("mmvet", "llavabench", "llavainthewild", "mmhal", "miabench", "mmdu", "vibeeval", "videochatgpt", "wildvision")
 """How the names of benchmarks begin, in letters and digits alone, whose published scores a judging model gives."""
 
@@ -46,13 +45,16 @@ class Form(NamedTuple):
     configuration: str | None = None  # on the Hub
 
 
-def load_benchmark(name: str, path: str | Path | None = None, *, image_root: str | Path | None = None) -> Iterator[Question]:
+def load_benchmark(
+    name: str, path: str | Path | None = None, *, image_root: str | Path | None = None, limit: int | None = None
+) -> Iterator[Question]:
     """Read the questions of a published benchmark.
 
     Args:
         name: one of `FORMS`.
         path: local file or folder in its form (JSONL, JSON, Parquet, TSV); None for the Hub.
         image_root: folder that image and video paths are relative to; None for that of the file.
+        limit: the number of rows to read; None for all.
 
     Raises:
         ValueError: for an unknown name, and one whose scores a judging model gives.
@@ -64,7 +66,7 @@ def load_benchmark(name: str, path: str | Path | None = None, *, image_root: str
         raise ValueError(f"Benchmark {name!r} is unknown; there are {', '.join(FORMS)}.{did_you_mean(name, FORMS)}")
     form = FORMS[name]
     root = Path(image_root if image_root is not None else os.path.dirname(os.path.abspath(path or ".")))
-    return _questions(name, form, _rows(name, form, path), root)
+    return _questions(name, form, islice(_rows(name, form, path), limit), root)
 
 
 def _rows(name: str, form: Form, path: str | Path | None) -> Iterator[tuple[str, Any]]:
@@ -187,8 +189,8 @@ def _pope(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _mmbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
-    """Every rotation of the choices is a question, and they count as one. The rotations that its files have are not read."""
-    if str(row["index"]).isdecimal() and int(row["index"]) >= TURNED:
+    """Every rotation of the choices is a question, and they count as one. Those of its files (10**6 or more) are not read."""
+    if str(row["index"]).isdecimal() and int(row["index"]) >= 10**6:
         return
     given = {key: str(value) for key, value in row.items() if str("" if value is None else value) not in ("", "nan")}
     question = f"{given['hint']}\n{row['question']}" if "hint" in given else row["question"]

@@ -158,8 +158,7 @@ def evaluate(
     for model, open_model in models.items():
         generator = open_model()
         # Refused before anything is paid. None: it says nothing about this model.
-        rankings = {name: of(generator) for name, of in (scorers or {}).items()}
-        rankings = {name: scorer for name, scorer in rankings.items() if scorer is not None}
+        rankings = {name: one for name, of in (scorers or {}).items() for one in [of(generator)] if one is not None}
         for benchmark, records in data.items():
             for mode in modes:
                 if progress:

@@ -203,6 +203,7 @@ def test_files_that_hold_a_whole_benchmark(tmp_path):
         lines.writeheader()
         lines.writerows([row, {**row, "index": 1000005, "A": "blue", "B": "red", "answer": "A"}, {**row, "index": 6}])
     first, turned, *others = load_benchmark("mmbench", tmp_path / "mmbench.tsv")
+    assert len([*load_benchmark("mmbench", tmp_path / "mmbench.tsv", limit=1)]) == 2  # no question without its rotations
     assert (first.id, first.choices, turned.ground_truths, len(others)) == ("5/0", ["red", "blue"], ["A"], 2)
     assert first.images[0] == image.getvalue() and first.messages[-1]["content"][-1]["text"] == 'Which "colour"?'
     load(tmp_path, "docvqa")

@@ -26,7 +26,7 @@ PACKAGES = (
 )
 LISTED = {
     "mpo.training": "MPOConfig MPOTrainer PackedSFTConfig PackedSFTTrainer",
-    "mpo.evaluation": "evaluate measure_accuracy wilson_interval clustered_interval compare_paired PairedComparison "
+    "mpo.evaluation": "evaluate wilson_interval clustered_interval compare_paired PairedComparison "
     "difference_interval holm smallest_difference majority_at best_at MeanLogProb ImplicitReward ProcessReward load_scorer",
 }
 """Names for the reference of packages without `__all__`; each is imported from the module that defines it."""

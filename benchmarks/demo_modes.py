@@ -1,16 +1,20 @@
 """Evaluate the demo's two models, before and after MPO, in both modes: directly and by chain of thought, with votes and best of 8.
 
-    python benchmarks/demo_modes.py runs/demo_modes      # about 20 minutes on two cores; an interrupted run continues
-    python benchmarks/demo_modes.py runs/demo_modes --screenshot docs/evaluation.png
+    python benchmarks/demo_modes.py runs/demo_modes      # about 20 minutes on two idle cores; an interrupted run continues
+    python benchmarks/demo_modes.py runs/demo_modes --screenshot docs/evaluation.png --harness 40
 
 The demo asks in one way, and so small a model knows no other. Here its worked examples ask each question twice: for the answer
 alone, and for a chain of thought, in the words of `mpo evaluate`. MPO's pairs are of chains of thought. The screenshot is of its
-page, by Chromium (`pip install playwright`).
+page, by Chromium (`pip install playwright`). With --harness lmms-eval asks the first model the same questions directly, and both
+numbers are compared. Everything that is measured is written as JSON.
 """
 
 import argparse
 import json
+import platform
 import sys
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,37 @@ from mpo.demo.data import make_dataset
 from mpo.demo.folder import DemoFolder, DemoSettings
 from mpo.demo.stages import pair, sample, train_mpo, warm_up
 from mpo.evaluation.run import MODES
-from mpo.io import read_json_lines, write_json_lines
+from mpo.io import read_json_lines, read_json_object, write_json_lines, write_text
 
-SETTINGS = DemoSettings(
-    questions=200, eval_questions=100, warm_epochs=16, mpo_overrides=["trainer.max_steps=30", "trainer.save_steps=30"]
-)
+SETTINGS = DemoSettings()
+RESULTS = Path(__file__).parent / "results"
+TASK = """
+task: tiny_digits
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {questions}}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.text
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: 64, temperature: 0}}
+process_results: !function utils.results
+metric_list: [{{metric: correct, aggregation: mean, higher_is_better: true}}]
+"""
+UTILS = f"""
+from pathlib import Path
+from PIL import Image
+
+def visual(doc):
+    return [Image.open(Path({{folder!r}}) / doc["image"]).convert("RGB")]
+
+def text(doc, lmms_eval_specific_kwargs=None):
+    return doc["question"] + {chr(10) + MODES["direct"][""]!r}
+
+def results(doc, results):
+    return {{{{"correct": float(results[0].strip() == doc["answer"])}}}}
+"""
+"""A task of lmms-eval with the questions of a file, in the words of our mode `direct`."""
 
 
 def ask_in_both_ways(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
@@ -46,7 +76,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the demo's files, the models and results/")
     parser.add_argument("--screenshot", type=Path, help="PNG file to write of the top of the page")
-    parser.add_argument("--limit", type=int, default=SETTINGS.eval_questions, help="number of evaluation questions")
+    parser.add_argument("--limit", type=int, default=200, help="number of evaluation questions (default: %(default)s)")
+    parser.add_argument("--harness", type=int, metavar="N", help="also ask the first model N questions through lmms-eval")
+    name = f"demo_modes_cpu_{date.today()}.json"
+    parser.add_argument("--json", type=Path, default=RESULTS / name, help="JSON file to write (default: %(default)s)")
     args = parser.parse_args()
     folder = DemoFolder(args.output.absolute())
     progress = folder.read_progress()
@@ -66,22 +99,43 @@ def main() -> int:
         ],
     )
     models = (f"start={folder.warm}", f"mpo={folder.mpo}")
-    flags = (
-        "--mode",
-        "both",
-        "--n",
-        "8",
-        "--scorer",
-        "reward",
-        "--max-new-tokens",
-        "64",
-        "--limit",
-        str(args.limit),
-    )
-    status = mpo(["evaluate", *models, str(questions), *flags, "--device", "cpu", "--output", str(folder.root / "results")])
-    if args.screenshot and not status:
+    flags = ("--mode", "both", "--n", "8", "--scorer", "reward", "--max-new-tokens", "64", "--limit", str(args.limit))
+    measured = {"evaluation": run(folder.root / "results", *models, str(questions), *flags)}
+    if args.harness:
+        measured["harness"] = beside(folder, questions, args.harness)
+    if args.screenshot:
         screenshot(folder.root / "results" / "report.html", args.screenshot)
-    return status
+    packages = {name: version(name) for name in ("torch", "transformers", "trl", "mpo-trainer")}
+    about = {"date": str(date.today()), "device": f"{platform.machine()} CPU", "python": platform.python_version(), **packages}
+    write_text(args.json, json.dumps({**about, "stages": progress, **measured}, indent=1) + "\n")
+    return 0
+
+
+def run(output: Path, *words: str) -> dict[str, Any]:
+    """Run `mpo evaluate` on the CPU, and return its results."""
+    if status := mpo(["evaluate", *words, "--device", "cpu", "--output", str(output)]):
+        raise SystemExit(status)
+    return read_json_object(output / "results.json")
+
+
+def beside(folder: DemoFolder, questions: Path, limit: int) -> dict[str, Any]:
+    """The accuracy of the first model by our command and by lmms-eval on the same questions, and how many responses are equal."""
+    tasks = folder.root / "tasks" / "tiny_digits"
+    tasks.mkdir(parents=True, exist_ok=True)
+    write_text(tasks / "tiny_digits.yaml", TASK.format(questions=questions))
+    write_text(tasks / "utils.py", UTILS.format(folder=str(folder.data)))
+    model, said = f"start={folder.warm}", {}
+    flags = {
+        "ours": (str(questions), "--max-new-tokens", "64"),
+        "theirs": ("--harness", "lmms-eval", "--tasks", "tiny_digits", "--include-path", str(tasks.parent)),
+    }
+    found: dict[str, Any] = {"questions": limit}
+    for name, words in flags.items():
+        results = run(folder.root / name, model, *words, "--limit", str(limit))
+        found[name] = results["results"][0]
+        said[name] = [line["greedy"][0]["text"].strip() for line in read_json_lines(folder.root / name / "answers.jsonl")]
+    found["lmms-eval"] = results["harness"]
+    return found | {"equal_responses": sum(map(str.__eq__, said["ours"], said["theirs"]))}
 
 
 def screenshot(page: Path, png: Path, *, height: int = 1500) -> None:

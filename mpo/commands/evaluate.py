@@ -19,7 +19,7 @@ import argparse
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> Report:
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
     if args.base and not any(map(is_adapter, named)):
         raise ValueError(f"--base={args.base} is for adapters, and none of {', '.join(named)} is one. Leave it out.")
+    if "reward" in scorers and {*named} == {args.reference or named[0]}:
+        raise ValueError(f"--scorer=reward compares a model with what it was trained from; got {named[0]} alone. Give both models.")
     results = evaluate(
         models,
         benchmarks,
@@ -105,11 +107,8 @@ def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
         label, model = _labelled(text)
         named.append(model)
         for tiles in args.tile_limit or [None]:
-            _once(
-                models,
-                label if tiles is None or len(args.tile_limit) == 1 else f"{label}@{tiles}",
-                partial(_open, model, args, tiles),
-            )
+            name = f"{label}@{tiles}" if len(args.tile_limit or ()) > 1 else label
+            _once(models, name, partial(_open, model, args, tiles))
     if not models or not benchmarks:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
         hint = next(filter(None, (did_you_mean(one, FORMS) for one in named if not Path(one).exists())), "")
@@ -200,16 +199,18 @@ def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
     from mpo.evaluation.published import FORMS, JUDGED, load_benchmark
 
     label, equals, path = text.partition("=")
-    if label.lower() in JUDGED:
-        load_benchmark(label.lower())  # refused
-    if label.lower() in FORMS:
-        return label, Repeated(partial(load_benchmark, label.lower(), path or None, image_root=args.image_root), args.limit)
     place = path if equals and FILES.search(path) else text
+    named = re.sub(r"[\W_]", "", (label if equals or not FILES.search(text) else FILES.sub("", Path(text).name)).lower())
+    if named.startswith(JUDGED) and not Path(text).is_dir():
+        load_benchmark(named)  # refused
+    if label.lower() in FORMS:
+        given = {"image_root": args.image_root, "limit": args.limit}
+        return label, Repeated(partial(load_benchmark, label.lower(), path or None, **given))
     if not FILES.search(place):
         return "", None
-    if equals and (meant := re.sub(r"[\W_]", "", label.lower())) in FORMS:
+    if named in FORMS:
         raise ValueError(
-            f"{text} would be read as questions of your own. Did you mean {meant}={path}, the benchmark's published form? If not, "
+            f"{text} would be read as questions of your own. Did you mean {named}={place}, the benchmark's published form? If not, "
             "give the file a label that is not its name."
         )
     return (label if equals else Path(place).stem), load_questions(place, image_root=args.image_root, limit=args.limit)
@@ -218,11 +219,11 @@ def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
 class Repeated:
     """Questions that are read anew each time they are iterated over."""
 
-    def __init__(self, read: Callable[[], Any], limit: int | None) -> None:
-        self._read, self._limit = read, limit
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self._read = read
 
     def __iter__(self) -> Any:
-        return islice(self._read(), self._limit)
+        return self._read()
 
 
 def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:

@@ -110,14 +110,15 @@ class ArrayShard(Shard):
             data = self._read()
         except DAMAGE as error:
             raise damaged(self.path, error) from error
-        number, counted, where = 1, 0, f"{self.path}:1"
+        number, counted, again, where = 1, 0, 0, f"{self.path}:1"
         try:
             text = decode_text(data, "the file")
             place = after_blanks(text, after_blanks(text, 0) + 1)  # after the bracket
             token = text[place : place + 1]
             while token != "]":
-                number, counted = number + text.count("\n", counted, place), place
-                where, start = f"{self.path}:{number}", place
+                again = 0 if (lines := text.count("\n", counted, place)) or not counted else again + 1
+                number, counted, start = number + lines, place, place
+                where = f"{self.path}:{number}{f'.{again}' if again else ''}"  # several on a line have a place each
                 try:
                     line, place = parse_json_at(text, place, "the array")
                 except BadRecord as bad:

@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 
 from mpo.demo.data import KINDS
 from mpo.demo.folder import DemoFolder, DemoSettings
-from mpo.evaluation.accuracy import measure_accuracy
-from mpo.evaluation.statistics import compare_paired
+from mpo.evaluation.statistics import compare_paired, wilson_interval
 from mpo.generation.local import LocalGenerator
 from mpo.io import read_json_lines, write_json_lines
 from mpo.models.loading import load_model
@@ -24,9 +23,11 @@ from mpo.pipelines.mmpr.pair import Pair
 from mpo.pipelines.mmpr.sample import Sample
 from mpo.pipelines.mmpr.verify import Verify
 from mpo.pipelines.step import Dropped
+from mpo.schema import Question
 from mpo.training.job import TrainJob, run_train_job
 from mpo.training.sft import PackedSFTTrainer
 from mpo.training.sft_config import PackedSFTConfig
+from mpo.verification import verify
 
 MAX_NEW_TOKENS = 64
 """Maximum length of a response in tokens; worked examples have about 35."""
@@ -149,25 +150,23 @@ def train_on_pairs(folder: DemoFolder, settings: DemoSettings, run_dir: Path, *o
 def measure(folder: DemoFolder, model: Path, when: str, *compared: str) -> dict[str, Any]:
     """Evaluate a model on the evaluation questions, and compare two evaluations with each other, if they are given."""
     lines = read_json_lines(folder.lines("eval"))
-    accuracy = measure_accuracy(
-        _generator(model, f"measuring {when}"),
-        [folder.question(line) for line in lines],
-        [line["ground_truth"] for line in lines],
-        max_new_tokens=MAX_NEW_TOKENS,
-    )
-    read = [reads_digits(text, line["digits"]) for text, line in zip(accuracy.responses, lines, strict=True)]
-    found = zip(lines, accuracy.responses, accuracy.correct, strict=True)
+    asked = [folder.question(line) for line in lines]
+    sampled = _generator(model, f"measuring {when}").generate(asked, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS)
+    rows = [
+        (line, text, verify(text, Question(request.messages, ground_truths=[line["ground_truth"]])))
+        for line, request, text in zip(lines, asked, (one[0].text for one in sampled), strict=True)
+    ]
+    read = [reads_digits(text, line["digits"]) for line, text, _ in rows]
     write_json_lines(
-        folder.responses(when), ({"id": line["id"], "response": text, "correct": correct} for line, text, correct in found)
+        folder.responses(when), ({"id": line["id"], "response": text, "correct": found.correct} for line, text, found in rows)
     )
-    asked = [*zip((line["question"] for line in lines), accuracy.correct, strict=True)]
-    of_kind = {name: [right for text, right in asked if text == kind.text] for name, kind in KINDS.items()}
+    of_kind = {name: [found.correct for line, _, found in rows if line["question"] == kind.text] for name, kind in KINDS.items()}
     pair = ([line["correct"] for line in read_json_lines(folder.responses(one))] for one in compared)
     return {
-        "correct": sum(accuracy.correct),
+        "correct": (correct := sum(found.correct for *_, found in rows)),
         "total": len(lines),
-        "interval": list(accuracy.interval),
-        "unparsable": accuracy.unparsable,
+        "interval": list(wilson_interval(correct, len(lines))),
+        "unparsable": sum(found.method == "none" for *_, found in rows),
         "read": sum(read),
         "kinds": {name: [sum(results), len(results)] for name, results in of_kind.items()},
         **({"paired": asdict(compare_paired(*pair))} if compared else {}),

@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from mpo.figure import data_url, new_figure, png_of, small_url
-from mpo.pipelines.report import html_page
+from mpo.pipelines.report import html_page, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +68,7 @@ def page_of(results: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], re
         if row["figure"] == "greedy":
             before, after = (by_model.get((row[which], row["benchmark"], row["mode"]), {}) for which in ("before", "after"))
             parts.append(_changed(row, before, after, records.get(row["benchmark"], {})))
+            parts.append(table({name: percent(one, "difference", sign=True) for name, one in row["subjects"].items()}))
     return html_page("Evaluation", "".join(parts), STYLE)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import ast
+import csv
+import json
 import os
 import re
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datasets import load_dataset
 from PIL import Image
 
 from mpo.data.files import of_dataset, open_files
 from mpo.data.questions import to_question
+from mpo.data.shards import one_line
 from mpo.io import BadRecord, did_you_mean
 from mpo.schema import Question
 
@@ -24,8 +30,8 @@ ANLS = "anls"
 BOX_SCALE = 1000
 """Coordinates of boxes run from 0 to this, as InternVL writes them."""
 LETTERS = "ABCDEFGHIJ"
-JUDGED = ("mmvet", "mm-vet", "llavabench", "llava-bench", "mmhal", "mmhal-bench", "wildvision", "hallusionbench-gpt")
-"""Benchmarks whose published scores a judging model gives."""
+JUDGED = ("mmvet", "llavabench", "llavainthewild", "mmhal", "miabench", "mmdu", "vibeeval", "videochatgpt", "wildvision")
+"""How the names of benchmarks begin, in letters and digits alone, whose published scores a judging model gives."""
 
 
 class Form(NamedTuple):
@@ -39,70 +45,103 @@ class Form(NamedTuple):
     configuration: str | None = None  # on the Hub
 
 
-def load_benchmark(name: str, path: str | Path | None = None, *, image_root: str | Path | None = None) -> Iterator[Question]:
+def load_benchmark(
+    name: str, path: str | Path | None = None, *, image_root: str | Path | None = None, limit: int | None = None
+) -> Iterator[Question]:
     """Read the questions of a published benchmark.
 
     Args:
         name: one of `FORMS`.
-        path: local file or folder in its form (JSONL, JSON, Parquet); None for the Hub.
+        path: local file or folder in its form (JSONL, JSON, Parquet, TSV); None for the Hub.
         image_root: folder that image and video paths are relative to; None for that of the file.
+        limit: the number of rows to read; None for all.
 
     Raises:
         ValueError: for an unknown name, and one whose scores a judging model gives.
         BadRecord: for a row without the form's columns, naming these, and one that is no question.
     """
-    if name.lower() in JUDGED:
+    if re.sub(r"[\W_]", "", name.lower()).startswith(JUDGED):
         raise ValueError(f"{name} is scored by a judging model, and rules would give other numbers. Use its own evaluation.")
     if name not in FORMS:
         raise ValueError(f"Benchmark {name!r} is unknown; there are {', '.join(FORMS)}.{did_you_mean(name, FORMS)}")
     form = FORMS[name]
     root = Path(image_root if image_root is not None else os.path.dirname(os.path.abspath(path or ".")))
-    if path is None:
-        from datasets import load_dataset
+    return _questions(name, form, islice(_rows(name, form, path), limit), root)
 
-        shards: Sequence[Any] = of_dataset(load_dataset(form.hub, form.configuration, split=form.split), form.hub)
+
+def _rows(name: str, form: Form, path: str | Path | None) -> Iterator[tuple[str, Any]]:
+    """The rows of a benchmark with their places."""
+    if str(path).lower().endswith(".tsv"):
+        csv.field_size_limit(2**31 - 1)  # images in base64
+        with open(str(path), newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file, delimiter="\t")
+            yield from ((f"{path}:{lines.line_num}", row) for row in lines)
+    elif str(path).lower().endswith(".json") and (held := _of_object(Path(str(path)))):
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(held, 1))
+    elif path is not None:
+        for shard in open_files(path, form.split if os.path.isdir(path) else "train"):
+            yield from shard.lines()
     else:
-        shards = open_files(path, form.split if os.path.isdir(path) else "train")
-    return _questions(name, form, shards, root)
+        try:
+            data = load_dataset(form.hub, form.configuration, split=form.split)
+        except Exception as error:  # of many types: no network, another form
+            found = f"{name} could not be loaded from the Hub ({form.hub}: {one_line(error)})"
+            raise ValueError(f"{found}. Give its file as {name}=PATH, or unset HF_HUB_OFFLINE to download it.") from error
+        for shard in of_dataset(data, form.hub):
+            yield from shard.lines()
 
 
-def _questions(name: str, form: Form, shards: Sequence[Any], root: Path) -> Iterator[Question]:
+def _of_object(path: Path) -> list[Any]:
+    """The rows of a file that is one object: DocVQA's list `data`, or MathVista's rows by their ids."""
+    try:
+        given = json.loads(path.read_text("utf-8-sig"))
+    except ValueError:  # lines, or damage
+        return []
+    values = [*given.values()] if isinstance(given, dict) else []
+    held = next((one for one in values if isinstance(one, list)), values)
+    return held if all(isinstance(one, dict) for one in held) else []
+
+
+def _questions(name: str, form: Form, rows: Iterator[tuple[str, Any]], root: Path) -> Iterator[Question]:
     seen = 0
-    for shard in shards:
-        for where, row in shard.lines():
-            if isinstance(row, BadRecord):
-                raise row
-            columns = form.columns.split()
-            missing = [one for one in columns if not any(row.get(column) is not None for column in one.split("|"))]
-            if missing:
-                raise BadRecord(where, f"this row of {name} lacks {', '.join(missing)}; expected {', '.join(columns)}.")
-            try:
-                lines = list(form.read(row, root))
-            except (ValueError, KeyError, SyntaxError, TypeError, IndexError) as error:
-                raise BadRecord(where, f"this row is not in the published form of {name}: {error}") from None
-            for line in lines:
-                line = {key: value for key, value in line.items() if value not in (None, "", [])}
-                line.setdefault("id", f"{name}/{seen}")
-                line.setdefault("source", name)
-                line["metadata"] = line.get("metadata", {}) | ({SUBJECT: row.get(form.subject)} if form.subject else {})
-                seen += 1
-                yield to_question(line, where=where, image_root=root)
+    for where, row in rows:
+        if isinstance(row, BadRecord):
+            raise row
+        columns = form.columns.split()
+        missing = [one for one in columns if not any(row.get(column) is not None for column in one.split("|"))]
+        if missing:
+            raise BadRecord(where, f"this row of {name} lacks {', '.join(missing)}; expected {', '.join(columns)}.")
+        try:
+            lines = list(form.read(row, root))
+        except (ValueError, KeyError, SyntaxError, TypeError, IndexError) as error:
+            raise BadRecord(where, f"this row is not in the published form of {name}: {error}") from None
+        for line in lines:
+            line = {key: value for key, value in line.items() if value not in (None, "", [])}
+            line.setdefault("id", f"{name}/{seen}")
+            line.setdefault("source", name)
+            line["metadata"] = line.get("metadata", {}) | ({SUBJECT: row.get(form.subject)} if form.subject else {})
+            seen += 1
+            yield to_question(line, where=where, image_root=root)
 
 
-def _choice(row: Row, choices: Sequence[Any], answer: Any, **rest: Any) -> dict[str, Any]:
-    """A question of several choices; the answer is a letter or the text of one."""
-    texts = [str(one) for one in choices]
-    known = str(answer).strip()
-    if known not in texts and not (len(known) == 1 and known.upper() in LETTERS[: len(texts)]):
-        raise ValueError(f"the answer {known!r:.80} is none of the choices {texts!r:.200}")
-    return {"question": row["question"], "choices": texts, "answer": known, "kind": "choice", **rest}
+def _choice(row: Row, choices: Sequence[Any], answer: Any, *, letter: bool = True, **rest: Any) -> dict[str, Any]:
+    """A question of several choices; the answer is the `letter` or else the text of one, and becomes its letter."""
+    texts, known = [str(one).strip() for one in choices], str(answer).strip()
+    letters = LETTERS[: len(texts)]
+    if not (letter and len(known) == 1 and known.upper() in letters):
+        if known not in texts:
+            raise ValueError(f"the answer {known!r:.80} is none of the choices {texts!r:.200}")
+        known = letters[texts.index(known)]
+    return {"question": row["question"], "choices": texts, "answer": known.upper(), "kind": "choice", **rest}
 
 
 def _mmmu(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     """Images stand before the question, which names them by number; options are the text of a Python list."""
     options = row["options"] if isinstance(row["options"], list) else ast.literal_eval(row["options"])
-    used = sorted({*re.findall(r"<image (\d)>", " ".join(map(str, (row["question"], *options))))}) or "1234567"
-    images = [row[f"image_{number}"] for number in used if row.get(f"image_{number}") is not None]
+    used = sorted({*re.findall(r"<image (\d)>", " ".join(map(str, (row["question"], *options))))})
+    if lost := [number for number in used if row.get(f"image_{number}") is None]:
+        raise ValueError(f"it names <image {lost[0]}>, and image_{lost[0]} is empty")
+    images = [row[f"image_{number}"] for number in used or "1234567" if row.get(f"image_{number}") is not None]
     named = [re.sub(r"<image (\d)>", r"[image \1]", str(text)) for text in (row["question"], *options)]
     rest = {"id": row["id"], "images": images, "metadata": {SUBJECT: re.sub(r"^[a-z]+_|_\d+$", "", row["id"])}}
     if row["question_type"] == "multiple-choice":
@@ -118,7 +157,7 @@ def _mathvista(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     about = row.get("metadata")
     rest["metadata"] = {SUBJECT: about["task"]} if isinstance(about, Mapping) and about.get("task") else None
     if row["question_type"] == "multi_choice":
-        yield _choice(row, row["choices"], row["answer"], **rest)
+        yield _choice(row, row["choices"], row["answer"], letter=False, **rest)
     else:
         kind = {"integer": "number", "float": "number", "list": "list"}.get(str(row["answer_type"]), "text")
         yield {"question": row["question"], "answer": row["answer"], "kind": kind, **rest}
@@ -143,35 +182,42 @@ def _docvqa(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 def _pope(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     question, answer = row.get("question") or row["text"], row.get("answer") or row["label"]
+    if str(answer).strip().lower() not in ("yes", "no"):
+        raise ValueError(f"the answer {answer!r:.80} is neither yes nor no")
     name = "-".join(str(one) for one in (row.get("category"), row["question_id"]) if one is not None)
     yield {"question": question, "answer": answer, "kind": "yes_no", "id": name, "image": row["image"]}
 
 
 def _mmbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
-    """Every rotation of the choices is a question, and they count as one."""
+    """Every rotation of the choices is a question, and they count as one. Those of its files (10**6 or more) are not read."""
+    if str(row["index"]).isdecimal() and int(row["index"]) >= 10**6:
+        return
     given = {key: str(value) for key, value in row.items() if str("" if value is None else value) not in ("", "nan")}
     question = f"{given['hint']}\n{row['question']}" if "hint" in given else row["question"]
     letters = [letter for letter in LETTERS if letter in given]
-    choices, right = [given[letter] for letter in letters], letters.index(row["answer"])
+    choices, answer = [given[letter] for letter in letters], row["answer"]
+    if answer not in letters:
+        raise ValueError(f"the answer {answer!r:.80} is none of the choices {', '.join(letters)}")
+    image, right = row["image"], letters.index(answer)
+    if isinstance(image, str) and "." not in image:  # no path: base64, as in its TSV files
+        image = {"bytes": b64decode(image), "path": None}
     for shift in range(len(choices)):
-        name = f"{row['index']}/{shift}"
-        about = {GROUP: str(row["index"])}
-        turned = [*choices[shift:], *choices[:shift]]
-        answer = LETTERS[(right - shift) % len(choices)]
-        yield _choice({"question": question}, turned, answer, id=name, image=row["image"], metadata=about)
+        about: dict[str, Any] = {"id": f"{row['index']}/{shift}", "metadata": {GROUP: str(row["index"])}, "image": image}
+        yield _choice({"question": question}, choices[shift:] + choices[:shift], LETTERS[(right - shift) % len(choices)], **about)
 
 
 def _refcoco(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     """A box is in pixels, as corner and size; the two corners where the row has a `sent`, as in InternVL's files."""
+    box = [*map(float, row["bbox"])]
     if "sent" in row:
         names, width, height = [row["sent"]], row["width"], row["height"]
-        box = [*row["bbox"]]
     else:
         given = row["image"]["bytes"] if isinstance(row["image"], Mapping) else row["image"]
         with Image.open(BytesIO(given) if isinstance(given, bytes) else root / given) as image:
             width, height = image.size
-        left, top, *size = row["bbox"]
-        names, box = row["answer"], [left, top, left + size[0], top + size[1]]
+        names, box[2:] = row["answer"], [start + size for start, size in zip(box, box[2:], strict=False)]
+    if len(box) != 4 or not (width > 0 and height > 0 and box[0] < box[2] and box[1] < box[3]):
+        raise ValueError(f"bbox {row['bbox']!r:.80} is no box in an image of {width} x {height} pixels")
     scaled = [round(value / side * BOX_SCALE, 2) for value, side in zip(box, (width, height, width, height), strict=True)]
     for place, name in enumerate([names] if isinstance(names, str) else names):
         given = row.get("question_id", row.get("id"))
@@ -180,7 +226,7 @@ def _refcoco(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _mvbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
-    yield _choice(row, row["candidates"], row["answer"], video=row["video"])
+    yield _choice(row, row["candidates"], row["answer"], letter=False, video=row["video"])
 
 
 def _muirbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:

@@ -112,13 +112,12 @@ def summarize(found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]], k:
     results = []
     for (model, benchmark, mode), each in counted.items():
         for figure, size in each[0]["figures"]:
-            scores = [unit["figures"][figure, size] for unit in each]
             row = {"model": model, "benchmark": benchmark, "mode": mode, "figure": figure, "k": size}
-            row |= {"correct": round(sum(scores), 6), **measured(scores, each)}
+            row |= measured(each, (figure, size))
             row["unparsable"] = sum(unit["unparsable"][GREEDY if figure == "greedy" else SAMPLED] for unit in each)
             row["dropped"] = sum(unit["dropped"] or figure in unit["unranked"] for unit in each)
             if figure == "greedy":
-                row["subjects"] = by_subject(each)
+                row["subjects"] = {name: measured(own, (figure, size)) for name, own in by_subject(each).items()}
                 row |= yes_no_figures(found[model, benchmark, mode])
             results.append(row)
     first = next(iter(counted))[0]
@@ -137,21 +136,19 @@ def summarize(found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]], k:
     return {"results": results, "comparisons": comparisons}
 
 
-def by_subject(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Score, number and interval of the parts of a benchmark, where it has several."""
+def by_subject(each: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The units of each part of a benchmark, where it has several."""
     parts: dict[str, list[dict[str, Any]]] = {}
     for unit in each:
         parts.setdefault(str(unit["subject"] or ""), []).append(unit)
-    return {
-        name: measured([unit["figures"]["greedy", 1] for unit in members], members)
-        for name, members in (sorted(parts.items()) if len(parts) > 1 else ())
-    }
+    return dict(sorted(parts.items())) if len(parts) > 1 else {}
 
 
-def measured(scores: Sequence[float], each: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of the scores of units, with its interval."""
+def measured(each: Sequence[dict[str, Any]], key: tuple[str, int]) -> dict[str, Any]:
+    """The sum and the mean of the scores of units in a figure, with its interval."""
+    scores = [unit["figures"][key] for unit in each]
     interval = list(clustered_interval(scores, [unit["cluster"] for unit in each]))
-    return {"total": len(scores), "score": sum(scores) / len(scores), "interval": interval}
+    return {"correct": round(sum(scores), 6), "total": len(scores), "score": sum(scores) / len(scores), "interval": interval}
 
 
 def yes_no_figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -177,13 +174,21 @@ def compared(
     for figure, size in dict(sorted(before[0]["figures"])).items():
         if (figure, size) not in after[0]["figures"]:
             continue
-        first, then = ([unit["figures"][figure, size] for unit in each] for each in (before, after))
-        clusters = [unit["cluster"] for unit in before]
         row = {"before": first_model, "after": model, "benchmark": benchmark, "mode": mode, "figure": figure, "k": size}
-        row |= {"difference": (sum(then) - sum(first)) / len(before)}
-        row |= {"interval": list(difference_interval(first, then, clusters)), **asdict(compare_paired(first, then, clusters))}
+        row |= change(before, after, (figure, size))
+        if figure == "greedy":
+            then = by_subject(after)
+            row["subjects"] = {name: change(own, then[name], (figure, size)) for name, own in by_subject(before).items()}
         rows.append(row)
     return rows
+
+
+def change(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], key: tuple[str, int]) -> dict[str, Any]:
+    """The change of the mean score of the same units in a figure, with its interval and test."""
+    first, then = ([unit["figures"][key] for unit in each] for each in (before, after))
+    clusters = [unit["cluster"] for unit in before]
+    found = {"total": len(first), "difference": (sum(then) - sum(first)) / len(first)}
+    return found | {"interval": list(difference_interval(first, then, clusters)), **asdict(compare_paired(first, then, clusters))}
 
 
 def write_results(

@@ -158,7 +158,7 @@ def evaluate(
     for model, open_model in models.items():
         generator = open_model()
         # Refused before anything is paid. None: it says nothing about this model.
-        rankings = {name: scorer for name, of in (scorers or {}).items() if (scorer := of(generator)) is not None}
+        rankings = {name: one for name, of in (scorers or {}).items() for one in [of(generator)] if one is not None}
         for benchmark, records in data.items():
             for mode in modes:
                 if progress:
@@ -170,9 +170,10 @@ def evaluate(
                 asked = [{name: value for name, value in record.items() if name not in NOT_ASKED} for record in records]
                 Job(steps, asked, place).run(**runs)
                 answered = read(place / "output.jsonl")
-                ranks = _ranks(rankings, records, answered, place, retry_dropped=retry_dropped, progress=progress)
+                given = (rankings, records, answered, place, (generator, mode))
+                ranks = _ranks(*given, retry_dropped=retry_dropped, progress=progress)
                 found[model, benchmark, mode] = [judged(record, answered.get(record["id"]), ranks) for record in records]
-        del generator, rankings
+        del generator, rankings, steps, given  # the next one is opened without it
     results = summarize(found, k) | ({"contamination": dict(contamination)} if contamination else {})
     by_id = {name: {record["id"]: record for record in records} for name, records in data.items()}
     return write_results(folder, results, found, by_id)
@@ -197,18 +198,24 @@ def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequ
 
 
 def _ranks(
-    rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Mapping[str, Any], place: Path, **runs: Any
+    rankings: Mapping[str, Scorer], records: Sequence[Record], answered: Any, place: Path, asked: tuple[Generator, str], **runs: Any
 ) -> dict[str, dict[str, list[float]]]:
-    """The ranks of the samples of each question, by scorer and id. Those that no job of this scorer has ranked get one."""
+    """The ranks of the samples of each question, by scorer and id. Those that no job of this scorer has ranked get one.
+
+    Models are asked about the prompts that the samples answer, and process reward models about the questions with their choices.
+    """
     ranks: dict[str, dict[str, list[float]]] = {}
     marks = np.fromfile(place / MARKS, np.uint64)[::2].tolist()  # of all but the id and the answers, and of images by contents
     for name, scorer in rankings.items():
         keys, whole = dict[str, str](), list[Record]()
+        of_model = isinstance(scorer, MeanLogProb | ImplicitReward | ProcessReward)
+        asker = Respond(asked[0], mode="plain" if isinstance(scorer, ProcessReward) else asked[1], field=SAMPLED)
         for mark, record in zip(marks, records, strict=True):
             if record["id"] in answered:
-                one = {**record, SAMPLED: answered[record["id"]][SAMPLED]}
-                by_id = not isinstance(scorer, MeanLogProb | ImplicitReward | ProcessReward) and record["id"]
-                keys[record["id"]] = _short([mark, by_id, one[SAMPLED], [record.get(field) for field in OF_ANSWER]])
+                prompt = [*asker.requests(record)[0].messages] if of_model else record["messages"]
+                one = {**record, "messages": prompt, SAMPLED: answered[record["id"]][SAMPLED]}
+                about = prompt if of_model else record["id"]
+                keys[record["id"]] = _short([mark, about, one[SAMPLED], [record.get(field) for field in OF_ANSWER]])
                 whole.append(one)
         try:
             step, away = Rank(name, scorer), None

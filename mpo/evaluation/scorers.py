@@ -26,7 +26,7 @@ UNSCORED = -1e30
 
 
 def asked(question: Question) -> Request:
-    """The request of a question, without the instructions of a mode."""
+    """The request of a question."""
     return Request(question.messages, question.images, videos=question.videos)
 
 

@@ -117,3 +117,8 @@ def test_a_line_that_is_no_question(tmp_path, line, name):
     with pytest.raises(BadRecord, match="q.jsonl:2: ") as refused:
         list(load_questions(path))
     assert name in str(refused.value)
+
+
+def test_questions_on_one_line_of_an_array_have_a_place_each(tmp_path):
+    (tmp_path / "q.json").write_text('[\n{"question": "a?"}, {"question": "b?"},\n{"question": "c?"}]')
+    assert [question.id for question in load_questions(tmp_path / "q.json")] == ["q.json:2", "q.json:2.1", "q.json:3"]

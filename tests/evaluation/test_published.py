@@ -1,5 +1,7 @@
 """The published forms of benchmarks. Each row has the layout of the file that is named beside it; its contents are made up."""
 
+import base64
+import csv
 import io
 import json
 import re
@@ -55,7 +57,7 @@ ROWS = [
             **{"pid": "1", "question": "Which?", "decoded_image": "a.png", "choices": ["3", "4"], "unit": None, "precision": None},
             **{"answer": "4", "question_type": "multi_choice", "answer_type": "text", "metadata": {"task": "geometry"}},
         },
-        [(["4"], "choice", ["3", "4"], "Answer: (B)", "Answer: A")],
+        [(["B"], "choice", ["3", "4"], "Answer: (B)", "Answer: A")],
     ),
     (
         "mathvista",
@@ -145,7 +147,13 @@ ROWS = [
         "mvbench",
         HARNESS + "mvbench/utils.py",
         {"video": "v.mp4", "question": "What happens?", "candidates": ["a fall", "a jump"], "answer": "a jump"},
-        [(["a jump"], "choice", ["a fall", "a jump"], "(B) a jump", "A")],
+        [(["B"], "choice", ["a fall", "a jump"], "(B) a jump", "A")],
+    ),
+    (  # choices that are letters: the answer is the text of one, and the model says its letter
+        "mvbench",
+        HARNESS + "mvbench/utils.py",
+        {"video": "v.mp4", "question": "Which is first?", "candidates": ["B", "C", "A"], "answer": "C"},
+        [(["B"], "choice", ["B", "C", "A"], "B", "C")],
     ),
 ]
 
@@ -179,6 +187,39 @@ def test_a_row_without_a_promised_column_names_it(tmp_path, name):
         with pytest.raises(BadRecord, match=r"rows.jsonl:1") as error:
             load(tmp_path, name, less)
         assert column in str(error.value)
+
+
+def test_files_that_hold_a_whole_benchmark(tmp_path):
+    """MMBench's TSV, with images in base64 and rotations of its own (index 1000005), which count no second time (INTERNVL
+    mmbench/evaluate_mmbench.py, HARNESS mmbench/mmbench_evals.py); DocVQA's list `data` (INTERNVL vqa/infographicsvqa_eval.py);
+    MathVista's rows by their ids (lupantech/MathVista@53d525874bdde205128e6b160b7357a88277d479:data/testmini.json)."""
+    image = io.BytesIO()
+    Image.new("RGB", (100, 50), "red").save(image, "PNG")
+    image.seek(0)
+    row = {"index": 5, "question": 'Which "colour"?', "hint": "", "A": "red", "B": "blue", "C": "", "D": "", "answer": "B"}
+    row["image"] = base64.b64encode(image.getvalue()).decode()
+    with open(tmp_path / "mmbench.tsv", "w", newline="") as file:
+        lines = csv.DictWriter(file, [*row], delimiter="\t")
+        lines.writeheader()
+        lines.writerows([row, {**row, "index": 1000005, "A": "blue", "B": "red", "answer": "A"}, {**row, "index": 6}])
+    first, turned, *others = load_benchmark("mmbench", tmp_path / "mmbench.tsv")
+    assert len([*load_benchmark("mmbench", tmp_path / "mmbench.tsv", limit=1)]) == 2  # no question without its rotations
+    assert (first.id, first.choices, turned.ground_truths, len(others)) == ("5/0", ["red", "blue"], ["A"], 2)
+    assert first.images[0] == image.getvalue() and first.messages[-1]["content"][-1]["text"] == 'Which "colour"?'
+    load(tmp_path, "docvqa")
+    for name, place in (
+        ("docvqa", lambda rows: {"dataset_name": "docvqa", "data": rows}),
+        ("mathvista", lambda rows: {"1": rows[0]}),
+    ):
+        row = {**next(row for form, _, row, _ in ROWS if form == name), "image": "a.png"}
+        row.pop("decoded_image", None)
+        (tmp_path / f"{name}.json").write_text(json.dumps(place([row]), indent=4))
+        [question] = load_benchmark(name, tmp_path / f"{name}.json")
+        assert question.ground_truths and [*question.images] == [str(tmp_path / "a.png")]
+        row.pop("question")
+        (tmp_path / f"{name}.json").write_text(json.dumps(place([row])))
+        with pytest.raises(BadRecord, match=rf"{name}.json, row 1: this row of {name} lacks question"):
+            list(load_benchmark(name, tmp_path / f"{name}.json"))
 
 
 def test_the_rotations_of_a_question_are_a_group(tmp_path):
@@ -224,7 +265,38 @@ def test_a_benchmark_of_the_hub(tmp_path, monkeypatch):
     assert Image.open(io.BytesIO(found[1].images[0])).size == (4, 3)
 
 
-@pytest.mark.parametrize(("name", "named"), [("mathvisa", "mathvista"), ("mmvet", "judging model"), ("MMHal", "judging model")])
+def test_a_benchmark_that_the_hub_does_not_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"pope could not be loaded from the Hub .*pope=PATH"):
+        list(load_benchmark("pope"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("pope", {"answer": "maybe"}, "neither yes nor no"),
+        ("refcoco", {"bbox": [1, 2, 3]}, "no box"),
+        ("refcoco", {"bbox": [9, 9, 0, 5]}, "no box"),
+        ("refcoco", {"sent": "a dog", "bbox": [9, 9, 5, 20], "width": 100, "height": 50}, "no box"),
+        ("refcoco", {"sent": "a dog", "bbox": [1, 2, 3, 4], "width": 0, "height": 0}, "0 x 0 pixels"),
+        ("mmmu", {"question": "Is it <image 3>?"}, "image_3 is empty"),
+        ("mmbench", {"answer": "C"}, "none of the choices A, B"),
+        ("mvbench", {"answer": "B"}, "none of the choices"),
+    ],
+)
+def test_what_a_form_does_not_promise_is_refused(tmp_path, name, change, named):
+    row = {**next(row for form, _, row, _ in ROWS if form == name), **change}
+    with pytest.raises(BadRecord, match=rf"rows.jsonl:1.*{named}"):
+        load(tmp_path, name, row)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("mathvisa", "mathvista"),
+        *((name, "judging model") for name in ("mmvet", "MM-Vet_v2", "MMHal", "llava_bench_in_the_wild", "MIA-Bench")),
+    ],
+)
 def test_other_benchmarks_are_refused(tmp_path, name, named):
     with pytest.raises(ValueError, match=named):
         load_benchmark(name, tmp_path)

@@ -1,8 +1,11 @@
 """An evaluation from the command, against a server without a model and with a tiny model in this process."""
 
 import copy
+import gc
 import json
 import re
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from mpo.commands import main
 from mpo.curation.dedupe import training_records
 from mpo.evaluation.page import still
 from mpo.evaluation.results import clustered_interval, summarize
+from mpo.evaluation.run import Respond
 from mpo.evaluation.run import evaluate as evaluate_call
 from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer, logprobs
 from mpo.generation.generator import Response
@@ -142,14 +146,21 @@ def test_models_that_differ_are_told_apart(questions, tmp_path, capsys):
     assert (row["gained"], row["lost"], row["verdict"]) == (20, 0, "better")
     assert row["difference"] == pytest.approx(1 / 3) and 0.2 < row["interval"][0] < 1 / 3 < row["interval"][1] < 0.47
     assert summarize(dict(reversed(found.items())), 1)["comparisons"][0]["verdict"] == "worse"
+    for part in parts:  # of the last third of the questions, which are those that are gained, a subject
+        part["subject"] = "gained" if int(part["id"][1:]) % 3 == 1 else "same"
+    of_parts = summarize(found, 1)["comparisons"][0]["subjects"]
+    gained, same = of_parts["gained"], of_parts["same"]
+    assert (gained["total"], gained["difference"], gained["interval"]) == (20, 1.0, [1.0, 1.0])
+    assert (same["total"], same["difference"], same["interval"]) == (40, 0.0, [0.0, 0.0])
 
 
 @pytest.mark.parametrize(
     ("change", "words", "named"),
     [
         ({"answer": None}, (), "q0"),
-        ({}, ("--scorer", "reward"), "Give k"),
-        ({}, ("--n", 2, "--scorer", "reward"), "not of a server"),
+        ({}, ("--scorer", "logprob"), "Give k"),
+        ({}, ("--n", 2, "--scorer", "logprob"), "not of a server"),
+        ({}, ("--n", 2, "--scorer", "reward"), "Give both models"),
         ({}, ("--n", 2, "--scorer", "mine"), "MODULE:FUNCTION"),
         ({"id": "q1"}, (), "q1"),
         ({"kind": "banana"}, (), "'q0': kind='banana'"),
@@ -181,6 +192,8 @@ def test_plain_adds_nothing_to_the_question(questions, tmp_path, capsys):
         (["q.jsonl"], "model"),
         (["mmvet", "m"], "judging"),
         (["m", "Chart_QA=q.jsonl"], "Did you mean chartqa=q.jsonl"),
+        (["m", "folder/Chart-QA.jsonl"], "Did you mean chartqa=folder/Chart-QA.jsonl"),
+        (["m", "folder/mm_vet.jsonl"], "judging"),
         (["http://127.0.0.1:1/v1", "other=./gone", "q.jsonl"], "./gone is not a folder"),  # before the first one is asked
         (["mathvistaa", "q.jsonl"], "'mathvista'"),
         (["http://127.0.0.1:1/v1", "chart-qa"], "'chartqa'"),
@@ -219,6 +232,27 @@ class Judge:
         self.settings = settings
         doubts = ["?" in request.messages[-1]["content"][-1]["text"] for request in requests]
         return [[Response("-" if doubt else "+", "length", 1, 1, (-0.2231435,))] for doubt in doubts]
+
+
+@pytest.mark.parametrize(("mode", "says"), [("direct", "Answer with the letter"), ("cot", "step by step")])
+def test_responses_are_scored_with_the_prompt_that_they_answer(tmp_path, capsys, internvl, processor, mode, says):
+    """The log-probs of the samples are those after the question with its choices and the words of the mode."""
+    for part in (internvl, processor):
+        part.save_pretrained(tmp_path / "model")
+    make_image(0).save(tmp_path / "0.png")
+    line = {"id": "q0", "question": "What colour?", "image": "0.png", "choices": ["red", "blue"], "answer": "A"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(line))
+    words = (f"m={tmp_path / 'model'}", tmp_path / "q.jsonl", "--output", tmp_path / "out", "--mode", mode, "--n", 2)
+    status, _ = evaluate(capsys, *words, "--scorer", "logprob", "--max-new-tokens", 4, "--dtype", "float32")
+    [ranked] = (tmp_path / "out" / "jobs").rglob("rank-logprob-*/output.jsonl")
+    [answer] = (json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines())
+    model = LocalGenerator(internvl.eval(), processor)
+    [asked] = Respond(model, mode=mode, field="greedy").requests({**line, "messages": QUESTION.messages, "images": [make_image(0)]})
+    assert status == 0 and says in asked.messages[-1]["content"][-1]["text"]
+    texts = [one["text"] for one in answer["sampled"]]
+    question = Question([{"role": "user", "content": f"What colour?{asked.messages[-1]['content'][-1]['text'].partition('?')[2]}"}])
+    expected = MeanLogProb(model)(replace(question, images=[make_image(0)]), texts)
+    assert json.loads(ranked.read_text())["ranks"] == pytest.approx(expected, rel=1e-4) == answer["ranks"]["logprob"]
 
 
 def test_a_process_reward_is_the_mean_over_steps():
@@ -447,6 +481,21 @@ def test_nothing_to_measure_is_refused(tmp_path, wrong):
     given = {"models": {"a": None}, "benchmarks": {"b": [QUESTION]}, "folder": tmp_path, **wrong}
     with pytest.raises(ValueError, match="a benchmark and a mode"):
         evaluate_call(**given)
+
+
+def test_a_model_is_let_go_before_the_next_is_opened(tmp_path, internvl, processor):
+    opened = []
+
+    def model():
+        gc.collect()
+        assert [one() for one in opened] == [None] * len(opened)
+        opened.append(weakref.ref(found := LocalGenerator(copy.deepcopy(internvl), processor)))
+        return found
+
+    asked = {"b": [replace(QUESTION, id="q")]}
+    scorers = {"logprob": MeanLogProb}
+    evaluate_call({"a": model, "b": model}, asked, tmp_path, k=2, scorers=scorers, max_new_tokens=2, progress=False)
+    assert len(opened) == 2
 
 
 def test_an_adapter_against_its_base(questions, tmp_path, capsys, internvl, processor):

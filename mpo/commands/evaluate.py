@@ -15,7 +15,6 @@ same command goes on, and asks nothing again that was answered.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -23,7 +22,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import add, refuse
+from mpo.commands.flags import REQUIRED, Args, Words, arg, flags, refuse
 from mpo.commands.outcome import Report
 from mpo.io import did_you_mean
 
@@ -36,26 +35,19 @@ mpo evaluate http://localhost:8000/v1 mmmu --mode cot --n 16 --workers 4 --outpu
 mpo evaluate start=base mpo=runs/first mathvista --mode both --vision-feature-cache features --output results
 """
 FILES = re.compile(r"\.(?:jsonl|ndjson|json|parquet)(?:\.gz)?$", re.IGNORECASE)
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="MODEL|BENCHMARK", nargs="+", help="models and benchmarks, in any order")
-    add(parser, "--output", required=True)
-    add(parser, "--mode", default="direct")
-    add(parser, "--n", "--scorer")
-    add(parser, "--reference", otherwise="the first model")
-    add(parser, "--temperature", "--top-p", default=1.0)
-    add(parser, "--max-new-tokens", default=1024)
-    add(parser, "--seed", default=0)
-    add(parser, "--tile-limit", "--limit", "--train", "--image-root", "--base", "--device", "--workers", "--retry-dropped")
-    add(parser, "--dtype", otherwise="auto")
-    add(parser, "--vision-feature-cache", "--harness", "--tasks", "--include-path", "--dry-run")
+ARGUMENTS = {
+    "what": arg("models and benchmarks, in any order", "MODEL|BENCHMARK", nargs="+"),
+    **flags("--n", "--scorer", output=REQUIRED, mode="direct", reference=Words("the first model")),
+    **flags(temperature=1.0, top_p=1.0, max_new_tokens=1024, seed=0, dtype=Words("auto")),
+    **flags("--tile-limit", "--limit", "--train", "--image-root", "--base", "--device", "--workers", "--retry-dropped"),
+    **flags("--vision-feature-cache", "--harness", "--tasks", "--include-path", "--dry-run"),
+}
 
 
 OF_HARNESS = ("what", "output", "limit", "device", "workers", "harness", "tasks", "include_path", "dry_run")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     if args.harness:
         return _harness(args)
     refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
@@ -92,7 +84,7 @@ def run(args: argparse.Namespace) -> Report:
     return Report(f"{table_of(results)}\n{args.output}/report.html", results)
 
 
-def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def _told_apart(args: Args) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The benchmarks of the arguments, what opens each model, both by name, and the models as they are given."""
     from mpo.evaluation.published import FORMS
 
@@ -119,7 +111,7 @@ def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
     return benchmarks, models, named
 
 
-def _check(args: argparse.Namespace, named: list[str]) -> None:
+def _check(args: Args, named: list[str]) -> None:
     """Refuse flags that would do nothing for these models, and models that are not there."""
     from transformers.utils.hub import cached_file
 
@@ -144,7 +136,7 @@ def _check(args: argparse.Namespace, named: list[str]) -> None:
                 raise ValueError(f"{error}{'' if '/' in model else did_you_mean(model, FORMS)}") from None
 
 
-def _harness(args: argparse.Namespace) -> Report:
+def _harness(args: Args) -> Report:
     refuse(args, set(vars(args)) - {*OF_HARNESS, "json", "run", "default_of"}, "is not for --harness: its tasks say how they ask")
     tasks = [task.strip() for task in (args.tasks or "").split(",") if task.strip()]
     if not tasks:
@@ -194,7 +186,7 @@ def _labelled(text: str) -> tuple[str, str]:
     return re.sub(r"^https?://", "", text.rstrip("/")).replace("/v1", "") or text, text
 
 
-def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
+def _benchmark(text: str, args: Args) -> tuple[str, Any]:
     """The name of a benchmark and what reads it; None for an argument that is a model."""
     from mpo.data import load_questions
     from mpo.evaluation.published import FORMS, JUDGED, load_benchmark
@@ -225,7 +217,7 @@ class Repeated:
         return islice(self._read(), self._limit)
 
 
-def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:
+def _open(model: str, args: Args, tiles: int | None) -> Any:
     if re.match("https?://", model, re.IGNORECASE):
         from mpo.generation.server import ServerGenerator
 

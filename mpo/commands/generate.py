@@ -10,15 +10,14 @@ folder --output: after an interruption the same command goes on, and asks nothin
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import add, refuse
-from mpo.commands.generate_job import configure_job, refuse_job_flags, run_job
+from mpo.commands.flags import MODEL, Args, Words, arg, flags, refuse
+from mpo.commands.generate_job import JOB_ARGUMENTS, refuse_job_flags, run_job
 from mpo.commands.outcome import Report
 from mpo.visible import visible
 
@@ -32,22 +31,16 @@ mpo generate http://localhost:8000/v1 --questions questions.jsonl --output sampl
 """
 LOCAL = ("base", "device", "dtype", "vision_feature_cache")
 """Flags for a model in this process, which a server does not take."""
+ARGUMENTS = {
+    **MODEL,
+    "question": arg("question; - reads it from stdin", "QUESTION", nargs="?"),
+    **flags("--image", "--video", "--system", "--prefix", max_new_tokens=1024, temperature=0.0, top_p=Words("1"), seed=0),
+    **flags("--max-tiles", "--base", "--device", "--model-name", "--vision-feature-cache", dtype=Words("auto")),
+    **JOB_ARGUMENTS,
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1")
-    parser.add_argument("question", metavar="QUESTION", nargs="?", help="question; - reads it from stdin")
-    add(parser, "--image", "--video", "--system", "--prefix")
-    add(parser, "--max-new-tokens", default=1024)
-    add(parser, "--temperature", default=0.0)
-    add(parser, "--top-p", otherwise="1")
-    add(parser, "--seed", default=0)
-    add(parser, "--max-tiles", "--base", "--device", "--model-name", "--vision-feature-cache")
-    add(parser, "--dtype", otherwise="auto")
-    configure_job(parser)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.data.images import open_image
     from mpo.generation.generator import Decoding, Request
 
@@ -72,14 +65,14 @@ def run(args: argparse.Namespace) -> Report:
     return Report("", {"model": args.model, **said})
 
 
-def _server(args: argparse.Namespace) -> Any:
+def _server(args: Args) -> Any:
     from mpo.generation.server import ServerGenerator
 
     refuse(args, LOCAL, "has no effect on a server, which has loaded its model")
     return ServerGenerator(args.model, args.model_name, max_tiles=args.max_tiles)
 
 
-def _local(args: argparse.Namespace, question: Any) -> Any:
+def _local(args: Args, question: Any) -> Any:
     from mpo.encoding.templates import is_processor
     from mpo.generation.open import open_local
     from mpo.models.export.trained import is_qlora

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
-from mpo.commands.flags import add, refuse
+from mpo.commands.flags import Args, flags, refuse
 from mpo.commands.outcome import Report
 
 SINGLE = ("question", "image", "video", "prefix")
 """Flags for one question; a job has none of them."""
 JOB = ("output", "n", "workers", "prompt", "image_root", "limit", "retry_dropped", "drop_bad")
 """Flags for a job; one question has none of them."""
+JOB_ARGUMENTS = flags("--questions", *(f"--{name.replace('_', '-')}" for name in JOB))
 
 
-def configure_job(parser: argparse.ArgumentParser) -> None:
-    add(parser, "--questions", *(f"--{name.replace('_', '-')}" for name in JOB))
-
-
-def refuse_job_flags(args: argparse.Namespace) -> None:
+def refuse_job_flags(args: Args) -> None:
     """Refuse a job's flags beside one question."""
     if args.question is None:
         raise ValueError("Expected a QUESTION, or a file of questions (--questions FILE --output DIR).")
     refuse(args, JOB, "needs a file of questions (--questions)")
 
 
-def run_job(args: argparse.Namespace, generator: Callable[[], Any], *, local: bool, settings: dict[str, Any]) -> Report:
+def run_job(args: Args, generator: Callable[[], Any], *, local: bool, settings: dict[str, Any]) -> Report:
     from mpo.data import load_questions
     from mpo.pipelines.job import Job
     from mpo.pipelines.report import summarize

@@ -13,11 +13,10 @@ dropped ones with all reasons, report.json the counts by rule and by source.
 
 from __future__ import annotations
 
-import argparse
 import re
 from typing import Any
 
-from mpo.commands.flags import add
+from mpo.commands.flags import REQUIRED, Args, Words, arg, flags
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -27,21 +26,17 @@ mpo data filter pairs.jsonl --output judged --model runs/first --no-quality --ma
 mpo data filter data/ --output judged --model http://localhost:8000/v1 --domain math --domain forum=writing
 """
 LIMITS = {"line": "10000", "zeros": "100", "run": "64", "lines": "0.3", "loop": "35", "ngrams": "60"}
+ARGUMENTS = {
+    "path": arg("conversations or preferences: JSONL, JSON, Parquet, or a folder of them", "PATH"),
+    **flags("--metadata", "--drop-bad", "--retry-dropped", "--workers", output=REQUIRED),
+    **flags("--model", "--model-name", "--prices", "--device"),
+    **flags(heuristics=True, repetition=Words("with --model"), quality=Words("with --model")),
+    **flags(**{f"max_{name}": Words(value) for name, value in LIMITS.items()}),
+    **flags(min_repetition=Words("3"), min_quality=Words("7"), domain=Words("general"), unscored=Words("keep")),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="conversations or preferences: JSONL, JSON, Parquet, or a folder of them")
-    add(parser, "--output", required=True)
-    add(parser, "--metadata", "--drop-bad", "--retry-dropped", "--workers", "--model", "--model-name", "--prices", "--device")
-    add(parser, "--heuristics", default=True)
-    add(parser, "--repetition", "--quality", otherwise="with --model")
-    for name, value in LIMITS.items():
-        add(parser, f"--max-{name}", otherwise=value)
-    for name, value in (("--min-repetition", "3"), ("--min-quality", "7"), ("--domain", "general"), ("--unscored", "keep")):
-        add(parser, name, otherwise=value)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.curation.filter import Source, filter_records
     from mpo.curation.judge import OTHERS, Form, Quality, Repetition
 
@@ -79,7 +74,7 @@ def run(args: argparse.Namespace) -> Report:
     return Report("\n".join([*lines, *[f"spent: {spent}"] * bool(spent), f"{args.output}/report.json"]), report)
 
 
-def _generator(args: argparse.Namespace) -> Any:
+def _generator(args: Args) -> Any:
     at_server = re.match("https?://", args.model, re.IGNORECASE)
     for name in ("device",) if at_server else ("model_name", "prices", "workers"):
         if getattr(args, name) is not None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.commands.flags import REQUIRED, Args, Words, arg, flags, refuse
+from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Report
 from mpo.io import did_you_mean
 
@@ -61,7 +62,7 @@ def run(args: Args) -> Report:
 
     benchmarks, models, named = _told_apart(args)
     _check(args, named)
-    opened = lru_cache(partial(_open, args=args, tiles=None))
+    opened = lru_cache(partial(_open, args))
     reference = partial(opened, args.reference or named[0])
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
     if args.base and not any(map(is_adapter, named)):
@@ -100,7 +101,7 @@ def _told_apart(args: Args) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
             _once(
                 models,
                 label if tiles is None or len(args.tile_limit) == 1 else f"{label}@{tiles}",
-                partial(_open, model, args, tiles),
+                partial(_open, args, model, tiles),
             )
     if not models or not benchmarks:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
@@ -116,13 +117,14 @@ def _check(args: Args, named: list[str]) -> None:
     from transformers.utils.hub import cached_file
 
     from mpo.evaluation.published import FORMS
+    from mpo.generation.generator import is_server
     from mpo.generation.open import is_adapter
     from mpo.models.loading import opening
 
-    if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
-        refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
+    scorers = [name.partition("=")[2] for name in args.scorer or ()]
+    refuse_unfit(args, *named, *filter(None, [*scorers, args.reference]))
     for model in filter(None, [*named, args.reference]):
-        if re.match("https?://", model, re.IGNORECASE):
+        if is_server(model):
             continue
         if is_adapter(model):
             from mpo.models.export.trained import open_trained
@@ -217,19 +219,10 @@ class Repeated:
         return islice(self._read(), self._limit)
 
 
-def _open(model: str, args: Args, tiles: int | None) -> Any:
-    if re.match("https?://", model, re.IGNORECASE):
-        from mpo.generation.server import ServerGenerator
+def _open(args: Args, model: str, tiles: int | None = None) -> Any:
+    from mpo.generation.open import is_adapter
 
-        return ServerGenerator(model, max_tiles=tiles)
-    from mpo.generation.open import is_adapter, open_local
-    from mpo.training.features.use import with_cached_features
-
-    if (args.workers or 1) > 1:
-        raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {model}. Leave it out.")
-    base = args.base if is_adapter(model) else None
-    found = open_local(model, base=base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
-    return with_cached_features(found, args.vision_feature_cache)
+    return open_model(args if is_adapter(model) else Args(**{**vars(args), "base": None}), model, tiles)
 
 
 def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any]) -> Callable[[Any], Any]:

@@ -313,6 +313,11 @@ def whole_number(name: str, value: Any, least: int = 1, *, optional: bool = Fals
     return int(value)
 
 
+def is_server(model: str) -> bool:
+    """Whether a model is at a server's address."""
+    return re.match("https?://", model, re.IGNORECASE) is not None
+
+
 def first_error(group: BaseException) -> BaseException:
     """The first error of a group, also of groups in it; an error alone is itself."""
     while isinstance(group, BaseExceptionGroup):

@@ -13,10 +13,10 @@ dropped ones with all reasons, report.json the counts by rule and by source.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from mpo.commands.flags import REQUIRED, Args, Words, arg, flags
+from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -52,11 +52,13 @@ def run(args: Args) -> Report:
     ):
         if not there and (given := [name for name in names if getattr(args, name) not in (None, False)]):
             raise ValueError(f"--{given[0].replace('_', '-')} needs {needed}. Give both, or none.")
+    if args.model:
+        refuse_unfit(args, args.model)
     source = Source(args.path, metadata=args.metadata or (), keep_bad=args.drop_bad)
     steps: list[Any] = [
         Form({name: None if value == "off" else value for name, value in limits.items()}, heuristics=args.heuristics)
     ]
-    unscored, generator = args.unscored or "keep", _generator(args) if any(judges.values()) else None
+    unscored, generator = args.unscored or "keep", open_model(args, args.model) if any(judges.values()) else None
     domains = dict((OTHERS, *one.rsplit("=", 1))[-2:] for one in args.domain or ())
     if len(domains) < len(args.domain or ()):
         raise ValueError(f"--domain is given twice for one source, or for all: {', '.join(args.domain)}. Keep one of them.")
@@ -72,18 +74,3 @@ def run(args: Args) -> Report:
     lines = [f"{name}: {', '.join(f'{count:,} {what}' for what, count in row.items())}" for name, row in rows.items()]
     spent = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in report["spent"].items())
     return Report("\n".join([*lines, *[f"spent: {spent}"] * bool(spent), f"{args.output}/report.json"]), report)
-
-
-def _generator(args: Args) -> Any:
-    at_server = re.match("https?://", args.model, re.IGNORECASE)
-    for name in ("device",) if at_server else ("model_name", "prices", "workers"):
-        if getattr(args, name) is not None:
-            where = "a model in this process" if at_server else "a server"
-            raise ValueError(f"--{name.replace('_', '-')} needs {where}, and --model is {args.model}. Leave it out.")
-    if at_server:
-        from mpo.generation.server import ServerGenerator
-
-        return ServerGenerator(args.model, args.model_name, prices=args.prices)
-    from mpo.generation.open import open_local
-
-    return open_local(args.model, device=args.device)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mpo.commands.flags import MODEL, REQUIRED, Args, arg, flags, path
+from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Report
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 1024, "seed": 0}
@@ -19,22 +20,8 @@ MAKE = {"config": arg("YAML file of what to make", "CONFIG", type=path), **JOB, 
 
 def asked_model(args: Args) -> tuple[Any, dict[str, Any]]:
     """Open MODEL, and return it with the settings of its sampling."""
-    from mpo.pipelines.mmpr import config, make
-
-    is_server, features = config.is_server(args.model), getattr(args, "vision_feature_cache", None)
-    if not is_server and args.workers:
-        raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {args.model}. Leave it out.")
-    if is_server and features is not None:
-        raise ValueError(
-            f"--vision-feature-cache={features} is for a model in this process; {args.model} is a server. Leave it out."
-        )
-    given = {name: getattr(args, name) for name in ("device", "model_name", "max_tiles")}
-    model: Any = make.open_model(config.Model(model=args.model, **given))
-    if features is not None:
-        from mpo.training.features.use import with_cached_features
-
-        model = with_cached_features(model, features)
-    return model, {name: getattr(args, name) for name in SAMPLING}
+    refuse_unfit(args, args.model)
+    return open_model(args, args.model, args.max_tiles), {name: getattr(args, name) for name in SAMPLING}
 
 
 def reviewed(records: Any, args: Args) -> Any:

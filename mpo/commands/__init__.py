@@ -4,8 +4,6 @@ The exit status is 0 on success, 1 if a problem was found or the command failed,
 MPO_TRACEBACK=1 shows the traceback of an error.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import re

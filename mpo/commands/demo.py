@@ -14,8 +14,6 @@
 Nothing is downloaded. Run the same command again to resume an interrupted demo.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mpo.commands.flags import Args, flags

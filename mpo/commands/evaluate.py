@@ -13,8 +13,6 @@ The folder --output holds results.json, report.html, answers.jsonl and the ledge
 same command goes on, and asks nothing again that was answered.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial

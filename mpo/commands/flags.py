@@ -1,7 +1,5 @@
 """The flags of all commands. Each is described once, so that it has one spelling, one type and one help text everywhere."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -8,8 +8,6 @@ A file of questions is JSONL, JSON or Parquet: question (or messages), image or 
 folder --output: after an interruption the same command goes on, and asks nothing again that was answered.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The models that a command asks, in this process or on a server."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mpo.commands.flags import Args, refuse

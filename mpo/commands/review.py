@@ -9,8 +9,6 @@ The page is for this machine. --host ADDRESS lets others in: everyone who reache
 records and their images and decide, and what is sent is not encrypted. ssh -L 8765:127.0.0.1:8765 needs no --host.
 """
 
-from __future__ import annotations
-
 import getpass
 import sys
 from typing import Any

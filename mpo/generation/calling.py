@@ -1,7 +1,5 @@
 """Run a model in the thread that waits for its responses."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future

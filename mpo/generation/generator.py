@@ -1,7 +1,5 @@
 """The interface of text generators: requests in, responses out, from a model in this process or on a server."""
 
-from __future__ import annotations
-
 import math
 import re
 import threading
@@ -9,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from dataclasses import dataclass
 from itertools import count
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from mpo.data.messages import IMAGE_PLACEHOLDER, PLACES, VIDEO_PLACEHOLDER, checked_text, prompt_messages
 from mpo.schema import Message
@@ -76,7 +74,7 @@ class Request:
         system: str | None = None,
         prefix: str | None = None,
         videos: Sequence[Any] = (),
-    ) -> Request:
+    ) -> Self:
         """Make a request of one question, with its images and videos before its text.
 
         Args:

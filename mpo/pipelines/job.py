@@ -1,7 +1,5 @@
 """A job: steps over a data set, in a folder that the same command goes on with after any interruption."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

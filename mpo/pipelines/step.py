@@ -1,7 +1,5 @@
 """What a pipeline is made of: steps, which map records to records."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

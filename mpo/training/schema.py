@@ -1,7 +1,5 @@
 """The keys of a training job and their types. pydantic checks values as they are: text is not a number, nor 1 a yes or no."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Mapping
 from functools import cache

@@ -1,7 +1,5 @@
 """Trainer settings of a run, adapted to a machine without the run's GPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

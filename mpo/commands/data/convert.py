@@ -7,8 +7,6 @@ fields of a record at the top level as in its file, or in one object `metadata` 
 else.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mpo.commands.data.files import INPUT, OUTPUT, SPLIT, TARGET, load, write, written_data, written_text

@@ -10,8 +10,6 @@ Images are compared if their 64-bit difference hashes are nearly equal. The file
 record, the one that it repeats, and the reason.
 """
 
-from __future__ import annotations
-
 from mpo.commands.data.files import INPUT, OUTPUT, TARGET, ids, load, processes, write, written_data, written_text
 from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report

@@ -1,7 +1,5 @@
 """The data sets and models that the actions of `mpo data` read, and the files that they write."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -11,8 +11,6 @@ kept has the files of PATH without the dropped lines, the others as they are, wi
 dropped ones with all reasons, report.json the counts by rule and by source.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mpo.commands.flags import REQUIRED, Args, Words, arg, flags

@@ -13,8 +13,6 @@ exist there:
   seed: 0
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from mpo.commands.data.files import OUTPUT, write, written_data, written_text

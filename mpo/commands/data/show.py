@@ -4,8 +4,6 @@ With --model: the rendered prompt with its image tokens, and the completions wit
 loss) between angle quotation marks.
 """
 
-from __future__ import annotations
-
 from mpo.commands.data.files import INPUT, SPLIT, ids, load, load_processor
 from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report

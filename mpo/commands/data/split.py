@@ -5,8 +5,6 @@ that share one, directly or through other records, are a connected component and
 many records have (Describe this image.) connects all of them; use --eval-by image to compare only images.
 """
 
-from __future__ import annotations
-
 from mpo.commands.data.files import INPUT, OUTPUT, load, processes, write, written_data, written_text
 from mpo.commands.flags import Args, arg, flags, path
 from mpo.commands.outcome import Report

@@ -7,8 +7,6 @@ chosen completions are than rejected ones, and how many words both share. If mos
 ones, the model learns length; if the two share almost no words, it learns little but style.
 """
 
-from __future__ import annotations
-
 from mpo.commands.data.files import INPUT, SPLIT, load, load_processor, processes
 from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report

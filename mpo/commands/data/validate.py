@@ -17,8 +17,6 @@ prompt is a problem; --metadata FIELD says that it is none.
 Every finding is written to --output with its file and line.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mpo.commands.data.files import INPUT, SPLIT, load_processor, processes

@@ -5,8 +5,6 @@ sampling locations of some points over the image, as large as their weights; the
 fuser adds to the feature of each patch. And fuser.json, with the numbers.
 """
 
-from __future__ import annotations
-
 import json
 
 from mpo.commands.flags import REQUIRED, Args, Words, arg, flags, path

@@ -1,7 +1,5 @@
 """What the actions of `mpo mmpr` share: a step as a job in a folder, over questions or over what another one has written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

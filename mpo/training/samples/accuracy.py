@@ -1,7 +1,5 @@
 """A callback that measures accuracy on questions with each evaluation during training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """A callback that samples responses to fixed prompts during training."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

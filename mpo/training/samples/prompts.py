@@ -1,7 +1,5 @@
 """Load the prompts that are sampled during training, from a file of prompts or of pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path

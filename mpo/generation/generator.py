@@ -133,23 +133,13 @@ _COUNTING = threading.Lock()
 class Generator(Protocol):
     """A model that responds to requests, in this process or on a server."""
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int = 1024,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        logprobs: bool = False,
-    ) -> list[list[Response]]:
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample `n` responses to every request.
 
         Args:
-            requests: what to ask; the settings are those of `Decoding`, which says what each means.
+            requests: what to ask.
+            settings: those of `Decoding`, which says what each means: n, temperature, top_p, top_k, max_new_tokens, stop, seed,
+                logprobs.
 
         Returns:
             For each request, in order, its `n` responses.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -371,8 +372,7 @@ class Job:
                 with atomic_write(self.folder / name, "wb", durable=True) as whole:
                     for part in filter(lambda part: part.size, parts):
                         with open(part.folder / name, "rb") as file:
-                            while block := file.read(2**20):
-                                whole.write(block)
+                            shutil.copyfileobj(file, whole)
         used = np.unique(np.concatenate([np.frombuffer(part.used(), np.uint64) for part in parts if part.size]))
         unused = sum(one["kept"] for one in progress if one["records"]) - len(used)
         report = make_report(counts, self.names) | ({"unused": unused} if unused > 0 else {})

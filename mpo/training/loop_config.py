@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
 from transformers.optimization import get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -23,7 +24,7 @@ Config = TypeVar("Config", bound=type)
 
 
 def choice(default: str, choices: tuple[str, ...]) -> Any:
-    """Return a field of one of several values, which `LoopConfig` checks."""
+    """Return a field of one of several values, which `LoopConfig` checks, as it does those of TRL."""
     return field(default=default, metadata={"choices": list(choices)})
 
 
@@ -47,7 +48,7 @@ def _has_bf16() -> bool:
 
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments as _Base
+    _Base = TrainingArguments
 else:
     _Base = object  # its fields would take the place of TRL's
 
@@ -58,7 +59,6 @@ class LoopConfig(_Base):  # type: ignore[misc]
 
     Attributes:
         by_number: the value of ``batching`` for batches of ``per_device_train_batch_size`` records.
-        chosen: names of the fields that have one of several values.
         without_effect: fields that a run does not read: the value that means off, the reason, what to use.
         needs: fields that have an effect with a value of another one alone.
         group_same_prompt: most records of one prompt in a batch.
@@ -69,7 +69,6 @@ class LoopConfig(_Base):  # type: ignore[misc]
     """
 
     by_number: ClassVar[str]
-    chosen: ClassVar[tuple[str, ...]] = ("tile_budget", "rows", "packed_attention", "batching", "on_bad_record", "vision_features")
     without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
         "dataset_num_proc": (None, "records are tokenized by the data loader during training. Use dataloader_num_workers."),
         "eval_use_gather_object": (False, "evaluation gathers tensors, not objects."),
@@ -138,9 +137,9 @@ class LoopConfig(_Base):  # type: ignore[misc]
         self.accelerator_config.dispatch_batches = False
 
     def _check_choices(self) -> None:
-        for name in self.chosen:
-            choices = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
+        for name, one in self.__dataclass_fields__.items():
+            choices = one.metadata.get("choices") if name not in TrainingArguments.__dataclass_fields__ else None
+            if choices and getattr(self, name) not in (*choices, one.default):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
 
     def _check_needs(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import is_peft_model
@@ -113,7 +114,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
             off = {**off, "torch_compile_backend": "no"}
         use_cache = {name: value for name, value in vars(model.config).items() if name == "use_cache"}
         # `model_init_kwargs` are used up.
-        with temporarily(trl, get_peft_model=adapters.put_on), temporarily(args, model_init_kwargs=None, **off):
+        with patch.multiple(trl, get_peft_model=adapters.put_on), patch.multiple(args, model_init_kwargs=None, **off):
             try:
                 passed = {"processing_class": processing_class, "optimizers": optimizers, "peft_config": peft_config, **others}
                 super().__init__(model=model, args=args, **passed)
@@ -288,16 +289,3 @@ def inner(model: nn.Module) -> Any:
     """Return the model inside adapters."""
     wrapped: Any = model
     return wrapped.get_base_model() if is_peft_model(model) else model
-
-
-@contextlib.contextmanager
-def temporarily(target: Any, **values: Any) -> Iterator[None]:
-    """Set attributes inside the context."""
-    before = {name: getattr(target, name) for name in values}
-    for name, value in values.items():
-        setattr(target, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(target, name, value)

@@ -254,8 +254,7 @@ def flags(*names: str, choices: Sequence[str] | None = None, **defaults: Any) ->
 def refuse(args: Args, names: Iterable[str], why: str) -> None:
     """Refuse arguments, by their names in `args`, that are given although they would do nothing.
 
-    Raises:
-        ValueError: for the first that is not its default, with its value and with `why`.
+    Raises ValueError for the first that is not its default, with its value and with `why`.
     """
     for name in sorted(names):
         if (given := getattr(args, name)) != args.default_of(name):

@@ -355,11 +355,7 @@ class Job:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Put the parts together, and write the reports.
-
-        Raises:
-            RuntimeError: if a part is not finished.
-        """
+        """Put the parts together, and write the reports. Raises RuntimeError if a part is not finished."""
         parts = self.parts()
         progress = [part.progress() for part in parts]
         counts, spent = total(progress)

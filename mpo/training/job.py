@@ -123,8 +123,7 @@ class TrainJob(TrainedModel):
     def from_config(cls, config: Mapping[str, Any]) -> "TrainJob":
         """Check a composed configuration without loading model or data.
 
-        Raises:
-            ValueError: for unknown keys (names the closest match), missing values, and invalid combinations.
+        Raises ValueError for unknown keys (names the closest match), missing values, and invalid combinations.
         """
         check_keys({**hints(schema.Job), **dict.fromkeys((*GROUPS, *OPTIONAL), Any)}, config, "")
         job = cls(**config)

@@ -58,8 +58,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
     def _checked_data(self, train_dataset: Any, eval_dataset: Any, processing_class: Any) -> tuple[Any, Any]:
         """Return the data sets with images left encoded: TRL looks at the first record.
 
-        Raises:
-            ValueError: for a data set without the columns of a record.
+        Raises ValueError for a data set without the columns of a record.
         """
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
@@ -195,11 +194,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
             return super().evaluation_loop(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `mpo.training.loop.Loop.train`.
-
-        Raises:
-            ValueError: also when an earlier evaluation has rounded the weights.
-        """
+        """Train; see `mpo.training.loop.Loop.train`. Raises ValueError also when an earlier evaluation has rounded the weights."""
         if self._is_cast:
             name = "bf16_full_eval" if self.args.bf16_full_eval else "fp16_full_eval"
             raise ValueError(

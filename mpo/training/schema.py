@@ -145,8 +145,7 @@ def hints(schema: type) -> Mapping[str, Any]:
 def check_data(kind: type, given: Any) -> None:
     """Check the keys of a data group, `Data` or `Conversations`, and that it names a data set.
 
-    Raises:
-        ValueError: as `check_keys`, or for a path that is not set.
+    Raises ValueError as `check_keys`, or for a path that is not set.
     """
     check_keys(hints(kind), given, "data")
     if given.get("path") in (None, "???"):

@@ -109,8 +109,7 @@ class TrainedModel:
     def family(self, config: Any) -> Family:
         """Return the family of the model, if a setting depends on it.
 
-        Raises:
-            ValueError: for a vision-language model of an unknown family.
+        Raises ValueError for a vision-language model of an unknown family.
         """
         for setting, value in (("peft=qlora", self.peft["kind"] == "qlora"), ("train_parts", self.parts())):
             if value:
@@ -138,8 +137,7 @@ class TrainedModel:
     def adapter(self, family: Family = DEFAULT) -> Any:
         """Build peft's `LoraConfig` for a model of a family; None without an adapter.
 
-        Raises:
-            ValueError: for settings that train a frozen part, and a projector that peft cannot train as a whole.
+        Raises ValueError for settings that train a frozen part, and a projector that peft cannot train as a whole.
         """
         if self.peft["kind"] == "none":
             return None
@@ -170,8 +168,7 @@ class TrainedModel:
     def quantization(self) -> Any:
         """Build the 4-bit quantization config of QLoRA (arXiv 2305.14314); None for other jobs.
 
-        Raises:
-            ValueError: for a vision-language model of an unknown family, whose vision tower would be quantized.
+        Raises ValueError for a vision-language model of an unknown family, whose vision tower would be quantized.
         """
         if self.peft["kind"] != "qlora":
             return None

@@ -63,8 +63,7 @@ def _read_prompts(path: Path, image_root: Path, metadata: Sequence[str]) -> Iter
 def first_prompts(records: Iterable[Record], count: int, *, on_bad_record: str = "raise") -> list[Record]:
     """The first `count` records with different prompts: a question of many pairs is taken once, of a conversation its first turn.
 
-    Raises:
-        BadRecord: for a record whose images cannot be opened, unless `on_bad_record` is ``"skip"``: the next one takes its place.
+    Raises BadRecord for a record whose images cannot be opened, unless `on_bad_record` is ``"skip"``: the next one takes its place.
     """
     found: dict[Any, Record] = {}
     for record in islice(with_encoded_images(records), MAX_RECORDS_PER_PROMPT * count):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.commands.flags import MODEL, Args, Words, arg, flags, refuse
+from mpo.commands.mmpr.steps import ran
 from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Report
 from mpo.visible import visible
@@ -68,7 +69,6 @@ def run(args: Args) -> Report:
 
 def _job(args: Args, settings: dict[str, Any]) -> Report:
     from mpo.data import load_questions
-    from mpo.pipelines.job import Job
     from mpo.pipelines.report import summarize
     from mpo.pipelines.sample import QUESTION, Sample
 
@@ -77,8 +77,7 @@ def _job(args: Args, settings: dict[str, Any]) -> Report:
         raise ValueError("--questions needs the folder of the job. Give --output DIR.")
     questions = load_questions(args.questions, image_root=args.image_root, limit=args.limit, keep_bad=True)
     step = Sample(_opened(args), n=args.n or 1, prompt=args.prompt or QUESTION, system=args.system, **settings)
-    job = Job([step], questions, args.output, drop_bad=args.drop_bad)
-    report = job.run(workers=args.workers or 1, retry_dropped=args.retry_dropped)
+    _, report = ran(args, [step], questions)
     spent = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in report["spent"].items())
     return Report(f"{summarize(report)}\n{f'spent: {spent}' if spent else ''}\n{args.output}/report.html", report)
 

@@ -48,7 +48,7 @@ def _has_bf16() -> bool:
 
 
 if TYPE_CHECKING:
-    _Base = TrainingArguments
+    from transformers import TrainingArguments as _Base
 else:
     _Base = object  # its fields would take the place of TRL's
 
@@ -148,15 +148,10 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 raise ValueError(f"{name}={own!r} needs {other}={value!r}. Set it, or leave this out.")
 
     def _check_rows(self) -> None:
-        packed_only = {
-            "packing": getattr(self, "packing", False),
-            "padding_free": self.padding_free,
-            "packed_attention": self.packed_attention != "auto",
-            "verify_first_batch": self.verify_first_batch,
-        }
-        for name, is_set in packed_only.items() if self.rows == "padded" else ():
-            if is_set:
-                raise ValueError(f"{name}={getattr(self, name)!r} needs packed rows, and rows='padded'. Leave one of them out.")
+        packed_only = {"packing", "padding_free", "packed_attention", "verify_first_batch"} & self.__dataclass_fields__.keys()
+        for name in sorted(packed_only) if self.rows == "padded" else ():
+            if (own := getattr(self, name)) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"{name}={own!r} needs packed rows, and rows='padded'. Leave one of them out.")
 
     def _check_effect(self) -> None:
         if (strategy := self.train_sampling_strategy) in ("batch_rebalance", "group_by_length"):
@@ -211,16 +206,12 @@ class LoopConfig(_Base):  # type: ignore[misc]
             raise ValueError(f"vision_drop_path must be a probability, at least 0 and below 1; got {self.vision_drop_path}.")
 
     def _check_features(self) -> None:
-        changing = {
-            **{name: getattr(self, name) for name in ("vision_drop_path", "vision_learning_rate") if getattr(self, name)},
-            **{name: True for name in ("bf16_full_eval", "fp16_full_eval") if getattr(self, name)},
-        }
-        if self.vision_features == "cached" and changing:
-            name, value = next(iter(changing.items()))
-            raise ValueError(
-                f"vision_features='cached' keeps the features of a tower that never changes, and {name}={value} changes it. Leave "
-                "one of them out."
-            )
+        for name in ("vision_drop_path", "vision_learning_rate", "bf16_full_eval", "fp16_full_eval"):
+            if self.vision_features == "cached" and (value := getattr(self, name)):
+                raise ValueError(
+                    f"vision_features='cached' keeps the features of a tower that never changes, and {name}={value} changes it. "
+                    "Leave one of them out."
+                )
         if not self.vision_feature_cache_gb > 0:
             raise ValueError(f"vision_feature_cache_gb must be a size above 0; got {self.vision_feature_cache_gb}.")
 

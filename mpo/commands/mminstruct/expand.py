@@ -7,7 +7,7 @@ layout, or fields, for any JSONL, JSON or Parquet file whose fields are named by
 from typing import Any
 
 from mpo.commands.flags import Args, arg, flags, path
-from mpo.commands.mmpr.steps import JOB
+from mpo.commands.mmpr.steps import JOB, ran
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -37,12 +37,10 @@ def run(args: Args) -> Report:
 
 def written(args: Args, steps: list[Any], records: Any) -> Report:
     """Run steps over records, and write the instructions for training."""
-    from mpo.pipelines.job import Job
     from mpo.pipelines.mminstruct.config import Config
     from mpo.pipelines.mminstruct.output import write
     from mpo.pipelines.report import summarize
 
-    job = Job(steps, records, args.output, drop_bad=args.drop_bad)
-    report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
+    job, report = ran(args, steps, records)
     made = write(args.output / "mminstruct", Config(turns=args.turns), None, [(job, report)])
     return Report(f"{summarize(report)}\n{made['instructions']:,} instructions\n{args.output}/mminstruct/meta.json", made)

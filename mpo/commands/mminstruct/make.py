@@ -32,15 +32,7 @@ def run(args: Args) -> Report:
 def _describe(report: dict[str, Any]) -> list[str]:
     first = f"{report['instructions']:,} instructions about {report['images']:,} images, {report['dropped']:,} dropped"
     shown = (
-        "types",
-        "dialogues",
-        "languages",
-        "judgements",
-        "letters",
-        "drops",
-        "per instruction",
-        "spent",
-        "unused",
-        "image_root",
+        *("types", "dialogues", "languages", "judgements", "letters", "drops", "per instruction"),
+        *("spent", "unused", "image_root"),
     )
     return [first, *(f"  {name}: {report[name]}" for name in shown if report.get(name))]

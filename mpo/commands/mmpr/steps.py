@@ -1,6 +1,6 @@
 """What the actions of `mpo mmpr` share: a step as a job in a folder, over questions or over what another one has written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mpo.commands.flags import MODEL, REQUIRED, Args, arg, flags, path
@@ -43,15 +43,21 @@ def run_make(args: Args, make: Callable[..., Any], config: Any, describe: Callab
     return Report("\n".join([first, *others, f"{args.output}/report.html", f"{args.output}/meta.json"]), report)
 
 
+def ran(args: Args, steps: Sequence[Any], records: Any) -> tuple[Any, dict[str, Any]]:
+    """Run steps over records as a job in --output; returns it with its report."""
+    from mpo.pipelines.job import Job
+
+    job = Job(steps, records, args.output, drop_bad=args.drop_bad)
+    return job, job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
+
+
 def run_step(args: Args, step: Any, records: Any = None, *, pairs: bool = False) -> Report:
     """Run a step, or several, over records, by default those of INPUT; pairs are also written as MMPR files."""
-    from mpo.pipelines.job import Job
     from mpo.pipelines.mmpr.make import Records, write
     from mpo.pipelines.report import summarize
 
-    steps, records = step if isinstance(step, list) else [step], Records(args.input, as_shown=True) if records is None else records
-    job = Job(steps, records, args.output, drop_bad=args.drop_bad)
-    report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
+    records = Records(args.input, as_shown=True) if records is None else records
+    job, report = ran(args, step if isinstance(step, list) else [step], records)
     if pairs:
         write(job, report)
     return Report(f"{summarize(report)}\n{args.output}/{'mmpr/meta.json' if pairs else 'output.jsonl'}", report)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpo.data import load_preferences
 from mpo.data.encoded import with_encoded_images
-from mpo.data.messages import IMAGE_PLACEHOLDER
+from mpo.data.eval_part import content_text
 from mpo.data.records import to_prompt
 from mpo.data.shards import LinesShard
 from mpo.data.turns import image_parts
@@ -105,14 +105,8 @@ def prompt_text(record: Mapping[str, Any]) -> str:
     prompt = record.get("prompt") or ""
     if isinstance(prompt, str):
         return prompt
-    turns = [(message["role"], _content(message["content"])) for message in prompt]
+    turns = [(message["role"], content_text(message["content"])) for message in prompt]
     return turns[0][1] if len(turns) == 1 else " | ".join(f"{role}: {text}" for role, text in turns)
-
-
-def _content(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(IMAGE_PLACEHOLDER if part["type"] == "image" else str(part.get("text") or "") for part in content)
 
 
 def image_names(record: Mapping[str, Any]) -> list[str]:

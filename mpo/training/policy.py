@@ -31,14 +31,7 @@ from mpo.models.tower import DropPath
 from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING, TRL_COLUMNS, names
 from mpo.training.record_checks import check_images
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.start import (
-    Adapters,
-    check_columns,
-    check_leftovers,
-    check_trained,
-    choose_layout,
-    load_by_name,
-)
+from mpo.training.start import Adapters, check_columns, check_leftovers, check_trained, choose_layout, load_by_name
 
 logger = logging.getLogger(__name__)
 

@@ -41,8 +41,6 @@ ARGUMENTS = {
     **flags("--tile-limit", "--limit", "--train", "--image-root", "--base", "--device", "--workers", "--retry-dropped"),
     **flags("--vision-feature-cache", "--harness", "--tasks", "--include-path", "--dry-run"),
 }
-
-
 OF_HARNESS = ("what", "output", "limit", "device", "workers", "harness", "tasks", "include_path", "dry_run")
 
 

@@ -15,7 +15,10 @@ def refuse_unfit(args: Args, *models: str) -> None:
 
     local, given = [model for model in models if not is_server(model)], vars(args).keys()
     if not local:
-        refuse(args, LOCAL & given, f"is for a model in this process, and {models[0]} is a server, which has loaded its own")
+        from mpo.generation.endpoint import shown_address
+
+        server = shown_address(models[0])  # without a password
+        refuse(args, LOCAL & given, f"is for a model in this process, and {server} is a server, which has loaded its own")
     if len(local) == len(models):
         refuse(args, AT_SERVER & given, f"needs the address of a server, and the model is {models[0]}")
     if local and (getattr(args, "workers", None) or 1) > 1:

@@ -137,9 +137,10 @@ class LoopConfig(_Base):  # type: ignore[misc]
         self.accelerator_config.dispatch_batches = False
 
     def _check_choices(self) -> None:
+        others = {*TrainingArguments.__dataclass_fields__, *self.without_effect}  # checked by transformers, or not read
         for name, one in self.__dataclass_fields__.items():
-            choices = one.metadata.get("choices") if name not in TrainingArguments.__dataclass_fields__ else None
-            if choices and getattr(self, name) not in (*choices, one.default):
+            choices = one.metadata.get("choices")
+            if choices and name not in others and getattr(self, name) not in (*choices, one.default):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
 
     def _check_needs(self) -> None:

@@ -4,8 +4,6 @@ The exit status is 0 on success, 1 if a problem was found or the command failed,
 MPO_TRACEBACK=1 shows the traceback of an error.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import re
@@ -18,7 +16,7 @@ from itertools import takewhile
 from pkgutil import ModuleInfo, iter_modules
 from typing import Any, NoReturn
 
-from mpo.commands.flags import add
+from mpo.commands.flags import flags
 from mpo.commands.outcome import leave_interrupts_to_parent, reported, user_errors
 from mpo.io import did_you_mean
 from mpo.visible import visible
@@ -84,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_line(arguments: Sequence[str] = ()) -> Parser:
-    """The parser of all commands. Each is a module with `configure` and `run`, each folder a command with actions.
+    """The parser of all commands. Each is a module with `ARGUMENTS` and `run`, each folder a command with actions.
 
     With arguments that begin with a command's name, the others are left out: their imports are most of the time to start.
     """
@@ -103,9 +101,9 @@ def _add_commands(parser: Parser, package: str, kind: str, arguments: Sequence[s
         command = choices.add_parser(found.name, help=texts["description"].split("\n")[0].rstrip(".:"), **texts)
         if found.ispkg:
             _add_commands(command, module.__name__, "ACTION", arguments[1:])
-        elif hasattr(module, "configure"):
-            module.configure(command)
-            add(command, "--json")
+        elif hasattr(module, "ARGUMENTS"):
+            for name, how in {**module.ARGUMENTS, **flags("--json")}.items():
+                command.add_argument(name, **how)
             command.set_defaults(run=module.run, default_of=command.get_default)
 
 

@@ -9,10 +9,9 @@ time. `mpo train` and mpo.models.load_internvl also read the official format dir
 saves the conversion at every load.
 """
 
-import argparse
 from dataclasses import asdict
 
-from mpo.commands.flags import add, path
+from mpo.commands.flags import Args, Words, arg, flags, path
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_unwritable
 
@@ -21,18 +20,14 @@ mpo convert InternVL2_5-8B InternVL2_5-8B-hf              convert to transformer
 mpo convert llava-mmfuser-7b llava-mmfuser-7b-hf          the same of a LLaVA; --tower gives a tower that it lacks
 mpo convert runs/first/final back --like InternVL2_5-8B   convert to the official format, copy Python files from InternVL2_5-8B
 """
+ARGUMENTS = {
+    "source": arg("folder of the checkpoint", "SOURCE", type=path),
+    "target": arg("folder to create", "TARGET", type=path),
+    **flags("--like", "--tower", shard_gb=5.0, check=Words("if memory allows")),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", type=path, help="folder of the checkpoint")
-    parser.add_argument("target", metavar="TARGET", type=path, help="folder to create")
-    add(parser, "--like")
-    add(parser, "--shard-gb", default=5.0)
-    add(parser, "--tower")
-    add(parser, "--check", otherwise="if memory allows")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_unwritable("TARGET", args.target)
     from mpo.models.official.convert import convert
 

@@ -14,12 +14,9 @@
 Nothing is downloaded. Run the same command again to resume an interrupted demo.
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
-from mpo.commands.flags import add
+from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_unwritable
 
@@ -28,15 +25,10 @@ mpo demo                          run the demo, output in runs/demo
 mpo demo --quick                  run all stages in about a minute, with low accuracy
 mpo demo --seed 1 --output runs/demo1
 """
+ARGUMENTS = flags("--quick", "--restart", output=Path("runs/demo"), seed=0)
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add(parser, "--quick", "--restart")
-    add(parser, "--output", default=Path("runs/demo"))
-    add(parser, "--seed", default=0)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_unwritable("--output", args.output)
     if args.output.is_file():
         raise ValueError(f"--output={args.output} is a file. Give a folder.")

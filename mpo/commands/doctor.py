@@ -6,10 +6,9 @@ colours and no tokens, and shows home folder and user name as ~. Lines marked ! 
 them are listed at the end. Lines marked * are notes. The exit status is 1 if there are problems.
 """
 
-import argparse
 from pathlib import Path
 
-from mpo.commands.flags import add
+from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -19,15 +18,10 @@ mpo doctor --no-step --json         skip the training step, print JSON
 mpo doctor --verbose                add versions of CUDA, drivers and all packages, for an issue
 MPO_TRACEBACK=1 mpo doctor          print the tracebacks of failed checks
 """
+ARGUMENTS = flags("--verbose", run_dir=Path("."), step=True)
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add(parser, "--run-dir", default=Path("."))
-    add(parser, "--step", default=True)
-    add(parser, "--verbose")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.preflight.doctor import CHECKS, STEP, as_json, environment, examine, section_text, summary
 
     sections = []

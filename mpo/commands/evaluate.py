@@ -13,9 +13,6 @@ The folder --output holds results.json, report.html, answers.jsonl and the ledge
 same command goes on, and asks nothing again that was answered.
 """
 
-from __future__ import annotations
-
-import argparse
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -23,7 +20,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import add, refuse
+from mpo.commands.flags import REQUIRED, Args, Words, arg, flags, refuse
+from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Report
 from mpo.io import did_you_mean
 
@@ -36,26 +34,17 @@ mpo evaluate http://localhost:8000/v1 mmmu --mode cot --n 16 --workers 4 --outpu
 mpo evaluate start=base mpo=runs/first mathvista --mode both --vision-feature-cache features --output results
 """
 FILES = re.compile(r"\.(?:jsonl|ndjson|json|parquet)(?:\.gz)?$", re.IGNORECASE)
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="MODEL|BENCHMARK", nargs="+", help="models and benchmarks, in any order")
-    add(parser, "--output", required=True)
-    add(parser, "--mode", default="direct")
-    add(parser, "--n", "--scorer")
-    add(parser, "--reference", otherwise="the first model")
-    add(parser, "--temperature", "--top-p", default=1.0)
-    add(parser, "--max-new-tokens", default=1024)
-    add(parser, "--seed", default=0)
-    add(parser, "--tile-limit", "--limit", "--train", "--image-root", "--base", "--device", "--workers", "--retry-dropped")
-    add(parser, "--dtype", otherwise="auto")
-    add(parser, "--vision-feature-cache", "--harness", "--tasks", "--include-path", "--dry-run")
-
-
+ARGUMENTS = {
+    "what": arg("models and benchmarks, in any order", "MODEL|BENCHMARK", nargs="+"),
+    **flags("--n", "--scorer", output=REQUIRED, mode="direct", reference=Words("the first model")),
+    **flags(temperature=1.0, top_p=1.0, max_new_tokens=1024, seed=0, dtype=Words("auto")),
+    **flags("--tile-limit", "--limit", "--train", "--image-root", "--base", "--device", "--workers", "--retry-dropped"),
+    **flags("--vision-feature-cache", "--harness", "--tasks", "--include-path", "--dry-run"),
+}
 OF_HARNESS = ("what", "output", "limit", "device", "workers", "harness", "tasks", "include_path", "dry_run")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     if args.harness:
         return _harness(args)
     refuse(args, OF_HARNESS[-3:], "needs --harness lmms-eval")
@@ -69,7 +58,7 @@ def run(args: argparse.Namespace) -> Report:
 
     benchmarks, models, named = _told_apart(args)
     _check(args, named)
-    opened = lru_cache(partial(_open, args=args, tiles=None))
+    opened = lru_cache(partial(_open, args))
     reference = partial(opened, args.reference or named[0])
     scorers = {name: _scorer(name, opened, reference) for name in args.scorer or ()}
     if args.base and not any(map(is_adapter, named)):
@@ -94,7 +83,7 @@ def run(args: argparse.Namespace) -> Report:
     return Report(f"{table_of(results)}\n{args.output}/report.html", results)
 
 
-def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def _told_apart(args: Args) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The benchmarks of the arguments, what opens each model, both by name, and the models as they are given."""
     from mpo.evaluation.published import FORMS
 
@@ -108,7 +97,7 @@ def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
         named.append(model)
         for tiles in args.tile_limit or [None]:
             name = f"{label}@{tiles}" if len(args.tile_limit or ()) > 1 else label
-            _once(models, name, partial(_open, model, args, tiles))
+            _once(models, name, partial(_open, args, model, tiles))
     if not models or not benchmarks:
         missing = "model, such as runs/first" if not models else "benchmark: a file of questions, or a name such as mathvista"
         hint = next(filter(None, (did_you_mean(one, FORMS) for one in named if not Path(one).exists())), "")
@@ -118,18 +107,19 @@ def _told_apart(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
     return benchmarks, models, named
 
 
-def _check(args: argparse.Namespace, named: list[str]) -> None:
+def _check(args: Args, named: list[str]) -> None:
     """Refuse flags that would do nothing for these models, and models that are not there."""
     from transformers.utils.hub import cached_file
 
     from mpo.evaluation.published import FORMS
+    from mpo.generation.generator import is_server
     from mpo.generation.open import is_adapter
     from mpo.models.loading import opening
 
-    if not args.scorer and all(re.match("https?://", model, re.IGNORECASE) for model in named):
-        refuse(args, ("device", "dtype", "vision_feature_cache"), "is for models in this process, and all are at servers")
+    scorers = [name.partition("=")[2] for name in args.scorer or ()]
+    refuse_unfit(args, *named, *filter(None, [*scorers, args.reference]))
     for model in filter(None, [*named, args.reference]):
-        if re.match("https?://", model, re.IGNORECASE):
+        if is_server(model):
             continue
         if is_adapter(model):
             from mpo.models.export.trained import open_trained
@@ -143,7 +133,7 @@ def _check(args: argparse.Namespace, named: list[str]) -> None:
                 raise ValueError(f"{error}{'' if '/' in model else did_you_mean(model, FORMS)}") from None
 
 
-def _harness(args: argparse.Namespace) -> Report:
+def _harness(args: Args) -> Report:
     refuse(args, set(vars(args)) - {*OF_HARNESS, "json", "run", "default_of"}, "is not for --harness: its tasks say how they ask")
     tasks = [task.strip() for task in (args.tasks or "").split(",") if task.strip()]
     if not tasks:
@@ -193,7 +183,7 @@ def _labelled(text: str) -> tuple[str, str]:
     return re.sub(r"^https?://", "", text.rstrip("/")).replace("/v1", "") or text, text
 
 
-def _benchmark(text: str, args: argparse.Namespace) -> tuple[str, Any]:
+def _benchmark(text: str, args: Args) -> tuple[str, Any]:
     """The name of a benchmark and what reads it; None for an argument that is a model."""
     from mpo.data import load_questions
     from mpo.evaluation.published import FORMS, JUDGED, load_benchmark
@@ -226,19 +216,10 @@ class Repeated:
         return self._read()
 
 
-def _open(model: str, args: argparse.Namespace, tiles: int | None) -> Any:
-    if re.match("https?://", model, re.IGNORECASE):
-        from mpo.generation.server import ServerGenerator
+def _open(args: Args, model: str, tiles: int | None = None) -> Any:
+    from mpo.generation.open import is_adapter
 
-        return ServerGenerator(model, max_tiles=tiles)
-    from mpo.generation.open import is_adapter, open_local
-    from mpo.training.features.use import with_cached_features
-
-    if (args.workers or 1) > 1:
-        raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {model}. Leave it out.")
-    base = args.base if is_adapter(model) else None
-    found = open_local(model, base=base, dtype=args.dtype or "auto", device=args.device, max_tiles=tiles)
-    return with_cached_features(found, args.vision_feature_cache)
+    return open_model(args if is_adapter(model) else Args(**{**vars(args), "base": None}), model, tiles)
 
 
 def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any]) -> Callable[[Any], Any]:

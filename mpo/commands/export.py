@@ -13,12 +13,11 @@ can be lost. The report shows how much the adapter changes the logits and warns 
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mpo.commands.flags import add, path
+from mpo.commands.flags import Args, arg, flags, path
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_unwritable
 
@@ -30,19 +29,15 @@ mpo export runs/lora InternVL3-8B-mpo --dtype bfloat16                         e
 mpo export runs/lora out --output-format official --like models/InternVL3-8B   export to the official format, for LMDeploy
 mpo export runs/lora/checkpoint-400 out --base models/InternVL3-8B-hf          export an adapter whose base model has moved
 """
+ARGUMENTS = {
+    "source": arg("folder of a trained model or adapter", "RUN_OR_CHECKPOINT", type=path),
+    "target": arg("folder to create", "TARGET", type=path),
+    **flags("--base", "--like", dtype="auto", shard_gb=5.0, check=True),
+    **flags(output_format="transformers", choices=("transformers", "official")),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", type=path, help="folder of a trained model or adapter")
-    parser.add_argument("target", metavar="TARGET", type=path, help="folder to create")
-    add(parser, "--base", "--like")
-    add(parser, "--output-format", choices=("transformers", "official"), default="transformers")
-    add(parser, "--dtype", default="auto")
-    add(parser, "--shard-gb", default=5.0)
-    add(parser, "--check", default=True)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_unwritable("TARGET", args.target)
     from mpo.models.export.run import export
     from mpo.models.export.trained import is_qlora

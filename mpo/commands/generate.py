@@ -8,17 +8,14 @@ A file of questions is JSONL, JSON or Parquet: question (or messages), image or 
 folder --output: after an interruption the same command goes on, and asks nothing again that was answered.
 """
 
-from __future__ import annotations
-
-import argparse
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import add, refuse
-from mpo.commands.generate_job import configure_job, refuse_job_flags, run_job
+from mpo.commands.flags import MODEL, Args, Words, arg, flags, refuse
+from mpo.commands.mmpr.steps import ran
+from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Report
 from mpo.visible import visible
 
@@ -30,39 +27,37 @@ mpo generate http://localhost:8000/v1 "What is in the image?" --image a.png --js
 cat question.txt | mpo generate runs/first -
 mpo generate http://localhost:8000/v1 --questions questions.jsonl --output sampled --n 8 --temperature 1
 """
-LOCAL = ("base", "device", "dtype", "vision_feature_cache")
-"""Flags for a model in this process, which a server does not take."""
+SINGLE = ("question", "image", "video", "prefix")
+"""Flags for one question; a job has none of them."""
+JOB = ("output", "n", "workers", "prompt", "image_root", "limit", "retry_dropped", "drop_bad")
+"""Flags for a job; one question has none of them."""
+ARGUMENTS = {
+    **MODEL,
+    "question": arg("question; - reads it from stdin", "QUESTION", nargs="?"),
+    **flags("--image", "--video", "--system", "--prefix", max_new_tokens=1024, temperature=0.0, top_p=Words("1"), seed=0),
+    **flags("--max-tiles", "--base", "--device", "--model-name", "--vision-feature-cache", dtype=Words("auto")),
+    **flags("--questions", *(f"--{name.replace('_', '-')}" for name in JOB)),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1")
-    parser.add_argument("question", metavar="QUESTION", nargs="?", help="question; - reads it from stdin")
-    add(parser, "--image", "--video", "--system", "--prefix")
-    add(parser, "--max-new-tokens", default=1024)
-    add(parser, "--temperature", default=0.0)
-    add(parser, "--top-p", otherwise="1")
-    add(parser, "--seed", default=0)
-    add(parser, "--max-tiles", "--base", "--device", "--model-name", "--vision-feature-cache")
-    add(parser, "--dtype", otherwise="auto")
-    configure_job(parser)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.data.images import open_image
     from mpo.generation.generator import Decoding, Request
 
     settings: dict[str, Any] = {name: getattr(args, name) for name in ("temperature", "max_new_tokens", "seed")}
     settings["top_p"] = 1.0 if args.top_p is None else args.top_p
     Decoding(**settings)
-    at_server = re.match("https?://", args.model, re.IGNORECASE)
+    refuse_unfit(args, args.model)
     if args.questions is not None:
-        return run_job(args, lambda: _server(args) if at_server else _local(args, None), local=not at_server, settings=settings)
-    refuse_job_flags(args)
+        return _job(args, settings)
+    if args.question is None:
+        raise ValueError("Expected a QUESTION, or a file of questions (--questions FILE --output DIR).")
+    refuse(args, JOB, "needs a file of questions (--questions)")
     text = args.question if args.question != "-" else _stdin()
     for path in args.image or ():
         open_image(path)  # before a model is loaded, or anything is paid
     question = Request.ask(text, images=args.image or (), videos=args.video or (), system=args.system, prefix=args.prefix)
-    model = _server(args) if at_server else _local(args, question)
+    model = _opened(args, "--image" if question.images else "--video" if question.videos else "")
     response = model.ask(question, **settings, on_text=None if args.json else _print)
     if not args.json:
         print(flush=True)
@@ -72,27 +67,36 @@ def run(args: argparse.Namespace) -> Report:
     return Report("", {"model": args.model, **said})
 
 
-def _server(args: argparse.Namespace) -> Any:
-    from mpo.generation.server import ServerGenerator
+def _job(args: Args, settings: dict[str, Any]) -> Report:
+    from mpo.data import load_questions
+    from mpo.pipelines.report import summarize
+    from mpo.pipelines.sample import QUESTION, Sample
 
-    refuse(args, LOCAL, "has no effect on a server, which has loaded its model")
-    return ServerGenerator(args.model, args.model_name, max_tiles=args.max_tiles)
+    refuse(args, SINGLE, "is for one question, and --questions asks those of a file")
+    if args.output is None:
+        raise ValueError("--questions needs the folder of the job. Give --output DIR.")
+    questions = load_questions(args.questions, image_root=args.image_root, limit=args.limit, keep_bad=True)
+    step = Sample(_opened(args), n=args.n or 1, prompt=args.prompt or QUESTION, system=args.system, **settings)
+    _, report = ran(args, [step], questions)
+    spent = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in report["spent"].items())
+    return Report(f"{summarize(report)}\n{f'spent: {spent}' if spent else ''}\n{args.output}/report.html", report)
 
 
-def _local(args: argparse.Namespace, question: Any) -> Any:
+def _opened(args: Args, shown: str = "") -> Any:
+    """MODEL, which is `shown` what this flag gives."""
+    from mpo.generation.generator import is_server
+
+    model = open_model(args, args.model, args.max_tiles)
+    if is_server(args.model):
+        return model
     from mpo.encoding.chat import is_processor
-    from mpo.generation.open import open_local
     from mpo.models.export.trained import is_qlora
-    from mpo.training.features.use import with_cached_features
 
-    refuse(args, ["model_name"], f"needs the address of a server, and MODEL is {args.model}")
-    opened = open_local(args.model, base=args.base, dtype=args.dtype or "auto", device=args.device, max_tiles=args.max_tiles)
-    if question is not None and (question.images or question.videos) and not is_processor(opened.processor):
-        given = "--image" if question.images else "--video"
-        raise ValueError(f"{args.model} is a text model and takes no images. Leave {given} out.")
+    if shown and not is_processor(model.processor):
+        raise ValueError(f"{args.model} is a text model and takes no images. Leave {shown} out.")
     if is_qlora(Path(args.model)):
         print(f"mpo generate: {args.model} was trained on 4-bit weights; it is loaded on the original ones.", file=sys.stderr)
-    return with_cached_features(opened, args.vision_feature_cache)
+    return model
 
 
 def _stdin() -> str:

@@ -6,9 +6,7 @@ Both are folders or names on the Hub. The folder that is written holds transform
 (method=internvl2_5_stage1).
 """
 
-import argparse
-
-from mpo.commands.flags import add
+from mpo.commands.flags import REQUIRED, Args, arg, flags
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_targets
 
@@ -16,18 +14,14 @@ EXAMPLES = """\
 mpo join InternViT-300M-448px-V2_5 Qwen2.5-0.5B-Instruct --output joined    begin with the parts of InternVL2.5-1B
 mpo join runs/2 Qwen2.5-72B-Instruct --output larger                        take a trained tower to a larger language model
 """
+ARGUMENTS = {
+    "vision": arg("folder or name of the vision tower", "VISION"),
+    "language": arg("folder or name of the language model", "LANGUAGE"),
+    **flags(output=REQUIRED, dtype="auto", max_tiles=12, seed=0),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("vision", metavar="VISION", help="folder or name of the vision tower")
-    parser.add_argument("language", metavar="LANGUAGE", help="folder or name of the language model")
-    add(parser, "--output", required=True)
-    add(parser, "--dtype", default="auto")
-    add(parser, "--max-tiles", default=12)
-    add(parser, "--seed", default=0)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_targets({"--output": args.output})
     from mpo.models.joining import save_joined
     from mpo.preflight.structure import count_parameters

@@ -1,7 +1,5 @@
 """How a command ends: its report on stdout as text or JSON, an error as one message on stderr, and its exit status."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Refuse what cannot be written before any work is done, and what would overwrite a user's files."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -9,14 +9,11 @@ The page is for this machine. --host ADDRESS lets others in: everyone who reache
 records and their images and decide, and what is sent is not encrypted. ssh -L 8765:127.0.0.1:8765 needs no --host.
 """
 
-from __future__ import annotations
-
-import argparse
 import getpass
 import sys
 from typing import Any
 
-from mpo.commands.flags import add, path
+from mpo.commands.flags import Args, Words, arg, flags, path
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -27,18 +24,14 @@ mpo review pairs.jsonl --from-log anna.review.jsonl --export corrected.jsonl
 mpo review verified --port 8765                                    responses and verdicts of mpo mmpr verify
 mpo mmpr pair verified --output pairs --review verified/output.jsonl.review.jsonl
 """
+ARGUMENTS = {
+    "file": arg("records: JSONL, JSON, Parquet, or the folder of a job", "FILE", type=path),
+    **flags("--image-root", "--export", "--from-log", reviewer=Words("your login name")),
+    **flags(port=Words("a free one", 0), host="127.0.0.1"),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", type=path, help="records: JSONL, JSON, Parquet, or the folder of a job")
-    add(parser, "--image-root")
-    add(parser, "--port", default=0, otherwise="a free one")
-    add(parser, "--host", default="127.0.0.1")
-    add(parser, "--reviewer", otherwise="your login name")
-    add(parser, "--export", "--from-log")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     names = args.reviewer or [_user()]
     if twice := [name for name in names if names.count(name) > 1 or not name.strip() or not name.isprintable() or len(name) > 100]:
         raise ValueError(f"--reviewer {twice[0]!r} is given twice, empty, not printable, or longer than 100 characters.")
@@ -79,7 +72,7 @@ def _user() -> str:
         return "reviewer"
 
 
-def _export(args: argparse.Namespace) -> Report:
+def _export(args: Args) -> Report:
     from mpo.review.corrections import export, opened
     from mpo.review.files import Records
     from mpo.review.log import Log, log_of

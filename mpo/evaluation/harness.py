@@ -19,9 +19,9 @@ from typing import Any
 
 from mpo.evaluation.results import GREEDY, summarize, write_results
 from mpo.evaluation.run import slug
+from mpo.generation.generator import is_server
 from mpo.io import read_json_lines, read_json_object, write_text
 from mpo.pipelines.ledger import content_hash
-from mpo.pipelines.mmpr.config import is_server
 
 VERSION = "0.7.3"
 PACKAGES = (f"lmms-eval=={VERSION}", "filelock<3.25")

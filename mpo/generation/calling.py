@@ -1,7 +1,5 @@
 """Run a model in the thread that waits for its responses."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -62,17 +60,17 @@ CALLING: ContextVar[CallingThread | None] = ContextVar("CALLING", default=None)
 """Of the tasks of an event loop: the thread that waits for it."""
 
 
-def _no_stop(function: Callable[..., T], *args: Any) -> T:
+def no_stop(function: Callable[..., T], *args: Any) -> T:
     """Call a function. Raises RuntimeError for a StopIteration, which a future cannot hold: who waits for it would wait forever."""
     try:
         return function(*args)
     except StopIteration as error:
-        raise RuntimeError("The model raised StopIteration.") from error
+        raise RuntimeError("The model or the step raised StopIteration.") from error
 
 
 async def run_model(model: object, function: Callable[..., T], *args: Any) -> T:
     """Call a function of a model in the thread that waits for this event loop, or else in one of its own."""
-    thread, function = CALLING.get(), partial(_no_stop, function)
+    thread, function = CALLING.get(), partial(no_stop, function)
     if thread is None or thread.model not in (None, model):
         return await asyncio.to_thread(function, *args)
     thread.model = model

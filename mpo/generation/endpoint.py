@@ -1,7 +1,5 @@
 """One OpenAI-compatible server: what it says of itself, one attempt at a request, and its errors, sorted."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """The interface of text generators: requests in, responses out, from a model in this process or on a server."""
 
-from __future__ import annotations
-
 import math
 import re
 import threading
@@ -9,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from dataclasses import dataclass
 from itertools import count
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from mpo.data.messages import IMAGE_PLACEHOLDER, PLACES, VIDEO_PLACEHOLDER, checked_text, prompt_messages
 from mpo.schema import Message
@@ -76,7 +74,7 @@ class Request:
         system: str | None = None,
         prefix: str | None = None,
         videos: Sequence[Any] = (),
-    ) -> Request:
+    ) -> Self:
         """Make a request of one question, with its images and videos before its text.
 
         Args:
@@ -135,23 +133,13 @@ _COUNTING = threading.Lock()
 class Generator(Protocol):
     """A model that responds to requests, in this process or on a server."""
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_new_tokens: int = 1024,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        logprobs: bool = False,
-    ) -> list[list[Response]]:
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Response]]:
         """Sample `n` responses to every request.
 
         Args:
-            requests: what to ask; the settings are those of `Decoding`, which says what each means.
+            requests: what to ask.
+            settings: those of `Decoding`, which says what each means: n, temperature, top_p, top_k, max_new_tokens, stop, seed,
+                logprobs.
 
         Returns:
             For each request, in order, its `n` responses.
@@ -311,6 +299,11 @@ def whole_number(name: str, value: Any, least: int = 1, *, optional: bool = Fals
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"Expected {name} to be a whole number of {least} or more; got {name}={value!r}.")
     return int(value)
+
+
+def is_server(model: str) -> bool:
+    """Whether a model is at a server's address."""
+    return re.match("https?://", model, re.IGNORECASE) is not None
 
 
 def first_error(group: BaseException) -> BaseException:

@@ -1,7 +1,5 @@
 """Generate text with a transformers model in this process; the model may be in training."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import hashlib

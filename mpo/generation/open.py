@@ -1,7 +1,5 @@
 """Open a trained model for generation in this process, by the name or path that a user gives."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How a server goes on from a prefix of the response: found out by the tokens of prompts, or the prompt is rendered here."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Generate text with a model on OpenAI-compatible servers: vLLM, SGLang, LMDeploy, `transformers serve`, or a paid API."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

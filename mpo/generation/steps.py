@@ -1,7 +1,5 @@
 """What a local generator does at each step of transformers' `generate`: choose a token, look for the end, pass the text on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 The differences were read in the source of vLLM, SGLang, LMDeploy and `transformers serve` 5.24, and tried on vLLM and the last.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from base64 import b64encode

@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from mpo.generation.calling import CALLING, CallingThread
+from mpo.generation.calling import CALLING, CallingThread, no_stop
 from mpo.generation.generator import GenerationError, Request, Response, checked_requests, first_error, whole_number
 from mpo.io import StoreError
 from mpo.pipelines.ledger import NO_KEY, Ledger, key_of, request_hash
@@ -34,7 +34,6 @@ SAMPLES_PER_ITEM = 64
 MAX_HELD = 4096
 """Maximum number of finished records that wait for an earlier one, so that memory does not grow with the data set."""
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -232,12 +231,8 @@ class Flow:
                 raise error
             if step.slow:
                 loop = asyncio.get_running_loop()  # which it must not hold up
-                found = await loop.run_in_executor(self._finishing, _caught, finished, step, record, responses)
-            else:
-                found = _caught(finished, step, record, responses)
-            if isinstance(found, Exception):
-                raise found
-            return found
+                return await loop.run_in_executor(self._finishing, no_stop, finished, step, record, responses)
+            return finished(step, record, responses)
         except (BadStep, StoreError):
             raise
         except (Dropped, GenerationError, ValueError) as error:
@@ -336,14 +331,6 @@ class Flow:
         asked.left -= 1
         if not asked.left and not asked.done.done():  # nobody waits after an error elsewhere
             asked.done.set_result(None)
-
-
-def _caught(function: Callable[..., T], *args: Any) -> T | Exception:
-    """Call a function, and return its error: a future cannot hold a StopIteration."""
-    try:
-        return function(*args)
-    except Exception as error:
-        return error
 
 
 def copied(value: Any) -> Any:

@@ -1,10 +1,9 @@
 """A job: steps over a data set, in a folder that the same command goes on with after any interruption."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -356,11 +355,7 @@ class Job:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Put the parts together, and write the reports.
-
-        Raises:
-            RuntimeError: if a part is not finished.
-        """
+        """Put the parts together, and write the reports. Raises RuntimeError if a part is not finished."""
         parts = self.parts()
         progress = [part.progress() for part in parts]
         counts, spent = total(progress)
@@ -373,8 +368,7 @@ class Job:
                 with atomic_write(self.folder / name, "wb", durable=True) as whole:
                     for part in filter(lambda part: part.size, parts):
                         with open(part.folder / name, "rb") as file:
-                            while block := file.read(2**20):
-                                whole.write(block)
+                            shutil.copyfileobj(file, whole)
         used = np.unique(np.concatenate([np.frombuffer(part.used(), np.uint64) for part in parts if part.size]))
         unused = sum(one["kept"] for one in progress if one["records"]) - len(used)
         report = make_report(counts, self.names) | ({"unused": unused} if unused > 0 else {})

@@ -1,7 +1,5 @@
 """What a job has done, as numbers, as a page and as a progress bar."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time

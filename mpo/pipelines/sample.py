@@ -1,7 +1,5 @@
 """Sample responses of a model to questions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """What a pipeline is made of: steps, which map records to records."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
@@ -52,16 +50,14 @@ class Step:
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record | list[Record]:
         """Make the outputs from a record and the responses to its requests, `n` for each.
 
-        Raises:
-            Dropped: with the reason, where a record has no output.
+        Raises Dropped with the reason, where a record has no output.
         """
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """What decides its outputs, as JSON has it: the class, the constructor's arguments, the model and how it is sampled.
 
-        Raises:
-            BadStep: for an argument that is not kept or that JSON cannot hold, and a generator without an identity.
+        Raises BadStep for an argument that is not kept or that JSON cannot hold, and a generator without an identity.
         """
         own = {name: value for name, value in vars(self).items() if name != "generator" and name[0] != "_"}
         if lost := next((name for name in _arguments(type(self)) if name not in vars(self)), None):

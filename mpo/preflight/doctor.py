@@ -5,8 +5,6 @@ the check that caused it and becomes a finding; `section_text`, `summary` and `a
 ``collect_env`` and ``transformers env`` report is not repeated here: `environment` attaches it.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import getpass
 import json

@@ -42,8 +42,7 @@ LORA = {"kind": "lora", "r": 16, "lora_alpha": 32}
 def dry_run(job: TrainJob) -> str:
     """Check a job, its model and its data, and describe the run as text.
 
-    Raises:
-        ValueError: for problems that would stop the run: a processor that does not match the model, records that do not fit.
+    Raises ValueError for problems that would stop the run: a processor that does not match the model, records that do not fit.
     """
     start = time.perf_counter()
     args, gpu = job.planned_arguments(), not job.trainer.get("use_cpu")
@@ -187,8 +186,7 @@ def work_lines(work: Workload, args: Any, ranks: int) -> list[str]:
 def feature_lines(work: Workload, model: Any, processor: Any, args: Any) -> dict[str, list[str]]:
     """Say what cached vision features take on disk and save; nothing for a model that has none.
 
-    Raises:
-        ValueError: for a run with cached features that are not possible.
+    Raises ValueError for a run with cached features that are not possible.
     """
     if (reason := why_not_cached(model, processor)) is not None or not work.tiles.any():
         if args.vision_features == "cached" and reason is not None:

@@ -1,7 +1,5 @@
 """Check the machine: memory, disks and the Hub, GPUs and the attention kernel of packed rows."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,13 +4,11 @@ Weights, optimizer state and sharding are computed from the sizes of the paramet
 device (`mpo.preflight.trace`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +47,7 @@ class Sharding:
     world_size: int = 1
 
     @classmethod
-    def of(cls, trainer: Mapping[str, Any], ranks: int = 1) -> Sharding:
+    def of(cls, trainer: Mapping[str, Any], ranks: int = 1) -> Self:
         """Derive the sharding of `ranks` ranks from trainer settings: ``deepspeed`` (a mapping or a file) and ``fsdp``."""
         if deepspeed := trainer.get("deepspeed"):
             settings = deepspeed if isinstance(deepspeed, Mapping) else json.loads(Path(deepspeed).read_text())

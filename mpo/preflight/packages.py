@@ -1,7 +1,5 @@
 """Check required and optional packages: installed, a supported version, importable, and with the private names that mpo uses."""
 
-from __future__ import annotations
-
 import platform
 import traceback
 from collections.abc import Iterator, Mapping

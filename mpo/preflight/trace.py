@@ -12,8 +12,6 @@ Private names of other libraries, checked on TRL 1.16: `trl.kernels.chunked_logp
 `_addmm_fp32`, `trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import os

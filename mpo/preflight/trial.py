@@ -3,8 +3,6 @@
 `TrainingArguments._n_gpu` is a private name of transformers, checked on 5.24.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 import time

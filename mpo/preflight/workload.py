@@ -1,7 +1,5 @@
 """Measure a job's data: tokens and tiles of every record, the most expensive micro-batch, and the number of steps."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

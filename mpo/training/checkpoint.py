@@ -41,8 +41,7 @@ def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None
 def check_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
     """Check that the adapters saved in `folder` have exactly the tensors of `model`'s. peft loads those that match.
 
-    Raises:
-        ValueError: for a missing or unexpected tensor, or one of another shape.
+    Raises ValueError for a missing or unexpected tensor, or one of another shape.
     """
     for name in model.peft_config:
         place = Path(folder) if name == "default" else Path(folder, name)
@@ -94,11 +93,7 @@ def save_state(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
 
 def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `save_state` wrote.
-
-    Raises:
-        ValueError: when the folder is not a checkpoint of this trainer.
-    """
+    """Read what `save_state` wrote. Raises ValueError when the folder is not a checkpoint of this trainer."""
     path = Path(folder) / STATE_FILE
     if not path.exists():
         raise ValueError(
@@ -117,11 +112,7 @@ def _damaged(path: Path, error: object) -> ValueError:
 
 
 def _check_files(folder: str) -> None:
-    """Refuse truncated files before anything reads them.
-
-    Raises:
-        ValueError: naming the file.
-    """
+    """Refuse truncated files before anything reads them. Raises ValueError naming the file."""
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):  # torch.save writes zip files
             raise _damaged(path, "not the whole of what torch.save wrote")
@@ -136,9 +127,8 @@ def _check_files(folder: str) -> None:
 def complete_checkpoint(run_dir: str | os.PathLike[str], asked: str | os.PathLike[str] | None = None) -> str:
     """Return the checkpoint to resume from: `asked`, or the newest complete one in `run_dir`.
 
-    Raises:
-        ValueError: when there is none, or it is incomplete, a file is truncated, or the optimizer, scheduler or random states
-            are missing.
+    Raises ValueError when there is none, or it is incomplete, a file is truncated, or the optimizer, scheduler or random states are
+    missing.
     """
     folder = latest_checkpoint(run_dir) if asked is None else str(asked)
     if folder is None:

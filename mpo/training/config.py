@@ -78,10 +78,6 @@ class MPOConfig(LoopConfig, DPOConfig):  # type: ignore[misc]
     """
 
     by_number: ClassVar[str] = "pairs"
-    chosen: ClassVar[tuple[str, ...]] = (
-        *("reward_shift", "sft_average", "completion_end", "tile_budget", "rows", "packed_attention", "reference", "batching"),
-        *("on_bad_record", "truncation_mode", "vision_features"),
-    )
     without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
         **LoopConfig.without_effect,
         "label_smoothing_factor": (0.0, "it belongs to transformers' loss. Use loss_type='cdpo' with label_smoothing."),

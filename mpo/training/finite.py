@@ -60,8 +60,7 @@ class FiniteGuard:
     def check(self) -> None:
         """Read the results, and open a new window. Every rank must call it.
 
-        Raises:
-            FloatingPointError: naming the step and its records, on every rank.
+        Raises FloatingPointError naming the step and its records, on every rank.
         """
         if not self._batches or not self.is_bad():
             self.clear()

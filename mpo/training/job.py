@@ -38,7 +38,6 @@ from mpo.training.schema import DATA_NAMES, check_data, check_keys, hints
 from mpo.training.sft import PackedSFTTrainer
 from mpo.training.sft_config import PackedSFTConfig
 from mpo.training.trained_model import TrainedModel
-from mpo.training.without_gpu import without_gpu
 
 RESOLVED = "resolved.yaml"
 FINAL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
@@ -123,8 +122,7 @@ class TrainJob(TrainedModel):
     def from_config(cls, config: Mapping[str, Any]) -> "TrainJob":
         """Check a composed configuration without loading model or data.
 
-        Raises:
-            ValueError: for unknown keys (names the closest match), missing values, and invalid combinations.
+        Raises ValueError for unknown keys (names the closest match), missing values, and invalid combinations.
         """
         check_keys({**hints(schema.Job), **dict.fromkeys((*GROUPS, *OPTIONAL), Any)}, config, "")
         job = cls(**config)
@@ -326,6 +324,25 @@ class TrainJob(TrainedModel):
     def load(cls, path: str | os.PathLike[str]) -> "TrainJob":
         """Read a job written by `save`."""
         return cls.from_config(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+
+
+def without_gpu(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Change settings so that this machine accepts them without a GPU, and the memory estimate stays the same.
+
+    ``bf16: null``, which depends on the hardware, counts as true on the run's GPUs.
+
+    >>> without_gpu({"bf16": None, "use_cpu": True})["bf16"]
+    """
+    given = dict(trainer)
+    if trainer.get("use_cpu"):
+        return given
+    if given.get("bf16") is None and not given.get("fp16"):
+        given["bf16"] = True
+    if not torch.cuda.is_available():
+        given["use_cpu"] = True
+        given["activation_offloading"] = given["use_liger_kernel"] = False
+        given["tf32"] = None
+    return given
 
 
 class _Begin(TrainerCallback):  # type: ignore[misc]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import torch
@@ -20,7 +21,6 @@ from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import RecordMeasure, measure
 from mpo.training.features.use import UsesFeatures
 from mpo.training.loop_config import LoopConfig
-from mpo.training.policy import temporarily
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class LoadsBatches(UsesFeatures):
         elif self._collator_is_ours and not kwargs.get("is_training"):
             if self.compute_metrics is not None or kwargs.get("description") == "test":
                 collator = replace(collator, layout="padded")
-        with temporarily(self, data_collator=collator):
+        with patch.object(self, "data_collator", collator):
             return super()._get_dataloader(dataset, *args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -86,7 +86,7 @@ class LoadsBatches(UsesFeatures):
 
     def _whole_dataloader(self, dataset: Any) -> Any:
         """Return a data loader of all records of a data set, also with `dataloader_drop_last`."""
-        with temporarily(self.args, dataloader_drop_last=False):
+        with patch.object(self.args, "dataloader_drop_last", False):
             return self.get_eval_dataloader(dataset)
 
     def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any, dict[int, str]]:

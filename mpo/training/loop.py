@@ -46,8 +46,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
     def _start_loop(self) -> None:
         """Set up the state of the loop, once the accelerator exists.
 
-        Raises:
-            ValueError: for the router loss of a model that does not return router logits.
+        Raises ValueError for the router loss of a model that does not return router logits.
         """
         self.aux_loss_enabled = adds_router_loss(self.model.config, self.args)
         self._meters = {"train": Meter(), "eval": Meter()}

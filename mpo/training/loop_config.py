@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
 from transformers.optimization import get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -23,7 +24,7 @@ Config = TypeVar("Config", bound=type)
 
 
 def choice(default: str, choices: tuple[str, ...]) -> Any:
-    """Return a field of one of several values, which `LoopConfig` checks."""
+    """Return a field of one of several values, which `LoopConfig` checks, as it does those of TRL."""
     return field(default=default, metadata={"choices": list(choices)})
 
 
@@ -58,7 +59,6 @@ class LoopConfig(_Base):  # type: ignore[misc]
 
     Attributes:
         by_number: the value of ``batching`` for batches of ``per_device_train_batch_size`` records.
-        chosen: names of the fields that have one of several values.
         without_effect: fields that a run does not read: the value that means off, the reason, what to use.
         needs: fields that have an effect with a value of another one alone.
         group_same_prompt: most records of one prompt in a batch.
@@ -69,7 +69,6 @@ class LoopConfig(_Base):  # type: ignore[misc]
     """
 
     by_number: ClassVar[str]
-    chosen: ClassVar[tuple[str, ...]] = ("tile_budget", "rows", "packed_attention", "batching", "on_bad_record", "vision_features")
     without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
         "dataset_num_proc": (None, "records are tokenized by the data loader during training. Use dataloader_num_workers."),
         "eval_use_gather_object": (False, "evaluation gathers tensors, not objects."),
@@ -138,9 +137,10 @@ class LoopConfig(_Base):  # type: ignore[misc]
         self.accelerator_config.dispatch_batches = False
 
     def _check_choices(self) -> None:
-        for name in self.chosen:
-            choices = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
+        others = {*TrainingArguments.__dataclass_fields__, *self.without_effect}  # checked by transformers, or not read
+        for name, one in self.__dataclass_fields__.items():
+            choices = one.metadata.get("choices")
+            if choices and name not in others and getattr(self, name) not in (*choices, one.default):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}.")
 
     def _check_needs(self) -> None:
@@ -149,15 +149,10 @@ class LoopConfig(_Base):  # type: ignore[misc]
                 raise ValueError(f"{name}={own!r} needs {other}={value!r}. Set it, or leave this out.")
 
     def _check_rows(self) -> None:
-        packed_only = {
-            "packing": getattr(self, "packing", False),
-            "padding_free": self.padding_free,
-            "packed_attention": self.packed_attention != "auto",
-            "verify_first_batch": self.verify_first_batch,
-        }
-        for name, is_set in packed_only.items() if self.rows == "padded" else ():
-            if is_set:
-                raise ValueError(f"{name}={getattr(self, name)!r} needs packed rows, and rows='padded'. Leave one of them out.")
+        packed_only = {"packing", "padding_free", "packed_attention", "verify_first_batch"} & self.__dataclass_fields__.keys()
+        for name in sorted(packed_only) if self.rows == "padded" else ():
+            if (own := getattr(self, name)) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"{name}={own!r} needs packed rows, and rows='padded'. Leave one of them out.")
 
     def _check_effect(self) -> None:
         if (strategy := self.train_sampling_strategy) in ("batch_rebalance", "group_by_length"):
@@ -212,16 +207,12 @@ class LoopConfig(_Base):  # type: ignore[misc]
             raise ValueError(f"vision_drop_path must be a probability, at least 0 and below 1; got {self.vision_drop_path}.")
 
     def _check_features(self) -> None:
-        changing = {
-            **{name: getattr(self, name) for name in ("vision_drop_path", "vision_learning_rate") if getattr(self, name)},
-            **{name: True for name in ("bf16_full_eval", "fp16_full_eval") if getattr(self, name)},
-        }
-        if self.vision_features == "cached" and changing:
-            name, value = next(iter(changing.items()))
-            raise ValueError(
-                f"vision_features='cached' keeps the features of a tower that never changes, and {name}={value} changes it. Leave "
-                "one of them out."
-            )
+        for name in ("vision_drop_path", "vision_learning_rate", "bf16_full_eval", "fp16_full_eval"):
+            if self.vision_features == "cached" and (value := getattr(self, name)):
+                raise ValueError(
+                    f"vision_features='cached' keeps the features of a tower that never changes, and {name}={value} changes it. "
+                    "Leave one of them out."
+                )
         if not self.vision_feature_cache_gb > 0:
             raise ValueError(f"vision_feature_cache_gb must be a size above 0; got {self.vision_feature_cache_gb}.")
 

@@ -28,14 +28,7 @@ from mpo.training.model_card import MPO_PAPER
 from mpo.training.policy import HasPolicy
 from mpo.training.reference.adapters import identity
 from mpo.training.reference.use import UsesReference
-from mpo.training.start import (
-    check_apart,
-    checked_arguments,
-    collator_of,
-    fingerprint_of,
-    frozen_copy,
-    load_processing_class,
-)
+from mpo.training.start import check_apart, checked_arguments, collator_of, fingerprint_of, frozen_copy, load_processing_class
 
 REFERENCE = "reference"  # folder of a checkpoint, for a reference that sync_ref_model updates
 

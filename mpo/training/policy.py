@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import is_peft_model
@@ -29,14 +30,7 @@ from mpo.models.tower import DropPath
 from mpo.schema import BAD, COUNTED, EPOCH, LOADED, PADDING, TRL_COLUMNS, names
 from mpo.training.record_checks import check_images
 from mpo.training.reference.fingerprint import Fingerprint
-from mpo.training.start import (
-    Adapters,
-    check_columns,
-    check_leftovers,
-    check_trained,
-    choose_layout,
-    load_by_name,
-)
+from mpo.training.start import Adapters, check_columns, check_leftovers, check_trained, choose_layout, load_by_name
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +50,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
     def _checked_data(self, train_dataset: Any, eval_dataset: Any, processing_class: Any) -> tuple[Any, Any]:
         """Return the data sets with images left encoded: TRL looks at the first record.
 
-        Raises:
-            ValueError: for a data set without the columns of a record.
+        Raises ValueError for a data set without the columns of a record.
         """
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
@@ -112,7 +105,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
             off = {**off, "torch_compile_backend": "no"}
         use_cache = {name: value for name, value in vars(model.config).items() if name == "use_cache"}
         # `model_init_kwargs` are used up.
-        with temporarily(trl, get_peft_model=adapters.put_on), temporarily(args, model_init_kwargs=None, **off):
+        with patch.multiple(trl, get_peft_model=adapters.put_on), patch.multiple(args, model_init_kwargs=None, **off):
             try:
                 passed = {"processing_class": processing_class, "optimizers": optimizers, "peft_config": peft_config, **others}
                 super().__init__(model=model, args=args, **passed)
@@ -193,11 +186,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
             return super().evaluation_loop(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `mpo.training.loop.Loop.train`.
-
-        Raises:
-            ValueError: also when an earlier evaluation has rounded the weights.
-        """
+        """Train; see `mpo.training.loop.Loop.train`. Raises ValueError also when an earlier evaluation has rounded the weights."""
         if self._is_cast:
             name = "bf16_full_eval" if self.args.bf16_full_eval else "fp16_full_eval"
             raise ValueError(
@@ -287,16 +276,3 @@ def inner(model: nn.Module) -> Any:
     """Return the model inside adapters."""
     wrapped: Any = model
     return wrapped.get_base_model() if is_peft_model(model) else model
-
-
-@contextlib.contextmanager
-def temporarily(target: Any, **values: Any) -> Iterator[None]:
-    """Set attributes inside the context."""
-    before = {name: getattr(target, name) for name in values}
-    for name, value in values.items():
-        setattr(target, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(target, name, value)

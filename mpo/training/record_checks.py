@@ -1,7 +1,5 @@
 """Find records that do not fit the settings before training starts."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any

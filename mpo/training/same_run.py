@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from mpo.training.checkpoint import load_state
 from mpo.training.config import MPOConfig
 from mpo.training.loop_config import LoopConfig
-from mpo.training.reference.fingerprint import processor_parts
+from mpo.training.reference.fingerprint import flat, processor_parts
 from mpo.training.sft_config import PackedSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def description(model: nn.Module, args: LoopConfig, processing_class: Any, optim
         "adapters": {adapter: config.peft_type for adapter, config in adapters.items()},
     }
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    settings = {name: value for name, value in _flat(base.config.to_dict()) if not {*name.split(".")} & {*_NOT_OF_A_MODEL}}
+    settings = {name: value for name, value in flat(base.config.to_dict()) if not {*name.split(".")} & {*_NOT_OF_A_MODEL}}
     found |= {f"config.json's {name}": value for name, value in settings.items()}
     for adapter, config in adapters.items():
         own = config.to_dict().items()
@@ -146,21 +146,13 @@ def _recipe_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         if field.init and (group != "peft" or (config.get("peft") or {}).get("kind", "none") != "none")
     }
     found = {"task": "train", **{name: value for name, value in found.items() if value not in (None, MISSING)}}
-    found |= _flat(config)
+    found |= flat(config)
     return {name: value for name, value in found.items() if not _may_change(name)}
 
 
 def _may_change(key: str) -> bool:
     parts = key.split(".")
     return any(".".join(parts[:count]) in MAY_CHANGE_IN_RECIPES for count in range(1, len(parts) + 1))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name}", value
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str, *, fix: str) -> None:

@@ -1,7 +1,5 @@
 """The keys of a training job and their types. pydantic checks values as they are: text is not a number, nor 1 a yes or no."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -147,8 +145,7 @@ def hints(schema: type) -> Mapping[str, Any]:
 def check_data(kind: type, given: Any) -> None:
     """Check the keys of a data group, `Data` or `Conversations`, and that it names a data set.
 
-    Raises:
-        ValueError: as `check_keys`, or for a path that is not set.
+    Raises ValueError as `check_keys`, or for a path that is not set.
     """
     check_keys(hints(kind), given, "data")
     if given.get("path") in (None, "???"):

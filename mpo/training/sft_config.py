@@ -51,7 +51,6 @@ class PackedSFTConfig(LoopConfig, SFTConfig):  # type: ignore[misc]
     by_number: ClassVar[str] = "conversations"
     balance_slots: ClassVar[int] = 1  # the packs of a step are a uniform draw
     disable_dropout: ClassVar[bool] = False
-    chosen: ClassVar[tuple[str, ...]] = (*LoopConfig.chosen, "loss_average", "train_on", "oversized", "loss_type")
     without_effect: ClassVar[dict[str, tuple[Any, str]]] = {
         **LoopConfig.without_effect,
         "assistant_only_loss": (True, "the assistant's turns alone are labelled."),

@@ -39,9 +39,8 @@ logger = logging.getLogger(__name__)
 def checked_arguments(args: Any, model: Any, kind: type[LoopConfig] = MPOConfig) -> Any:
     """Return a copy of the run's configuration `args`, or a default one named after the model; the caller's is never changed.
 
-    Raises:
-        ValueError: for another class, model_init_kwargs beside a model that is loaded already, or an attention kernel that is not
-            installed.
+    Raises ValueError for another class, model_init_kwargs beside a model that is loaded already, or an attention kernel that is not
+    installed.
     """
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -71,8 +70,7 @@ def checked_arguments(args: Any, model: Any, kind: type[LoopConfig] = MPOConfig)
 def adds_router_loss(config: Any, args: LoopConfig) -> bool:
     """Whether training adds the loss that balances experts, as `DPOTrainer` decides it (``aux_loss_enabled``, TRL 1.16).
 
-    Raises:
-        ValueError: for a model that does not return router logits.
+    Raises ValueError for a model that does not return router logits.
     """
     text = config.get_text_config()
     given = args.router_aux_loss_coef
@@ -172,11 +170,7 @@ def check_columns(dataset: Any, name: str, needed: Sequence[Sequence[str]] = (SI
 
 
 def load_processing_class(model: Any, args: LoopConfig) -> Any:
-    """Load the processor or tokenizer of a model, by its name.
-
-    Raises:
-        ValueError: for a model without a name.
-    """
+    """Load the processor or tokenizer of a model, by its name. Raises ValueError for a model without a name."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     if isinstance(model, str):
         refuse_adapter(model)
@@ -192,8 +186,7 @@ def load_processing_class(model: Any, args: LoopConfig) -> Any:
 def load_by_name(name: str, args: LoopConfig, quantization_config: Any, *, whole: bool) -> PreTrainedModel:
     """Load a model as TRL does, but strictly; `whole`: it is trained without adapters.
 
-    Raises:
-        ValueError: for a checkpoint whose tensors do not match its config, and for quantized weights without an adapter.
+    Raises ValueError for a checkpoint whose tensors do not match its config, and for quantized weights without an adapter.
     """
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if quantization_config is not None:
@@ -247,8 +240,7 @@ def _sharded_copy(model: PreTrainedModel) -> PreTrainedModel:
 def check_leftovers(model: nn.Module) -> None:
     """Refuse adapter layers in a model that is not a PeftModel: transformers would neither save nor load them.
 
-    Raises:
-        ValueError: with possible causes.
+    Raises ValueError with possible causes.
     """
     if not is_peft_model(model) and has_tuner_layers(model):
         raise ValueError(
@@ -260,8 +252,7 @@ def check_leftovers(model: nn.Module) -> None:
 def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
     """Refuse a reference that shares trained weights with the policy: it would change during training.
 
-    Raises:
-        ValueError: naming one of them.
+    Raises ValueError naming one of them.
     """
     held = {parameter.data_ptr() for parameter in ref_model.parameters() if parameter.numel()}
     shared = [name for name, p in model.named_parameters() if p.requires_grad and p.numel() and p.data_ptr() in held]
@@ -275,9 +266,8 @@ def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
 def check_trained(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Refuse a model without trained parameters, or whose training result could not be saved; `optimizer`: the user's, or None.
 
-    Raises:
-        ValueError: when no parameter is trained, for an optimizer of another model, or for rows added to the embeddings beside an
-            adapter.
+    Raises ValueError when no parameter is trained, for an optimizer of another model, or for rows added to the embeddings beside an
+    adapter.
     """
     if any(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters()):
         raise ValueError(
@@ -384,8 +374,7 @@ class Adapters:
 def fingerprint_of(reference: Any, processing_class: Any, args: MPOConfig) -> Fingerprint:
     """Identify a reference by its weights, its compute dtype and everything else that determines its log-probs.
 
-    Raises:
-        ValueError: for sharded weights.
+    Raises ValueError for sharded weights.
     """
     if _is_sharded(reference):
         raise ValueError(

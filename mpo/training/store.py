@@ -232,8 +232,7 @@ def _metas(folder: Path) -> list[Path]:
 def read_caches(folder: str | os.PathLike[str]) -> tuple[list[tuple[Path, Fingerprint]], dict[Path, Exception]]:
     """Return the caches in a folder, itself or its sub-folders, with their fingerprints; and those that cannot be read, with why.
 
-    Raises:
-        ValueError: when there is none.
+    Raises ValueError when there is none.
     """
     found, unread, path = [], dict[Path, Exception](), Path(folder)
     for meta in _metas(path):

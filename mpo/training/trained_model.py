@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from hydra.utils import get_method
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
 
 from mpo.io import did_you_mean
 from mpo.models.family import DEFAULT, Family, family_of
@@ -85,8 +87,6 @@ class TrainedModel:
             if settings:
                 raise ValueError(f"peft.{settings[0]} needs peft=lora or peft=qlora; peft=none trains without an adapter.")
             return
-        from peft import LoraConfig
-
         known = {"kind": str, **hints(LoraConfig), "r": schema.Positive, "lora_alpha": float, "lora_dropout": schema.Share}
         check_keys({name: of for name, of in known.items() if name != "task_type"}, self.peft, "peft")
         if kind == "qlora":
@@ -109,8 +109,7 @@ class TrainedModel:
     def family(self, config: Any) -> Family:
         """Return the family of the model, if a setting depends on it.
 
-        Raises:
-            ValueError: for a vision-language model of an unknown family.
+        Raises ValueError for a vision-language model of an unknown family.
         """
         for setting, value in (("peft=qlora", self.peft["kind"] == "qlora"), ("train_parts", self.parts())):
             if value:
@@ -138,13 +137,10 @@ class TrainedModel:
     def adapter(self, family: Family = DEFAULT) -> Any:
         """Build peft's `LoraConfig` for a model of a family; None without an adapter.
 
-        Raises:
-            ValueError: for settings that train a frozen part, and a projector that peft cannot train as a whole.
+        Raises ValueError for settings that train a frozen part, and a projector that peft cannot train as a whole.
         """
         if self.peft["kind"] == "none":
             return None
-        from peft import LoraConfig
-
         settings = {key: value for key, value in self.peft.items() if key != "kind"}
         settings["target_modules"] = settings.get("target_modules") or family.projections()
         if parts := self.parts():
@@ -172,13 +168,10 @@ class TrainedModel:
     def quantization(self) -> Any:
         """Build the 4-bit quantization config of QLoRA (arXiv 2305.14314); None for other jobs.
 
-        Raises:
-            ValueError: for a vision-language model of an unknown family, whose vision tower would be quantized.
+        Raises ValueError for a vision-language model of an unknown family, whose vision tower would be quantized.
         """
         if self.peft["kind"] != "qlora":
             return None
-        from transformers import BitsAndBytesConfig
-
         name = self.model.get("name_or_path")
         if name is None:
             raise ValueError("peft=qlora needs model.name_or_path, whose config says which parts are not to be quantized.")

@@ -9,9 +9,12 @@ With vision_features=cached the features of every image are stored likewise, by 
 processor's settings and the image.
 """
 
+from mpo.commands.flags import arg, path
+
 EXAMPLES = """\
 mpo cache inspect runs/reference           show the model, settings, number of completions and size
 mpo cache verify runs/reference            read and check every shard; exit status 1 on a problem
 mpo cache prune --dry-run runs/reference   show what prune would change
 mpo cache prune runs/reference             remove temporary files and damaged shards, merge small shards
 """
+FOLDER = {"folder": arg("folder of the cache, or one of its sub-folders", "DIR", type=path)}

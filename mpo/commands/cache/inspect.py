@@ -4,25 +4,22 @@ For each folder: the model and settings, the number of completions or images, th
 files. A folder that cannot be read, as of an earlier format, is named, and the exit status is then 1.
 """
 
-import argparse
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import path
+from mpo.commands.cache import FOLDER
+from mpo.commands.flags import Args
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
 mpo cache inspect runs/reference
 mpo cache inspect runs/reference --json
 """
+ARGUMENTS = FOLDER
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", type=path, help="folder of the cache, or one of its sub-folders")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.training.store import read_caches
 
     caches, unread = read_caches(args.folder)

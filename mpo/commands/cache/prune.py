@@ -6,9 +6,8 @@ by the next run that needs them. Training runs may continue at the same time. A 
 earlier format, is named, and the exit status is then 1; --old removes those of an earlier format.
 """
 
-import argparse
-
-from mpo.commands.flags import add, path
+from mpo.commands.cache import FOLDER
+from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -16,14 +15,10 @@ mpo cache prune --dry-run runs/reference   show the changes
 mpo cache prune runs/reference
 mpo cache prune --old runs/reference       remove folders of earlier formats too
 """
+ARGUMENTS = {**FOLDER, **flags("--dry-run", "--old")}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", type=path, help="folder of the cache, or one of its sub-folders")
-    add(parser, "--dry-run", "--old")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.training.reference.maintenance import prune_folder, remove_old
     from mpo.training.store import EarlierFormat, read_caches
 

@@ -5,9 +5,8 @@ completions stored twice agree. Changes nothing. The exit status is 1 if there a
 earlier format.
 """
 
-import argparse
-
-from mpo.commands.flags import path
+from mpo.commands.cache import FOLDER
+from mpo.commands.flags import Args
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -16,13 +15,10 @@ mpo cache verify runs/reference --json > problems.json
 """
 MOST_LINES = 100
 """Maximum number of problems listed per folder; with --json, all are."""
+ARGUMENTS = FOLDER
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", type=path, help="folder of the cache, or one of its sub-folders")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.training.reference.maintenance import check_folder
     from mpo.training.store import read_caches
 

@@ -7,13 +7,10 @@ fields of a record at the top level as in its file, or in one object `metadata` 
 else.
 """
 
-from __future__ import annotations
-
-import argparse
 from typing import Any
 
-from mpo.commands.data.files import add_input, add_output, load, write, written_data, written_text
-from mpo.commands.flags import add, path
+from mpo.commands.data.files import INPUT, OUTPUT, SPLIT, TARGET, load, write, written_data, written_text
+from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Failed, Report
 from mpo.commands.outputs import refuse_targets
 
@@ -22,16 +19,10 @@ mpo data convert mmpr/annotations/m3cot.jsonl m3cot.parquet --image-root mmpr/im
 mpo data convert m3cot.parquet m3cot.jsonl --output-format mmpr     write the images to m3cot_images/
 mpo data convert pairs.jsonl portable.jsonl --images copy           copy every image next to the file
 """
+ARGUMENTS = {**INPUT, **SPLIT, **TARGET, **OUTPUT, **flags(check=True)}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_input(parser)
-    parser.add_argument("target", metavar="TARGET", type=path, help="new file or folder to write")
-    add_output(parser)
-    add(parser, "--check", default=True)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_targets({"TARGET": args.target})
     pairs = load(args)
     written = write(pairs, args.target, args)

@@ -10,12 +10,8 @@ Images are compared if their 64-bit difference hashes are nearly equal. The file
 record, the one that it repeats, and the reason.
 """
 
-from __future__ import annotations
-
-import argparse
-
-from mpo.commands.data.files import add_input, add_output, ids, load, processes, write, written_data, written_text
-from mpo.commands.flags import add, path
+from mpo.commands.data.files import INPUT, OUTPUT, TARGET, ids, load, processes, write, written_data, written_text
+from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_targets
 from mpo.io import write_json_lines
@@ -27,18 +23,10 @@ mpo data dedupe pairs.jsonl unique.jsonl --threshold 0.8 --removed duplicates.js
 """
 MOST_LINES = 5
 """Maximum number of removed records printed; the file of --removed has all."""
+ARGUMENTS = {**INPUT, **TARGET, **flags("--exact", "--removed", "--num-proc", threshold=0.9, image_bits=3), **OUTPUT}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, split=False)
-    parser.add_argument("target", metavar="TARGET", type=path, help="new file or folder to write")
-    add(parser, "--exact", "--removed", "--num-proc")
-    add(parser, "--threshold", default=0.9)
-    add(parser, "--image-bits", default=3)
-    add_output(parser)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     removed = args.removed or args.target.with_name(f"{args.target.name}.removed.jsonl")
     refuse_targets({"TARGET": args.target, "--removed": removed})
     from mpo.curation.dedupe import find_duplicates, without

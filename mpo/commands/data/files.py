@@ -1,30 +1,25 @@
 """The data sets and models that the actions of `mpo data` read, and the files that they write."""
 
-from __future__ import annotations
-
-import argparse
 import os
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import add
+from mpo.commands.flags import Args, Words, arg, flags, path
+
+INPUT = {
+    "path": arg("data set: a file, a folder, or a data set on the Hub", "PATH"),
+    **flags("--format", "--image-root", "--metadata"),
+}
+SPLIT = flags(split="train")
+"""Of an action that can read one split of several."""
+TARGET = {"target": arg("new file or folder to write", "TARGET", type=path)}
+OUTPUT = {
+    **flags(output_format=Words("by the name of TARGET"), choices=("trl", "mmpr", "parquet", "disk")),
+    **flags("--images", "--output-image-root"),
+}
 
 
-def add_input(parser: argparse.ArgumentParser, *, split: bool = True) -> None:
-    """PATH, and the flags of how to read it; `split` for an action that can read one split of several."""
-    parser.add_argument("path", metavar="PATH", help="data set: a file, a folder, or a data set on the Hub")
-    add(parser, "--format", "--image-root", "--metadata")
-    if split:
-        add(parser, "--split", default="train")
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """The flags of how to write a data set."""
-    add(parser, "--output-format", choices=("trl", "mmpr", "parquet", "disk"), otherwise="by the name of TARGET")
-    add(parser, "--images", "--output-image-root")
-
-
-def load(args: argparse.Namespace) -> Any:
+def load(args: Args) -> Any:
     """Load the pairs or conversations of PATH."""
     from mpo.data import load_conversations, load_preferences
     from mpo.data.load import kind_of_source
@@ -43,13 +38,13 @@ def ids(pairs: Any) -> list[str]:
     return list(pairs.select_columns(["id"])[:]["id"]) if "id" in pairs.column_names else list(map(str, range(len(pairs))))
 
 
-def processes(args: argparse.Namespace) -> int:
+def processes(args: Args) -> int:
     """`--num-proc`, or the number of CPU cores of this process."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return getattr(args, "num_proc", None) or available
 
 
-def load_processor(args: argparse.Namespace) -> Any:
+def load_processor(args: Args) -> Any:
     """The processor of `--model`; None without it."""
     if not args.model:
         if args.max_tiles is not None:
@@ -64,7 +59,7 @@ def load_processor(args: argparse.Namespace) -> Any:
         raise ValueError(f"--model {error}") from error
 
 
-def write(pairs: Any, target: Path, args: argparse.Namespace) -> Any:
+def write(pairs: Any, target: Path, args: Args) -> Any:
     """Write pairs to a new file or folder; returns a `mpo.curation.write.Written`."""
     from mpo.curation.write import write_pairs
 

@@ -11,13 +11,10 @@ kept has the files of PATH without the dropped lines, the others as they are, wi
 dropped ones with all reasons, report.json the counts by rule and by source.
 """
 
-from __future__ import annotations
-
-import argparse
-import re
 from typing import Any
 
-from mpo.commands.flags import add
+from mpo.commands.flags import REQUIRED, Args, Words, arg, flags
+from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -27,21 +24,17 @@ mpo data filter pairs.jsonl --output judged --model runs/first --no-quality --ma
 mpo data filter data/ --output judged --model http://localhost:8000/v1 --domain math --domain forum=writing
 """
 LIMITS = {"line": "10000", "zeros": "100", "run": "64", "lines": "0.3", "loop": "35", "ngrams": "60"}
+ARGUMENTS = {
+    "path": arg("conversations or preferences: JSONL, JSON, Parquet, or a folder of them", "PATH"),
+    **flags("--metadata", "--drop-bad", "--retry-dropped", "--workers", output=REQUIRED),
+    **flags("--model", "--model-name", "--prices", "--device"),
+    **flags(heuristics=True, repetition=Words("with --model"), quality=Words("with --model")),
+    **flags(**{f"max_{name}": Words(value) for name, value in LIMITS.items()}),
+    **flags(min_repetition=Words("3"), min_quality=Words("7"), domain=Words("general"), unscored=Words("keep")),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="conversations or preferences: JSONL, JSON, Parquet, or a folder of them")
-    add(parser, "--output", required=True)
-    add(parser, "--metadata", "--drop-bad", "--retry-dropped", "--workers", "--model", "--model-name", "--prices", "--device")
-    add(parser, "--heuristics", default=True)
-    add(parser, "--repetition", "--quality", otherwise="with --model")
-    for name, value in LIMITS.items():
-        add(parser, f"--max-{name}", otherwise=value)
-    for name, value in (("--min-repetition", "3"), ("--min-quality", "7"), ("--domain", "general"), ("--unscored", "keep")):
-        add(parser, name, otherwise=value)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.curation.filter import Source, filter_records
     from mpo.curation.judge import OTHERS, Form, Quality, Repetition
 
@@ -57,11 +50,13 @@ def run(args: argparse.Namespace) -> Report:
     ):
         if not there and (given := [name for name in names if getattr(args, name) not in (None, False)]):
             raise ValueError(f"--{given[0].replace('_', '-')} needs {needed}. Give both, or none.")
+    if args.model:
+        refuse_unfit(args, args.model)
     source = Source(args.path, metadata=args.metadata or (), keep_bad=args.drop_bad)
     steps: list[Any] = [
         Form({name: None if value == "off" else value for name, value in limits.items()}, heuristics=args.heuristics)
     ]
-    unscored, generator = args.unscored or "keep", _generator(args) if any(judges.values()) else None
+    unscored, generator = args.unscored or "keep", open_model(args, args.model) if any(judges.values()) else None
     domains = dict((OTHERS, *one.rsplit("=", 1))[-2:] for one in args.domain or ())
     if len(domains) < len(args.domain or ()):
         raise ValueError(f"--domain is given twice for one source, or for all: {', '.join(args.domain)}. Keep one of them.")
@@ -77,18 +72,3 @@ def run(args: argparse.Namespace) -> Report:
     lines = [f"{name}: {', '.join(f'{count:,} {what}' for what, count in row.items())}" for name, row in rows.items()]
     spent = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in report["spent"].items())
     return Report("\n".join([*lines, *[f"spent: {spent}"] * bool(spent), f"{args.output}/report.json"]), report)
-
-
-def _generator(args: argparse.Namespace) -> Any:
-    at_server = re.match("https?://", args.model, re.IGNORECASE)
-    for name in ("device",) if at_server else ("model_name", "prices", "workers"):
-        if getattr(args, name) is not None:
-            where = "a model in this process" if at_server else "a server"
-            raise ValueError(f"--{name.replace('_', '-')} needs {where}, and --model is {args.model}. Leave it out.")
-    if at_server:
-        from mpo.generation.server import ServerGenerator
-
-        return ServerGenerator(args.model, args.model_name, prices=args.prices)
-    from mpo.generation.open import open_local
-
-    return open_local(args.model, device=args.device)

@@ -13,13 +13,10 @@ exist there:
   seed: 0
 """
 
-from __future__ import annotations
-
-import argparse
 from dataclasses import asdict
 
-from mpo.commands.data.files import add_output, write, written_data, written_text
-from mpo.commands.flags import add, path
+from mpo.commands.data.files import OUTPUT, write, written_data, written_text
+from mpo.commands.flags import Args, Words, arg, flags, path
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_targets
 
@@ -29,22 +26,16 @@ mpo data mix mixture.yaml mixed.parquet
 mpo data mix mixture.yaml mixed.parquet eval.parquet     for a mixture with an eval_size
 mpo data mix MMPR-v1.2/meta.json                         print the pairs of each source of MMPR
 """
+ARGUMENTS = {
+    "mixture": arg("YAML or JSON file that describes the mixture, see above", "MIXTURE", type=path),
+    "target": arg("new file or folder to write (default: only print the table)", "TARGET", type=path, nargs="?"),
+    "eval_target": arg("new file or folder for the evaluation part (eval_size)", "EVAL", type=path, nargs="?"),
+    **flags("--shuffle", seed=Words("as in the mixture")),
+    **OUTPUT,
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("mixture", metavar="MIXTURE", type=path, help="YAML or JSON file that describes the mixture, see above")
-    parser.add_argument(
-        "target", metavar="TARGET", type=path, nargs="?", help="new file or folder to write (default: only print the table)"
-    )
-    parser.add_argument(
-        "eval_target", metavar="EVAL", type=path, nargs="?", help="new file or folder for the evaluation part (eval_size)"
-    )
-    add(parser, "--seed", otherwise="as in the mixture")
-    add(parser, "--shuffle")
-    add_output(parser)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_targets({"TARGET": args.target, "EVAL": args.eval_target})
     import numpy as np
 

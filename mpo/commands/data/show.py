@@ -4,12 +4,8 @@ With --model: the rendered prompt with its image tokens, and the completions wit
 loss) between angle quotation marks.
 """
 
-from __future__ import annotations
-
-import argparse
-
-from mpo.commands.data.files import add_input, ids, load, load_processor
-from mpo.commands.flags import add
+from mpo.commands.data.files import INPUT, SPLIT, ids, load, load_processor
+from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_replacing
 from mpo.io import write_text
@@ -20,16 +16,10 @@ mpo data show pairs.jsonl --limit 10 --shuffle --seed 1            show ten at r
 mpo data show pairs.jsonl --id m3cot-17 --model OpenGVLab/InternVL3-1B-Instruct
 mpo data show pairs.jsonl --limit 50 --html show.html              write an HTML page with the images
 """
+ARGUMENTS = {**INPUT, **SPLIT, **flags("--model", "--max-tiles", "--shuffle", "--id", "--html", limit=3, seed=0)}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_input(parser)
-    add(parser, "--model", "--max-tiles", "--shuffle", "--id", "--html")
-    add(parser, "--limit", default=3)
-    add(parser, "--seed", default=0)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_replacing("--html", args.html, "<!doctype html>")
     import numpy as np
 

@@ -5,12 +5,8 @@ that share one, directly or through other records, are a connected component and
 many records have (Describe this image.) connects all of them; use --eval-by image to compare only images.
 """
 
-from __future__ import annotations
-
-import argparse
-
-from mpo.commands.data.files import add_input, add_output, load, processes, write, written_data, written_text
-from mpo.commands.flags import add, path
+from mpo.commands.data.files import INPUT, OUTPUT, load, processes, write, written_data, written_text
+from mpo.commands.flags import Args, arg, flags, path
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_targets
 
@@ -18,20 +14,16 @@ EXAMPLES = """\
 mpo data split pairs.jsonl train.jsonl eval.jsonl --eval-size 0.01
 mpo data split pairs.jsonl train.parquet eval.parquet --eval-size 500 --eval-by image --seed 3
 """
+ARGUMENTS = {
+    **INPUT,
+    "target": arg("new file or folder for the training part", "TARGET", type=path),
+    "eval_target": arg("new file or folder for the evaluation part", "EVAL", type=path),
+    **flags("--num-proc", eval_size=0.01, eval_by="both", seed=0),
+    **OUTPUT,
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, split=False)
-    parser.add_argument("target", metavar="TARGET", type=path, help="new file or folder for the training part")
-    parser.add_argument("eval_target", metavar="EVAL", type=path, help="new file or folder for the evaluation part")
-    add(parser, "--eval-size", default=0.01)
-    add(parser, "--eval-by", default="both")
-    add(parser, "--seed", default=0)
-    add(parser, "--num-proc")
-    add_output(parser)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_targets({"TARGET": args.target, "EVAL": args.eval_target})
     from mpo.data.eval_part import split_eval
 

@@ -7,12 +7,8 @@ chosen completions are than rejected ones, and how many words both share. If mos
 ones, the model learns length; if the two share almost no words, it learns little but style.
 """
 
-from __future__ import annotations
-
-import argparse
-
-from mpo.commands.data.files import add_input, load, load_processor, processes
-from mpo.commands.flags import add
+from mpo.commands.data.files import INPUT, SPLIT, load, load_processor, processes
+from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_replacing
 from mpo.io import write_text
@@ -21,14 +17,10 @@ EXAMPLES = """\
 mpo data stats pairs.jsonl
 mpo data stats pairs.jsonl --model OpenGVLab/InternVL3-1B-Instruct --html stats.html --num-proc 8
 """
+ARGUMENTS = {**INPUT, **SPLIT, **flags("--num-proc", "--model", "--max-tiles", "--html")}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_input(parser)
-    add(parser, "--num-proc", "--model", "--max-tiles", "--html")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_replacing("--html", args.html, "<!doctype html>")
     from mpo.curation.stats import compute_stats, stats_data, stats_page, stats_text
 

@@ -17,13 +17,10 @@ prompt is a problem; --metadata FIELD says that it is none.
 Every finding is written to --output with its file and line.
 """
 
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
-from mpo.commands.data.files import add_input, load_processor, processes
-from mpo.commands.flags import add
+from mpo.commands.data.files import INPUT, SPLIT, load_processor, processes
+from mpo.commands.flags import Args, flags
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_replacing
 
@@ -32,15 +29,15 @@ mpo data validate pairs.jsonl
 mpo data validate pairs.jsonl --image-root /data/images --model OpenGVLab/InternVL3-1B-Instruct --max-length 8192
 mpo data validate train.jsonl --eval-path eval.jsonl && mpo train data.path=train.jsonl data.eval_path=eval.jsonl
 """
+ARGUMENTS = {
+    **INPUT,
+    **SPLIT,
+    **flags("--num-proc", "--model", "--max-tiles", "--max-length", "--min-frames", "--max-frames", "--eval-path"),
+    **flags(output=Path("bad_records.jsonl")),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_input(parser)
-    add(parser, "--num-proc", "--model", "--max-tiles", "--max-length", "--min-frames", "--max-frames", "--eval-path")
-    add(parser, "--output", default=Path("bad_records.jsonl"))
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     refuse_replacing("--output", args.output, '{"where": ')
     from mpo.curation.examine import PROBLEMS
     from mpo.curation.validate import validate

@@ -5,12 +5,9 @@ sampling locations of some points over the image, as large as their weights; the
 fuser adds to the feature of each patch. And fuser.json, with the numbers.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 
-from mpo.commands.flags import add, path
+from mpo.commands.flags import REQUIRED, Args, Words, arg, flags, path
 from mpo.commands.outcome import Report
 from mpo.commands.outputs import refuse_targets
 
@@ -19,19 +16,15 @@ mpo inspect fuser runs/first photo.jpg --output looks                      from 
 mpo inspect fuser runs/first photo.jpg --output looks --point 0.2 0.8      from one point, near the lower left corner
 mpo inspect fuser runs/first photo.jpg --output looks --tile 0 --points 5
 """
+ARGUMENTS = {
+    "model": arg("model: a folder, or a model id on the Hub", "MODEL"),
+    "image": arg("image file", "IMAGE", type=path),
+    **flags("--point", "--tile", "--max-tiles", "--base", "--device", output=REQUIRED, dtype=Words("auto")),
+    **flags(points=Words("3, without --point")),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="model: a folder, or a model id on the Hub")
-    parser.add_argument("image", metavar="IMAGE", type=path, help="image file")
-    add(parser, "--output", required=True)
-    add(parser, "--point")
-    add(parser, "--points", otherwise="3, without --point")
-    add(parser, "--tile", "--max-tiles", "--base", "--device")
-    add(parser, "--dtype", otherwise="auto")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     if args.point and args.points:
         raise ValueError(f"--point and --points={args.points} both say where to look from. Leave one of the two out.")
     refuse_targets({"--output": args.output})

@@ -3,22 +3,15 @@
 Captions that are too short, repeat themselves, refuse, or are in another language are asked for again, then dropped.
 """
 
-import argparse
-
-from mpo.commands.flags import add
-from mpo.commands.mmpr.steps import add_job, asked_model, run_step
+from mpo.commands.flags import Args, flags
+from mpo.commands.mmpr.steps import ASKED, INPUT, JOB, asked_model, run_step
 from mpo.commands.outcome import Report
 
 EXAMPLES = "mpo mminstruct caption http://localhost:8000/v1 images --output told --language en --language zh\n"
+ARGUMENTS = {**ASKED, **INPUT, **JOB, **flags("--language", "--domains", attempts=2)}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_job(parser, model=True)
-    add(parser, "--language", "--domains")
-    add(parser, "--attempts", default=2)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.pipelines.job import SETTINGS
     from mpo.pipelines.mminstruct.caption import InLanguages, check_sees
     from mpo.pipelines.mminstruct.make import caption_steps

@@ -4,9 +4,7 @@ PATH is a folder, whose metadata.jsonl may say more of its images by file_name, 
 image a line. Read are: domain, licence, origin, ocr (text in the image) and tags.
 """
 
-import argparse
-
-from mpo.commands.flags import add, path
+from mpo.commands.flags import REQUIRED, Args, arg, flags, path
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
@@ -14,17 +12,14 @@ mpo mminstruct collect photos --output images --image-domain folder --licence CC
 mpo mminstruct collect archive --output images --image-domain landmark --clip openai/clip-vit-base-patch32 --retrieve 200
 mpo mminstruct collect archive --output images --image-domain prompt --classifier http://localhost:8000/v1
 """
+ARGUMENTS = {
+    "paths": arg("folder of images, or JSONL, JSON or Parquet file", "PATH", nargs="+", type=path),
+    **flags("--image-domain", "--classifier", "--domains", "--licence", "--origin", "--clip", "--retrieve", "--query", min_side=64),
+    **flags("--exact", "--limit", "--retry-dropped", output=REQUIRED),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", metavar="PATH", nargs="+", type=path, help="folder of images, or JSONL, JSON or Parquet file")
-    add(parser, "--image-domain", "--classifier", "--domains", "--licence", "--origin", "--clip", "--retrieve", "--query")
-    add(parser, "--min-side", default=64)
-    add(parser, "--output", required=True)
-    add(parser, "--exact", "--limit", "--retry-dropped")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.pipelines.mminstruct.config import Collecting, Images, Model
     from mpo.pipelines.mminstruct.make import collect_as
 

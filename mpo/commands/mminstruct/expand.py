@@ -4,28 +4,25 @@ SET is geoqa_plus, tabmwp, dvqa, figureqa or mminstruct (qa_en.jsonl, caption_cn
 layout, or fields, for any JSONL, JSON or Parquet file whose fields are named by --field.
 """
 
-import argparse
 from typing import Any
 
-from mpo.commands.flags import add, path
+from mpo.commands.flags import Args, arg, flags, path
+from mpo.commands.mmpr.steps import JOB, ran
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
 mpo mminstruct expand figureqa train1 --output figures --image-domain numerical_calculation --licence CDLA-Sharing-1.0
 mpo mminstruct expand fields cells.jsonl --output cells --field question=q --field answer=a --field image=file
 """
+ARGUMENTS = {
+    "set": arg("geoqa_plus, tabmwp, dvqa, figureqa, mminstruct or fields", "SET"),
+    "path": arg("its file of questions, or the folder that has it", "PATH", type=path),
+    **flags("--field", "--image-domain", "--domains", "--licence", "--image-root", "--limit", turns=1),
+    **JOB,
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("set", metavar="SET", help="geoqa_plus, tabmwp, dvqa, figureqa, mminstruct or fields")
-    parser.add_argument("path", metavar="PATH", type=path, help="its file of questions, or the folder that has it")
-    add(parser, "--field", "--image-domain", "--domains", "--licence", "--image-root", "--limit")
-    add(parser, "--turns", default=1)
-    add(parser, "--output", required=True)
-    add(parser, "--retry-dropped", "--drop-bad")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.pipelines.mminstruct.check import Check
     from mpo.pipelines.mminstruct.domains import load_domains
     from mpo.pipelines.mminstruct.expand import Expansion
@@ -38,14 +35,12 @@ def run(args: argparse.Namespace) -> Report:
     return written(args, [Check()], Expansion(args.set, args.path, domains=load_domains(args.domains or []), **own))
 
 
-def written(args: argparse.Namespace, steps: list[Any], records: Any) -> Report:
+def written(args: Args, steps: list[Any], records: Any) -> Report:
     """Run steps over records, and write the instructions for training."""
-    from mpo.pipelines.job import Job
     from mpo.pipelines.mminstruct.config import Config
     from mpo.pipelines.mminstruct.output import write
     from mpo.pipelines.report import summarize
 
-    job = Job(steps, records, args.output, drop_bad=args.drop_bad)
-    report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
+    job, report = ran(args, steps, records)
     made = write(args.output / "mminstruct", Config(turns=args.turns), None, [(job, report)])
     return Report(f"{summarize(report)}\n{made['instructions']:,} instructions\n{args.output}/mminstruct/meta.json", made)

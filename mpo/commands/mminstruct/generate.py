@@ -3,27 +3,19 @@
 OUTPUT/mminstruct has meta.json (mpo sft, InternVL), llava.json, sharegpt.json, trl.jsonl, and questions.jsonl for mpo mmpr.
 """
 
-import argparse
-
-from mpo.commands.flags import add
+from mpo.commands.flags import Args, flags
 from mpo.commands.mminstruct.expand import written
-from mpo.commands.mmpr.steps import add_job, asked_model
+from mpo.commands.mmpr.steps import ASKED, INPUT, JOB, asked_model
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
 mpo mminstruct generate http://localhost:8001/v1 seeded --output made
 mpo mminstruct generate http://localhost:8001/v1 seeded --output made --blind http://localhost:8001/v1 --turns 4
 """
+ARGUMENTS = {**ASKED, **INPUT, **JOB, **flags("--blind", "--judge", "--domains", form="auto", turns=1)}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_job(parser, model=True)
-    add(parser, "--form", default="auto")
-    add(parser, "--blind", "--judge", "--domains")
-    add(parser, "--turns", default=1)
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.pipelines.mminstruct.check import Agree, Blind, Check
     from mpo.pipelines.mminstruct.config import Generating, Model
     from mpo.pipelines.mminstruct.generate import Generate

@@ -12,17 +12,17 @@ and report.html. CONFIG is YAML:
   manual_price: 0.3
 """
 
-import argparse
 from typing import Any
 
-from mpo.commands.mmpr.steps import add_make, run_make
+from mpo.commands.flags import Args
+from mpo.commands.mmpr.steps import MAKE, run_make
 from mpo.commands.outcome import Report
 
 EXAMPLES = "mpo mminstruct make mminstruct.yaml --output made\n"
-configure = add_make
+ARGUMENTS = MAKE
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.pipelines.mminstruct.config import read_config
     from mpo.pipelines.mminstruct.make import make
 
@@ -32,15 +32,7 @@ def run(args: argparse.Namespace) -> Report:
 def _describe(report: dict[str, Any]) -> list[str]:
     first = f"{report['instructions']:,} instructions about {report['images']:,} images, {report['dropped']:,} dropped"
     shown = (
-        "types",
-        "dialogues",
-        "languages",
-        "judgements",
-        "letters",
-        "drops",
-        "per instruction",
-        "spent",
-        "unused",
-        "image_root",
+        *("types", "dialogues", "languages", "judgements", "letters", "drops", "per instruction"),
+        *("spent", "unused", "image_root"),
     )
     return [first, *(f"  {name}: {report[name]}" for name in shown if report.get(name))]

@@ -10,17 +10,17 @@ folder. CONFIG is YAML:
   pair: {accuracy: [0.2, 0.8]}
 """
 
-import argparse
 from typing import Any
 
-from mpo.commands.mmpr.steps import add_make, run_make
+from mpo.commands.flags import Args
+from mpo.commands.mmpr.steps import MAKE, run_make
 from mpo.commands.outcome import Report
 
 EXAMPLES = "mpo mmpr make mmpr.yaml --output mmpr\n"
-configure = add_make
+ARGUMENTS = MAKE
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.pipelines.mmpr.config import read_config
     from mpo.pipelines.mmpr.make import make
 

@@ -1,26 +1,22 @@
 """Sample responses to a file of questions, JSONL, JSON or Parquet: question, image or images, answer, choices, id."""
 
-import argparse
-
-from mpo.commands.flags import add
-from mpo.commands.mmpr.steps import add_job, asked_model, run_step
+from mpo.commands.flags import Args, arg, flags
+from mpo.commands.mmpr.steps import ASKED, JOB, asked_model, run_step
 from mpo.commands.outcome import Report
 
 EXAMPLES = """\
 mpo mmpr sample http://localhost:8000/v1 questions.jsonl --output sampled --n 32
 mpo mmpr sample runs/first charts.parquet --output sampled --prompt describe --n 8 --temperature 0.7
 """
+ARGUMENTS = {
+    **ASKED,
+    "questions": arg("questions: a JSONL, JSON or Parquet file", "QUESTIONS"),
+    **JOB,
+    **flags("--image-root", "--limit", "--vision-feature-cache", prompt="en", n=8),
+}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_job(parser, model=True, made=False)
-    parser.add_argument("questions", metavar="QUESTIONS", help="questions: a JSONL, JSON or Parquet file")
-    add(parser, "--prompt", default="en")
-    add(parser, "--n", default=8)
-    add(parser, "--image-root", "--limit", "--vision-feature-cache")
-
-
-def run(args: argparse.Namespace) -> Report:
+def run(args: Args) -> Report:
     from mpo.data import load_questions
     from mpo.pipelines.mmpr.make import Route
     from mpo.pipelines.mmpr.sample import Sample

@@ -1,51 +1,28 @@
 """What the actions of `mpo mmpr` share: a step as a job in a folder, over questions or over what another one has written."""
 
-from __future__ import annotations
-
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mpo.commands.flags import add, path
+from mpo.commands.flags import MODEL, REQUIRED, Args, arg, flags, path
+from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Report
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 1024, "seed": 0}
+ASKED = {**MODEL, **flags("--workers", "--device", "--model-name", "--max-tiles", **SAMPLING)}
+"""The model that an action asks, and how."""
+INPUT = {"input": arg("folder of the action before, or its output.jsonl", "INPUT")}
+JOB = flags("--retry-dropped", "--drop-bad", output=REQUIRED)
+MAKE = {"config": arg("YAML file of what to make", "CONFIG", type=path), **JOB, **flags("--workers", "--review")}
+"""The arguments of an action that does all steps of a configuration."""
 
 
-def add_job(parser: argparse.ArgumentParser, *, model: bool = False, made: bool = True) -> None:
-    """Add the arguments of an action: of the model that it asks, of what it works on if another one has made it, of its folder."""
-    if model:
-        parser.add_argument("model", metavar="MODEL", help="model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1")
-        add(parser, "--workers", "--device", "--model-name", "--max-tiles")
-        for name, default in SAMPLING.items():
-            add(parser, f"--{name.replace('_', '-')}", default=default)
-    if made:
-        parser.add_argument("input", metavar="INPUT", help="folder of the action before, or its output.jsonl")
-    add(parser, "--output", required=True)
-    add(parser, "--retry-dropped", "--drop-bad")
-
-
-def asked_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+def asked_model(args: Args) -> tuple[Any, dict[str, Any]]:
     """Open MODEL, and return it with the settings of its sampling."""
-    from mpo.pipelines.mmpr import config, make
-
-    is_server, features = config.is_server(args.model), getattr(args, "vision_feature_cache", None)
-    if not is_server and args.workers:
-        raise ValueError(f"--workers={args.workers} needs a server, which they share; each would load {args.model}. Leave it out.")
-    if is_server and features is not None:
-        raise ValueError(
-            f"--vision-feature-cache={features} is for a model in this process; {args.model} is a server. Leave it out."
-        )
-    given = {name: getattr(args, name) for name in ("device", "model_name", "max_tiles")}
-    model: Any = make.open_model(config.Model(model=args.model, **given))
-    if features is not None:
-        from mpo.training.features.use import with_cached_features
-
-        model = with_cached_features(model, features)
-    return model, {name: getattr(args, name) for name in SAMPLING}
+    refuse_unfit(args, args.model)
+    return open_model(args, args.model, args.max_tiles), {name: getattr(args, name) for name in SAMPLING}
 
 
-def reviewed(records: Any, args: argparse.Namespace) -> Any:
+def reviewed(records: Any, args: Args) -> Any:
     """The records with the decisions of --review; None without it."""
     if args.review is None:
         return None
@@ -54,14 +31,7 @@ def reviewed(records: Any, args: argparse.Namespace) -> Any:
     return apply(records, args.review)
 
 
-def add_make(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of an action that does all steps of a configuration."""
-    parser.add_argument("config", metavar="CONFIG", type=path, help="YAML file of what to make")
-    add(parser, "--output", required=True)
-    add(parser, "--workers", "--retry-dropped", "--drop-bad", "--review")
-
-
-def run_make(args: argparse.Namespace, make: Callable[..., Any], config: Any, describe: Callable[[Any], list[str]]) -> Report:
+def run_make(args: Args, make: Callable[..., Any], config: Any, describe: Callable[[Any], list[str]]) -> Report:
     """Do all steps of a configuration; `describe` gives the lines of the report."""
     corrected = reviewed((), args)
     how = {"drop_bad": args.drop_bad, "retry_dropped": args.retry_dropped, "correct": corrected and corrected.one}
@@ -73,15 +43,21 @@ def run_make(args: argparse.Namespace, make: Callable[..., Any], config: Any, de
     return Report("\n".join([first, *others, f"{args.output}/report.html", f"{args.output}/meta.json"]), report)
 
 
-def run_step(args: argparse.Namespace, step: Any, records: Any = None, *, pairs: bool = False) -> Report:
-    """Run a step, or several, over records, by default those of INPUT; pairs are also written as MMPR files."""
+def ran(args: Args, steps: Sequence[Any], records: Any) -> tuple[Any, dict[str, Any]]:
+    """Run steps over records as a job in --output; returns it with its report."""
     from mpo.pipelines.job import Job
+
+    job = Job(steps, records, args.output, drop_bad=args.drop_bad)
+    return job, job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
+
+
+def run_step(args: Args, step: Any, records: Any = None, *, pairs: bool = False) -> Report:
+    """Run a step, or several, over records, by default those of INPUT; pairs are also written as MMPR files."""
     from mpo.pipelines.mmpr.make import Records, write
     from mpo.pipelines.report import summarize
 
-    steps, records = step if isinstance(step, list) else [step], Records(args.input, as_shown=True) if records is None else records
-    job = Job(steps, records, args.output, drop_bad=args.drop_bad)
-    report = job.run(workers=getattr(args, "workers", None) or 1, retry_dropped=args.retry_dropped)
+    records = Records(args.input, as_shown=True) if records is None else records
+    job, report = ran(args, step if isinstance(step, list) else [step], records)
     if pairs:
         write(job, report)
     return Report(f"{summarize(report)}\n{args.output}/{'mmpr/meta.json' if pairs else 'output.jsonl'}", report)

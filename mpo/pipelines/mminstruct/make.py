@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpo.generation.generator import Generator
+from mpo.generation.generator import Generator, is_server
 from mpo.io import json_line, read_json_lines, write_json_lines, write_text
 from mpo.pipelines.job import Job
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages, check_sees
@@ -20,7 +20,7 @@ from mpo.pipelines.mminstruct.domains import load_domains
 from mpo.pipelines.mminstruct.expand import Expansion
 from mpo.pipelines.mminstruct.generate import RESPONSE_FORMAT, Generate, Seed
 from mpo.pipelines.mminstruct.output import WRITTEN, write
-from mpo.pipelines.mmpr.config import Model, file_name, is_server
+from mpo.pipelines.mmpr.config import Model, file_name
 from mpo.pipelines.mmpr.make import Correct, Records, open_model
 from mpo.pipelines.part import DROPPED, LEDGER, OUTPUT, locked
 from mpo.pipelines.report import count_reason

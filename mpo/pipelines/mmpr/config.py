@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mpo.generation.generator import is_server
 from mpo.io import did_you_mean
 from mpo.pipelines.mmpr.pair import MAX_PAIRS
 
@@ -162,11 +163,6 @@ def _said(error: Any) -> str:
         return f"{place}: {error['msg']}; got {error['input']!r:.80}."
     known = {one.alias or name for group in Group.__subclasses__() for name, one in group.model_fields.items()}
     return f"{place}: unknown key {error['loc'][-1]!r}.{did_you_mean(error['loc'][-1], sorted(known))}"
-
-
-def is_server(model: str) -> bool:
-    """Whether a model is at a server's address."""
-    return re.match("https?://", model, re.IGNORECASE) is not None
 
 
 def file_name(text: str) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 from mpo.data import load_questions
 from mpo.data.ids import id_hash
 from mpo.data.questions import BAD
-from mpo.generation.generator import Generator
+from mpo.generation.generator import Generator, is_server
 from mpo.io import bad_record, parse_json, read_json_object, write_text
 from mpo.pipelines.flow import log
 from mpo.pipelines.job import SETTINGS, Job
 from mpo.pipelines.ledger import content_hash
-from mpo.pipelines.mmpr.config import Config, Model, Sampling, Source, Verifying, is_server
+from mpo.pipelines.mmpr.config import Config, Model, Sampling, Source, Verifying
 from mpo.pipelines.mmpr.continuation import Continue
 from mpo.pipelines.mmpr.output import META, REPORT, WRITTEN, Output
 from mpo.pipelines.mmpr.pair import Pair

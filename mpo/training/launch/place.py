@@ -1,7 +1,5 @@
 """The position of a process in a job: a single process, one of several ranks, or the launcher of the ranks on its node."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

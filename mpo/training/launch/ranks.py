@@ -1,7 +1,5 @@
 """Start the ranks of a job on this node with torchrun, and report a failure in one sentence."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

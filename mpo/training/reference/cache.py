@@ -50,12 +50,7 @@ class ReferenceCache(Store):
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        fingerprint: Fingerprint,
-        *,
-        flush_every: int = 16_384,
-        flush_seconds: float = 60.0,
+        self, folder: str | os.PathLike[str], fingerprint: Fingerprint, *, flush_every: int = 16_384, flush_seconds: float = 60.0
     ) -> None:
         super().__init__(folder, fingerprint)
         self.flush_every, self.flush_seconds = flush_every, flush_seconds

@@ -72,7 +72,7 @@ class Fingerprint:
         for part in sorted({*self.parts, *other.parts}):
             if self.parts.get(part) == other.parts.get(part):
                 continue
-            mine, theirs = dict(_flat(self.settings.get(part, {}))), dict(_flat(other.settings.get(part, {})))
+            mine, theirs = dict(flat(self.settings.get(part, {}))), dict(flat(other.settings.get(part, {})))
             names = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
             changes = [f"{name} {_short(theirs.get(name))} -> {_short(mine.get(name))}" for name in names[:5]]
             if not names and part == "compute dtype":
@@ -263,12 +263,13 @@ def hash_settings(settings: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).hexdigest()
 
 
-def _flat(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(settings, Mapping):
-        for key, value in settings.items():
-            yield from _flat(value, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, settings
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Flatten nested settings to names with dots; without None."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value
 
 
 def _short(value: Any) -> str:

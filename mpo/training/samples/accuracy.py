@@ -1,16 +1,14 @@
 """A callback that measures accuracy on questions with each evaluation during training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, cast
 
-from accelerate.utils import broadcast_object_list
 from typing_extensions import override
 
 from mpo.evaluation.results import GREEDY, cluster_of, score_of
 from mpo.evaluation.run import Respond, checked_questions
 from mpo.evaluation.statistics import clustered_interval
+from mpo.generation.local import LocalGenerator
 from mpo.pipelines.step import question_of
 from mpo.schema import Question
 from mpo.training.samples.callback import UsesTrainer
@@ -44,20 +42,10 @@ class MeasureAccuracy(UsesTrainer):
         if self.trainer is None or not self.trainer.is_in_train or metrics is None:
             return
         if self._measured is None or self._measured[0] != state.global_step:  # once for several evaluation sets
-            found: list[dict[str, float] | None] = [None]
-            with self.trainer.generating() as (model, sharded):
-                if sharded or state.is_world_process_zero:
-                    found = [self._measure(args, model, sharded)]
-                broadcast_object_list(found)
-            assert found[0] is not None
-            self._measured = state.global_step, found[0]
-            due = control.should_log
-            self.trainer.log(dict(found[0]))
-            control.should_log = due  # `log` resets it, and the step's own log is still to come
+            self._measured = state.global_step, self.measured(args, state, control, self._measure)
         metrics.update(self._measured[1])
 
-    def _measure(self, args: Any, model: Any, sharded: bool) -> dict[str, float]:
-        generator = self.generator(args, model, sharded)
+    def _measure(self, generator: LocalGenerator) -> dict[str, float]:
         responses = generator.generate([self.step.requests(record)[0] for record in self.records], **self.sampling)
         scores = []
         for record, (response,) in zip(self.records, responses, strict=True):

@@ -1,9 +1,7 @@
 """A callback that samples responses to fixed prompts during training."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,20 @@ class UsesTrainer(TrainerCallback):  # type: ignore[misc]
     trainer: Any = None
     """Set by the trainer's `train`."""
 
-    def generator(self, args: Any, model: Any, sharded: bool) -> LocalGenerator:
-        """The model in training, as a generator."""
-        return LocalGenerator(
-            model,
-            self.trainer.processing_class,
-            responses_per_batch=args.per_device_eval_batch_size,
-            tile_budget=args.tile_budget,
-            sharded=sharded,
-        )
+    def measured(
+        self, args: Any, state: Any, control: Any, measure: Callable[[LocalGenerator], dict[str, float]]
+    ) -> dict[str, float]:
+        """Log what is measured with the model in training as a generator, the same on all ranks, and return it."""
+        found: list[dict[str, float]] = [{}]
+        with self.trainer.generating() as (model, sharded):
+            if sharded or state.is_world_process_zero:
+                how = {"responses_per_batch": args.per_device_eval_batch_size, "tile_budget": args.tile_budget}
+                found = [measure(LocalGenerator(model, self.trainer.processing_class, sharded=sharded, **how))]
+            broadcast_object_list(found)
+        due = control.should_log
+        self.trainer.log({**found[0]})
+        control.should_log = due  # `log` resets it, and the step's own log is still to come
+        return found[0]
 
 
 class SampleResponses(UsesTrainer):
@@ -112,19 +115,16 @@ class SampleResponses(UsesTrainer):
         if not when or state.global_step <= self._last:
             return
         self._last = state.global_step
-        numbers: list[dict[str, float] | None] = [None]
-        with self.trainer.generating() as (model, sharded):
-            if sharded or state.is_world_process_zero:
-                rows = self._rows(self.generator(args, model, sharded), state.global_step)
-                numbers = [summary(rows)]
-                if state.is_world_process_zero:
-                    append_json_lines(Path(args.output_dir, FILE), rows)
-                    tqdm.write(page(rows))
-                    show_in_trackers(self.trainer.callback_handler.callbacks, state.global_step, rows)
-            broadcast_object_list(numbers)  # every rank has the same log
-        due = control.should_log
-        self.trainer.log(numbers[0])
-        control.should_log = due  # `log` resets it, and the step's own log is still to come
+
+        def measure(generator: LocalGenerator) -> dict[str, float]:
+            rows = self._rows(generator, state.global_step)
+            if state.is_world_process_zero:
+                append_json_lines(Path(args.output_dir, FILE), rows)
+                tqdm.write(page(rows))
+                show_in_trackers(self.trainer.callback_handler.callbacks, state.global_step, rows)
+            return summary(rows)
+
+        self.measured(args, state, control, measure)
 
     def _rows(self, generator: LocalGenerator, step: int) -> list[dict[str, Any]]:
         """Sample, and return what is shown of each response."""

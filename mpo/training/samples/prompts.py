@@ -1,7 +1,5 @@
 """Load the prompts that are sampled during training, from a file of prompts or of pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,7 +7,8 @@ from typing import Any
 
 from mpo.data import load_preferences
 from mpo.data.encoded import with_encoded_images
-from mpo.data.messages import IMAGE_PLACEHOLDER, image_parts
+from mpo.data.eval_part import content_text
+from mpo.data.messages import image_parts
 from mpo.data.records import to_prompt
 from mpo.data.shards import LinesShard
 from mpo.encoding.keys import image_key
@@ -63,8 +62,7 @@ def _read_prompts(path: Path, image_root: Path, metadata: Sequence[str]) -> Iter
 def first_prompts(records: Iterable[Record], count: int, *, on_bad_record: str = "raise") -> list[Record]:
     """The first `count` records with different prompts: a question of many pairs is taken once, of a conversation its first turn.
 
-    Raises:
-        BadRecord: for a record whose images cannot be opened, unless `on_bad_record` is ``"skip"``: the next one takes its place.
+    Raises BadRecord for a record whose images cannot be opened, unless `on_bad_record` is ``"skip"``: the next one takes its place.
     """
     found: dict[Any, Record] = {}
     for record in islice(with_encoded_images(records), MAX_RECORDS_PER_PROMPT * count):
@@ -106,14 +104,8 @@ def prompt_text(record: Mapping[str, Any]) -> str:
     prompt = record.get("prompt") or ""
     if isinstance(prompt, str):
         return prompt
-    turns = [(message["role"], _content(message["content"])) for message in prompt]
+    turns = [(message["role"], content_text(message["content"])) for message in prompt]
     return turns[0][1] if len(turns) == 1 else " | ".join(f"{role}: {text}" for role, text in turns)
-
-
-def _content(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(IMAGE_PLACEHOLDER if part["type"] == "image" else str(part.get("text") or "") for part in content)
 
 
 def image_names(record: Mapping[str, Any]) -> list[str]:

@@ -4,8 +4,6 @@ Checked against transformers 5.24: `TensorBoardCallback.tb_writer`, and that its
 run that is open in the process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

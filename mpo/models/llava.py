@@ -119,8 +119,7 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     files = TensorFiles(source)
     shapes = files.shapes()
-    vision = CLIP_L_336
-    towers = None
+    vision, towers = CLIP_L_336, None
     if tower is not None:
         given = read_config_json(tower / "config.json")
         vision, towers = given.get("vision_config", given), TensorFiles(tower)
@@ -136,9 +135,8 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
             raise ValueError(
                 f"{source} has no weights of its vision tower, {official['mm_vision_tower']}. Give its folder with --tower."
             )
-        found = (name for name in towers.names() if name.startswith("vision_model.") and not name.endswith("position_ids"))
+        found = (name for name in towers.names() if name.startswith("vision_model."))
         ours |= {f"model.{LLAVA.vision}.{inner}{name.removeprefix('vision_model.')}": (towers, name) for name in found}
-    ours.pop(f"model.{LLAVA.vision}.{inner}embeddings.position_ids", None)
     rows = config.text_config.vocab_size
 
     def read(name: str) -> Tensor:
@@ -151,7 +149,7 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
 
     held = {name: holder.shapes()[theirs] for name, (holder, theirs) in ours.items()}
     held |= {name: (rows, *held[name][1:]) for name in expected if name in held and expected[name][:1] == (rows,)}
-    check_shapes(held, expected, str(source))
+    check_shapes(held, expected, str(source) if tower else f"{source} with CLIP ViT-L/14-336 (--tower DIR gives another tower)")
     write_shards(target, ((name, read(name)) for name in ours), len(ours), shard_bytes=shard_bytes, progress=progress)
     config.architectures, config.dtype = [type(model).__name__], read("lm_head.weight").dtype
     config.save_pretrained(target)

@@ -58,7 +58,7 @@ def look(model: Any, pixels: Tensor, points: int | Sequence[Sequence[float]] = 3
     if holder is None:
         kind, fusion = getattr(model.config, "model_type", type(model).__name__), getattr(model.config, "fusion", None)
         why = f"fuses layers by {fusion}, which looks nowhere" if fusion else "has no fuser"
-        raise ValueError(f"Expected a model with an MMFuser; this {kind} {why}. mpo.models.add_fuser adds one.")
+        raise ValueError(f"Expected a model with an MMFuser; this {kind} {why}. mpo.models.add_fuser adds one to a model without.")
     places = _grid(points) if isinstance(points, int) else _points(points)
     seen: list[Any] = []
     hooks = [

@@ -188,6 +188,21 @@ def test_save_and_load(processor, tmp_path, kind, fusion):
         assert torch.equal(features_of(loaded.eval()), features_of(fused))
 
 
+@pytest.mark.parametrize("kind", ["internvl", "llava"])
+def test_a_class_without_fuser_refuses_one(processor, tmp_path, kind):
+    """It would leave out the fuser's weights with a warning. The message says what to do, with `import mpo` or without."""
+    fused = add_fuser(build(kind, processor), 2)
+    fused.save_pretrained(tmp_path)
+    for plain in type(fused).__mro__[1], type(fused.model).__mro__[2], type(fused.config).__mro__[2]:
+        assert plain.__module__.startswith("transformers.")
+        with pytest.raises(Exception, match=r"(?s)vision_feature_layer.*import mpo, and load by AutoModelForImageTextToText"):
+            plain.from_pretrained(tmp_path)
+    assert type(fused).from_pretrained(tmp_path).config.vision_feature_layer == fused.config.vision_feature_layer
+    path = tmp_path / "config.json"  # as saved before there was the note
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vision_feature_layer": fused.config.vision_feature_layer}))
+    assert load_internvl(str(tmp_path)).config.to_dict() == type(fused).from_pretrained(tmp_path).config.to_dict()
+
+
 def test_a_plain_transformers_says_what_it_lacks(processor, tmp_path, monkeypatch):
     """And with `import mpo` alone, before or after transformers, it just loads; that import brings in neither of torch and it."""
     add_fuser(internvl(processor), 2).save_pretrained(tmp_path)

@@ -4,8 +4,10 @@
     python benchmarks/fuser_block.py --device cuda    # seconds; benchmarks/gpu.py has it as a step
 
 The parts are its linear layers and `grid_sample` on the same shapes, without anything between them; goal: 1.5 times their time.
-Both sides take turns, and the CPU's seconds are those of the process, not of the clock. Memory: the most that the attention
-over shallow layers makes at a time, for 8 tiles, with the chunks of mpo.models.mmfuser and without.
+Both sides take turns, and the CPU's seconds are those of the process, not of the clock. Memory: the largest sum of the sizes of
+tensors that the attention over shallow layers makes and that exist at a time, in a forward pass without gradients and in a forward
+and a backward pass, for more and larger tiles, with the chunks of mpo.models.mmfuser and without. Sampled values are never stored;
+the size that they would have is given beside it.
 """
 
 import argparse
@@ -32,8 +34,8 @@ from mpo.io import write_text  # noqa: E402
 from mpo.models import mmfuser  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
-TILES = 8
-"""Tiles whose memory is measured."""
+MEMORY = ((1, 32), (2, 32), (4, 32), (8, 32), (1, 48), (1, 64))
+"""Tiles and sides of their grids whose memory is measured."""
 
 
 def parts_alone(fuser: mmfuser.MMFuser, tiles: int, side: int) -> Callable[[], None]:
@@ -111,21 +113,37 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
-def sampling_bytes(attention: mmfuser.DeformableAttention, tiles: int, side: int) -> int:
-    """What is made at a time by a forward and a backward pass of the attention, in bytes."""
+def made_mb(attention: mmfuser.DeformableAttention, tiles: int, side: int, *, training: bool) -> float:
+    """What the attention makes at a time, without its inputs: in a forward pass, or in a forward and a backward pass."""
     device, width = attention.value_proj.weight.device, attention.value_proj.in_features
-    levels = attention.num_levels
-    query, values = (torch.rand(tiles, count * side * side, width, device=device) for count in (1, levels))
-    attention(query, values, (side, side)).sum().backward()
-    with Alive() as alive:
-        attention(query, values, (side, side)).sum().backward()
-    return alive.largest
+    query, values = (torch.rand(tiles, count * side * side, width, device=device) for count in (1, attention.num_levels))
+    for parameter in attention.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with torch.set_grad_enabled(training), Alive() as alive:
+        output = attention(query, values, (side, side))
+        if training:
+            output.sum().backward()
+    return alive.largest / 1e6
+
+
+def memory(device: str, cases: tuple[tuple[int, int], ...] = MEMORY, width: int = 1024) -> list[dict[str, Any]]:
+    """Memory for each number of tiles and size of their grid."""
+    attention, chunk, found = mmfuser.MMFuser(width).cross_attn.to(device), mmfuser.CHUNK, []
+    for tiles, side in cases:
+        sampled = tiles * side * side * attention.num_levels * attention.num_points * width * 4 / 1e6
+        found.append({"tiles": tiles, "grid": side, "sampled_values_mb": sampled})
+        for name, size in (("chunks", chunk), ("without_chunks", 2**60)):
+            mmfuser.CHUNK = size
+            made = {kind: made_mb(attention, tiles, side, training=kind == "training") for kind in ("forward", "training")}
+            found[-1][f"{name}_mb"] = made
+        mmfuser.CHUNK = chunk
+    return found
 
 
 def measure(
     device: str, *, tiles: int, sides: tuple[int, ...] = (24, 32), rounds: int = 5, width: int = 1024
 ) -> list[dict[str, Any]]:
-    """Times and memory for each size of the grid (24: CLIP ViT-L/14-336; 32: a tile of InternVL)."""
+    """Times for each size of the grid (24: CLIP ViT-L/14-336; 32: a tile of InternVL)."""
     found = []
     for side in sides:
         torch.manual_seed(0)
@@ -133,15 +151,10 @@ def measure(
         nn.init.ones_(fuser.gamma1)
         block, alone = whole(fuser, tiles, side), parts_alone(fuser, tiles, side)
         times = [(seconds(block, device), seconds(alone, device)) for _ in range(rounds + 1)][1:]
-        chunk, memory = mmfuser.CHUNK, {}
-        for name, size in (("chunks", chunk), ("without", 2**60)):
-            mmfuser.CHUNK = size
-            memory[name] = sampling_bytes(fuser.cross_attn, TILES, side) / 1e6
-        mmfuser.CHUNK = chunk
         block_s, parts_s = (statistics.median(side) for side in zip(*times, strict=True))
         ratios = [one / other for one, other in times]
         found.append({"grid": side, "tiles": tiles, "block_s": block_s, "parts_s": parts_s, "ratio": statistics.median(ratios)})
-        found[-1] |= {"ratios": ratios, "made_mb": memory}
+        found[-1]["ratios"] = ratios
     return found
 
 
@@ -152,21 +165,25 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=2, metavar="N", help="images or tiles in a batch (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file (default: results/fuser_block_DEVICE_DATE.json here)")
     options = parser.parse_args()
-    found = measure(options.device, tiles=options.tiles)
+    found, held = measure(options.device, tiles=options.tiles), memory(options.device)
     about = {
         "date": date.today().isoformat(),
         "device": f"{options.device}, {platform.machine()}",
         "threads": torch.get_num_threads(),
     }
-    result = {**about, "versions": {name: version(name) for name in ("torch", "mpo-trainer")}, "cases": found}
+    result = {**about, "versions": {name: version(name) for name in ("torch", "mpo-trainer")}, "cases": found, "memory": held}
     output = options.output or RESULTS / f"fuser_block_{options.device}_{about['date']}.json"
     write_text(output, json.dumps(result, indent=1) + "\n")
     for case in found:
-        memory = case["made_mb"]
         print(
             f"{case['tiles']} x {case['grid']} x {case['grid']}: {case['block_s']:.3f} s, parts alone {case['parts_s']:.3f} s, "
-            f"ratio {case['ratio']:.2f}; made for {TILES} tiles: {memory['chunks']:.0f} MB, "
-            f"without chunks {memory['without']:.0f} MB"
+            f"ratio {case['ratio']:.2f}"
+        )
+    for case in held:
+        made = [case[f"{name}_mb"][kind] for kind in ("forward", "training") for name in ("chunks", "without_chunks")]
+        print(
+            f"{case['tiles']} x {case['grid']} x {case['grid']}: makes {made[0]:.0f} MB forward ({made[1]:.0f} without chunks), "
+            f"{made[2]:.0f} MB forward and backward ({made[3]:.0f}); sampled values would be {case['sampled_values_mb']:.0f} MB"
         )
     print(f"written to {output}")
 

@@ -265,10 +265,11 @@ def time_sft(result: Result) -> None:
 
 def time_fuser(result: Result) -> None:
     """Measure an MMFuser with 16 tiles."""
-    from fuser_block import measure
+    from fuser_block import measure, memory
 
     small: dict[str, Any] = {"tiles": 1, "sides": (4,), "rounds": 1, "width": 32}
     result.save(fuser=measure(result.device, **(small if result.rehearse else {"tiles": 16})))
+    result.save(fuser_memory=memory(result.device, ((1, 4),), 32) if result.rehearse else memory(result.device))
 
 
 def compare_on_smollm2(result: Result) -> None:

@@ -34,9 +34,12 @@ class Parts:
         self.linear = [torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)]
         for parameter in self.fuser.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
+        # Buffers that older versions of transformers saved are in it too.
         tower = {f"vision_model.{name.removeprefix('vision_model.')}": value for name, value in self.tower.state_dict().items()}
+        tower["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
         self.tensors = {
             **self.text.state_dict(),
+            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
             **{f"model.mm_projector.0.{name}": value for name, value in self.fuser.state_dict().items() if fused},
             **{
                 f"model.mm_projector.{fused + 2 * i}.{n}": v

@@ -1,7 +1,7 @@
 """InternVL and LLaVA whose projector reads several layers of the vision tower, through an MMFuser or as concatenated channels.
 
 Importing this module registers both with transformers' Auto classes. The models save and load as any other; a plain transformers
-does not know their model type and says so.
+does not know their model type, and its classes refuse their configs.
 """
 
 import copy
@@ -33,6 +33,7 @@ from mpo.models.family import INTERNVL, LLAVA, TEXT, known_family
 from mpo.models.mmfuser import DeformableAttention, MMFuser, check_sizes, is_whole
 
 FUSIONS = ("mmfuser", "concat")
+NOTE = "is the query of a fuser: import mpo, and load by AutoModelForImageTextToText"
 (PROJECTOR,) = INTERNVL.projector
 assert (INTERNVL.vision, INTERNVL.projector, INTERNVL.language) == (LLAVA.vision, LLAVA.projector, LLAVA.language)
 
@@ -83,7 +84,7 @@ class _FuserSettings:
     ``"mmfuser"``, or ``"concat"``, a wider projector that gets the channels of all these layers (arXiv 2503.06063).
     """
 
-    fuser_layers: list[int] | int | None = None
+    fuser_layers: list[int] | int = 4
     fuser_heads: int = 16
     fuser_points: int = 4
     fusion: str = "mmfuser"
@@ -91,12 +92,23 @@ class _FuserSettings:
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]  # of transformers' config
         config: Any = self
-        layers = 4 if self.fuser_layers is None else self.fuser_layers
-        self.fuser_layers = check_layers(layers, config.vision_config.num_hidden_layers, config.vision_feature_layer)
+        self.fuser_layers = check_layers(self.fuser_layers, config.vision_config.num_hidden_layers, config.vision_feature_layer)
         if self.fusion not in FUSIONS:
             raise ValueError(f"Expected fusion to be {' or '.join(FUSIONS)}; got fusion={self.fusion!r}.")
         if self.fusion == "mmfuser":
             check_sizes(width=config.vision_config.hidden_size, num_heads=self.fuser_heads, num_points=self.fuser_points)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved: with a note at which a class without fuser stops. It would leave out the fuser, and only warn."""
+        saved: dict[str, Any] = super().to_diff_dict()  # type: ignore[misc]
+        return saved | {"vision_feature_layer": f"{saved['vision_feature_layer']} {NOTE}"}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, without the note."""
+        layer = config_dict.get("vision_feature_layer")
+        given = {"vision_feature_layer": int(layer.removesuffix(NOTE))} if isinstance(layer, str) else {}
+        return super().from_dict(config_dict | given, **kwargs)  # type: ignore[misc]
 
 
 class InternVLFuserConfig(_FuserSettings, InternVLConfig):  # type: ignore[misc]
@@ -168,14 +180,10 @@ class _Fusing(PreTrainedModel):  # type: ignore[misc]
         fused = self.fuser(features, (height, width)) if config.fusion == "mmfuser" else torch.cat(features, dim=-1)
         return BaseModelOutputWithPooling(
             last_hidden_state=found.last_hidden_state,
-            pooler_output=self._projected(fused.unflatten(1, (height, width))),
+            pooler_output=self._projected(fused.unflatten(1, (height, width))),  # of each kind
             hidden_states=found.hidden_states if output_hidden_states else None,
             attentions=found.attentions,
         )
-
-    def _projected(self, features: Tensor) -> Any:
-        """The projector's output, from features of shape (images, height, width, channels)."""
-        raise NotImplementedError
 
 
 class InternVLFuserModel(_Fusing, InternVLModel):  # type: ignore[misc]

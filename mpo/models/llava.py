@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -119,15 +120,17 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     files = TensorFiles(source)
     shapes = files.shapes()
-    vision = CLIP_L_336
-    towers = None
+    vision, towers = CLIP_L_336, None
     if tower is not None:
         given = read_config_json(tower / "config.json")
         vision, towers = given.get("vision_config", given), TensorFiles(tower)
     levels = _levels(official.get("mm_vision_select_layer"), str(where))
-    config = _config(official, vision, levels, tokenizer, shapes)
-    with torch.device("meta"):
-        model: Any = (LlavaWithFuser if len(levels) > 1 else LlavaForConditionalGeneration)(config)
+    try:
+        config = _config(official, vision, levels, tokenizer, shapes)
+        with torch.device("meta"):
+            model: Any = (LlavaWithFuser if len(levels) > 1 else LlavaForConditionalGeneration)(config)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, StrictDataclassError) as error:  # of whatever the file holds
+        raise ValueError(f"{where} does not describe a LLaVA-1.5: {error!r}. Correct its values.") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     inner = "vision_model." if any(".vision_model." in name for name in expected) else ""  # transformers 5.17 to 5.20
     ours = {_renamed(name, inner, len(levels) > 1): (files, name) for name in shapes}
@@ -136,9 +139,8 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
             raise ValueError(
                 f"{source} has no weights of its vision tower, {official['mm_vision_tower']}. Give its folder with --tower."
             )
-        found = (name for name in towers.names() if name.startswith("vision_model.") and not name.endswith("position_ids"))
+        found = (name for name in towers.names() if name.startswith("vision_model."))
         ours |= {f"model.{LLAVA.vision}.{inner}{name.removeprefix('vision_model.')}": (towers, name) for name in found}
-    ours.pop(f"model.{LLAVA.vision}.{inner}embeddings.position_ids", None)
     rows = config.text_config.vocab_size
 
     def read(name: str) -> Tensor:
@@ -150,8 +152,9 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
         return tensor
 
     held = {name: holder.shapes()[theirs] for name, (holder, theirs) in ours.items()}
-    held |= {name: (rows, *held[name][1:]) for name in expected if name in held and expected[name][:1] == (rows,)}
-    check_shapes(held, expected, str(source))
+    grown = (official["vocab_size"],), (rows,)
+    held |= {name: (rows, *shape[1:]) for name, shape in held.items() if (shape[:1], expected.get(name, ())[:1]) == grown}
+    check_shapes(held, expected, str(source) if tower else f"{source} with CLIP ViT-L/14-336 (--tower DIR gives another tower)")
     write_shards(target, ((name, read(name)) for name in ours), len(ours), shard_bytes=shard_bytes, progress=progress)
     config.architectures, config.dtype = [type(model).__name__], read("lm_head.weight").dtype
     config.save_pretrained(target)
@@ -185,9 +188,8 @@ def _levels(given: Any, where: str) -> list[int]:
 
 def _config(official: Mapping[str, Any], vision: Mapping[str, Any], levels: list[int], tokenizer: Any, shapes: Any) -> Any:
     known = LlamaConfig().to_dict().keys() | {"rope_theta", "rope_scaling"}
-    text = {
-        name: value for name, value in official.items() if name in known - {"model_type", "architectures", "transformers_version"}
-    }
+    known -= {"model_type", "architectures", "transformers_version", "tie_word_embeddings"}  # no LLaVA ties its head
+    text = {name: official[name] for name in known & official.keys()}
     text |= {"vocab_size": max(official["vocab_size"], len(tokenizer)), "pad_token_id": official.get("pad_token_id") or 0}
     clip = CLIPVisionConfig(**{name: vision[name] for name in vision if name not in ("model_type", "architectures")})
     config = LlavaConfig(

@@ -58,19 +58,15 @@ def look(model: Any, pixels: Tensor, points: int | Sequence[Sequence[float]] = 3
     if holder is None:
         kind, fusion = getattr(model.config, "model_type", type(model).__name__), getattr(model.config, "fusion", None)
         why = f"fuses layers by {fusion}, which looks nowhere" if fusion else "has no fuser"
-        raise ValueError(f"Expected a model with an MMFuser; this {kind} {why}. mpo.models.add_fuser adds one.")
+        raise ValueError(f"Expected a model with an MMFuser; this {kind} {why}. mpo.models.add_fuser adds one to a model without.")
     places = _grid(points) if isinstance(points, int) else _points(points)
     seen: list[Any] = []
-    hooks = [
-        holder.fuser.register_forward_pre_hook(lambda module, args: seen.append(args)),
-        holder.fuser.register_forward_hook(lambda module, args, output: seen.append(output)),
-    ]
+    hook = holder.fuser.register_forward_hook(lambda module, args, output: seen.extend((args, output)))
     try:
         weight = holder.fuser.gamma1
         holder.get_image_features(pixels.unsqueeze(0).to(weight.device, weight.dtype), return_dict=True)
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
     (features, grid), output = seen
     locations, weights = holder.fuser.cross_attn.where(holder.fuser.cross_attention(features, grid)[0], grid)
     size = torch.tensor([grid[1], grid[0]])

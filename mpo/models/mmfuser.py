@@ -5,7 +5,7 @@ In PyTorch alone, with the official names of modules and parameters. Sampling is
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from numbers import Integral
 from typing import Any
 
@@ -69,12 +69,13 @@ class DeformableAttention(nn.Module):
         """
         height, width = grid
         shape = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
-        offsets = _at_least_float32(self.sampling_offsets(query)).view(*shape, 2)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        offsets = self.sampling_offsets(query).to(dtype).view(*shape, 2)
         size = torch.tensor([width, height], device=query.device, dtype=offsets.dtype)
         # In the official order of operations: new offsets are whole patches, where rounding decides which side's slope counts.
         rows, columns = ((torch.arange(count, device=query.device, dtype=offsets.dtype) + 0.5) / count for count in grid)
         centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).view(-1, 1, 1, 1, 2)
-        weights = _at_least_float32(self.attention_weights(query)).view(*shape[:3], -1).softmax(dim=-1).view(shape)
+        weights = self.attention_weights(query).to(dtype).view(*shape[:3], -1).softmax(dim=-1).view(shape)
         return centres + offsets / size, weights
 
     def forward(self, query: Tensor, values: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -224,8 +225,6 @@ class MMFuser(nn.Module):
             found = ", ".join(prefixes) or "none"
             raise ValueError(f"Expected the weights of one MMFuser, with a {sign}; found {len(prefixes)} ({found}).")
         own = {name.removeprefix(prefixes[0]): tensor for name, tensor in state_dict.items() if name.startswith(prefixes[0])}
-        if not prefixes[0]:  # a bare block
-            own = dict(state_dict)
         shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
         width, cross, alone = (
             (*shapes.get(name, ()), 0)[0] for name in (sign, *(f"{kind}_attn.attention_weights.bias" for kind in ("cross", "self")))
@@ -239,7 +238,7 @@ class MMFuser(nn.Module):
             fuser = cls(width, num_levels=cross // alone, num_heads=num_heads, num_points=alone // num_heads)
         if problems := misfits(shapes, {name: tuple(tensor.shape) for name, tensor in fuser.state_dict().items()}):
             raise ValueError(f"The weights {prefixes[0]} are not those of an MMFuser of width {width}: {problems}.")
-        fuser = fuser.to_empty(device=own[sign].device).to(own[sign].dtype)
+        fuser = fuser.to_empty(device=own[sign].device).to(reduce(torch.promote_types, (each.dtype for each in own.values())))
         fuser.load_state_dict(own)
         return fuser
 
@@ -256,7 +255,3 @@ def check_sizes(*, num_heads: Any, **sizes: Any) -> None:
             raise ValueError(f"Expected {name} to be a whole number above 0; got {name}={size!r}.")
     if (width := sizes.get("width", 0)) % num_heads:
         raise ValueError(f"Expected width to be a multiple of num_heads; got width={width}, num_heads={num_heads}.")
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

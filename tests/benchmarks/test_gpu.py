@@ -177,8 +177,11 @@ def test_timed_sides(steps, report, result):
 
 def test_the_fuser_against_its_parts(steps, result):
     steps.time_fuser(result)
-    (case,) = json.loads(result.path.read_text())["fuser"]
-    assert (case["grid"], case["tiles"]) == (4, 1) and case["block_s"] > 0 and case["made_mb"]["chunks"] > 0
+    found = json.loads(result.path.read_text())
+    assert (found["fuser"][0]["grid"], found["fuser"][0]["tiles"]) == (4, 1) and found["fuser"][0]["block_s"] > 0
+    (case,) = found["fuser_memory"]
+    assert case["sampled_values_mb"] == 16 * 4 * 4 * 32 * 4 / 1e6  # queries, levels, points, channels, bytes
+    assert 0 < case["chunks_mb"]["forward"] < case["chunks_mb"]["training"]
 
 
 def test_every_timed_case_is_counted(steps, report, monkeypatch, result):

@@ -11,7 +11,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from small_runs import small_run
 from support import TEXTS
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from mpo.commands.export import serving
@@ -45,10 +53,11 @@ def internvl(processor, layers=4, large=False):
     return model.eval()
 
 
-def llava(layers=4, **settings):
+def llava(layers=4, vision_sizes=None, **settings):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
     vision = {"model_type": "clip_vision_model", **sizes, "num_hidden_layers": layers, "image_size": 28, "patch_size": 7}
+    vision |= vision_sizes or {}
     text = {"model_type": "llama", **sizes, "num_hidden_layers": 2, "vocab_size": 100}
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=5, image_seq_length=16, **settings)
     return LlavaForConditionalGeneration(config).eval()
@@ -186,6 +195,21 @@ def test_save_and_load(processor, tmp_path, kind, fusion):
         state, expected = loaded.state_dict(), fused.state_dict()
         assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
         assert torch.equal(features_of(loaded.eval()), features_of(fused))
+
+
+@pytest.mark.parametrize("kind", ["internvl", "llava"])
+def test_a_class_without_fuser_refuses_one(processor, tmp_path, kind):
+    """It would leave out the fuser's weights with a warning. The message says what to do, with `import mpo` or without."""
+    fused = add_fuser(build(kind, processor), 2)
+    fused.save_pretrained(tmp_path)
+    for plain in type(fused).__mro__[1], type(fused.model).__mro__[2], type(fused.config).__mro__[2]:
+        assert plain.__module__.startswith("transformers.")
+        with pytest.raises(Exception, match=r"(?s)vision_feature_layer.*import mpo, and load by AutoModelForImageTextToText"):
+            plain.from_pretrained(tmp_path)
+    assert type(fused).from_pretrained(tmp_path).config.vision_feature_layer == fused.config.vision_feature_layer
+    path = tmp_path / "config.json"  # as saved before there was the note
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vision_feature_layer": fused.config.vision_feature_layer}))
+    assert load_internvl(str(tmp_path)).config.to_dict() == type(fused).from_pretrained(tmp_path).config.to_dict()
 
 
 def test_a_plain_transformers_says_what_it_lacks(processor, tmp_path, monkeypatch):
@@ -382,6 +406,25 @@ def test_models_that_cannot_have_a_fuser(processor):
     for model in (fused, add_fuser(llava(), 2, fusion="concat")):
         with pytest.raises(ValueError, match=r"4 \* 4 tokens.* 17 .*'full'"):  # with the class token
             features_of(model, vision_feature_select_strategy="full")
+
+
+@pytest.mark.parametrize("kind, depth", [("internvl", 24), ("internvl", 45), ("llava", 24)])
+def test_the_grids_of_the_published_models(kind, depth):
+    """A tile of 448 pixels has 32 x 32 patches, 256 tokens after the pixel shuffle; an image of CLIP ViT-L/14-336 24 x 24."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    text = {"model_type": "llama", **sizes, "num_hidden_layers": 1, "vocab_size": 50}
+    if kind == "internvl":
+        six = {"use_qk_norm": True, "norm_type": "rms_norm", "attention_bias": False} if depth == 45 else {}
+        vision = {**sizes, "num_hidden_layers": depth, "image_size": [448, 448], "patch_size": [14, 14], **six}
+        plain = InternVLForConditionalGeneration(InternVLConfig(vision_config=vision, text_config=text, image_token_id=3))
+    else:
+        plain = llava(depth, vision_sizes={"image_size": 336, "patch_size": 14})
+    fused, seen = add_fuser(plain.eval()), []
+    fused.model.fuser.register_forward_pre_hook(lambda module, args: seen.append((args[1], args[0][0].shape)))
+    tokens = features_of(fused).shape
+    assert (seen, tokens) == (
+        ([((32, 32), (2, 1024, 32))], (2, 256, 32)) if kind == "internvl" else ([((24, 24), (2, 576, 32))], (2, 576, 32))
+    )
 
 
 def test_the_layers_of_the_published_models():

@@ -99,6 +99,10 @@ def test_templates_and_padding(folder, converted):
         ({"mm_vision_select_layer": -2}, r"\[-2\] and 1 MMFusers"),
         ({"mm_vision_select_layer": "list-5/-4/-3/-2"}, "attention_weights"),
         ({"mm_vision_select_layer": [-9, -3, -2]}, r"\[-9\]"),
+        ({"vocab_size": 10}, "2 tensors of another shape .*embed_tokens"),  # rows for the placeholder alone are added
+        ({"vocab_size": None}, "config.json does not describe a LLaVA-1.5"),
+        ({"num_attention_heads": 3}, "config.json does not describe a LLaVA-1.5: .*heads"),
+        ({"hidden_act": "curve"}, "config.json does not describe a LLaVA-1.5: .*curve"),
     ],
 )
 def test_checkpoints_that_are_refused(parts, folder, tmp_path, capsys, change, message):

@@ -25,7 +25,8 @@ RECORDED = {
     **{"self_attn.value_proj.bias": -0.081264, "self_attn.value_proj.weight": 0.316821},
 }
 """Digests of output and gradients of the official MSCrossAttnBlock(32, n_levels=2) (yuecao0119/MMFuser at 2d296fc, with its
-`ms_deform_attn_core_pytorch` in float32), with the weights and features of `filled` and `official_features`."""
+`ms_deform_attn_core_pytorch` in float32), with the weights and features of `filled` and `official_features`; recorded, and compared
+element by element with a clone of that repository, by tests/official_mmfuser.py."""
 
 
 def waves(shape, seed, scale=0.5):
@@ -201,6 +202,8 @@ def test_what_cannot_be_fused_is_named(build, message):
 def test_official_weights_keep_their_dtype():
     fuser = MMFuser.from_official(filled(64, 3, num_points=2).bfloat16().state_dict())
     assert {parameter.dtype for parameter in fuser.parameters()} == {torch.bfloat16}
+    mixed = {name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in filled().state_dict().items()}
+    assert torch.equal(MMFuser.from_official(mixed).norm1.weight, filled().norm1.weight)  # nothing is rounded
     assert (fuser.num_levels, fuser.width, fuser.cross_attn.num_points) == (3, 64, 2)
 
 

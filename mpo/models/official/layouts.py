@@ -78,8 +78,6 @@ class TransformersFiles:
     def _standard(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         if not self._renamed:
             return {name: tensor}
-        if "rotary_emb.inv_freq" in name:  # ignored by from_pretrained too
-            return {}
         loaded, _ = rename_source_key(name, self._renamings, [], self._model.base_model_prefix, self._state)
         found: dict[str, Tensor] = revert_weight_conversion(self._model, {loaded: tensor})
         return found

@@ -17,6 +17,7 @@ from mpo.models.strict import read_index, shortened
 INDEX, SINGLE = SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 DTYPES = ("BF16", "F16", "F32", "F64")
 """Dtypes of weights, by their names in safetensors files."""
+COMPUTED = ("embeddings.position_ids", "rotary_emb.inv_freq")  # buffers that older versions of transformers saved
 
 
 class TensorFiles:
@@ -41,7 +42,7 @@ class TensorFiles:
         unknown = sorted(name for name, file in where.items() if name not in kept[file])
         if unknown:
             raise ValueError(f"{index} names tensors that its files do not have: {', '.join(unknown[:5])}. Download it again.")
-        self._where = where
+        self._where = {name: file for name, file in where.items() if not name.endswith(COMPUTED)}
 
     def _open(self, name: str) -> Any:
         try:

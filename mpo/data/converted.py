@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from mpo.data.records import KINDS, Reading, Row
 from mpo.data.shards import Shard
-from mpo.io import BadRecord, without_collection
+from mpo.io import BadRecord, read_json_lines, without_collection
 
 VERSION = 7
 """Increase it when the same files give different records, so that cached results of earlier versions are not used."""
@@ -108,8 +108,7 @@ def _is_current(folder: Path, shards: Callable[[], Sequence[Shard]], reading: Re
 
 
 def _bad_of(folder: Path, part: dict[str, Any]) -> list[BadRecord]:
-    with (folder / part["file"]).with_suffix(".bad").open(encoding="utf-8") as listed:
-        return [BadRecord(**json.loads(line)) for line in listed]
+    return [BadRecord(**bad) for bad in read_json_lines((folder / part["file"]).with_suffix(".bad"))]
 
 
 def _processes(shards: Sequence[Shard], asked: int | None) -> int:

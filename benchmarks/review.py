@@ -89,7 +89,8 @@ def browse(page: Page, link: str, pid: int, moves: int, found: dict[str, Any]) -
         choose(lambda label=label, option=option: page.get_by_label(label).select_option(index=option), f"filter_{name}")
     for label in ("Source", "Order", "Show"):
         choose(lambda label=label: page.get_by_label(label).select_option(index=0))
-    choose(lambda: page.locator("#search").fill("how many in 54321?"), "search")
+    found_one = page.get_by_text("1 records", exact=True)
+    choose(lambda: (page.locator("#search").fill("how many in 54321?"), found_one.wait_for()), "search")
     choose(lambda: page.locator("#search").fill(""))
     page.keyboard.press("Escape")
     # From the key to the drawn record with its image.

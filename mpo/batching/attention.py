@@ -90,7 +90,7 @@ def _attend_by_segments_again(text_model: nn.Module, *args: Any) -> None:
 
 def check_backend(backend: str) -> None:
     """Refuse a backend whose package is not installed."""
-    if backend.startswith("flash_attn"):
+    if backend in _PACKAGES:
         _flash_attention(backend)
 
 
@@ -157,18 +157,13 @@ def _attend(
     head_dim), 0 for nodes that are no queries; and no attention weights.
     """
     if segments is None:
-        raise ValueError(
-            "The text model attends by segments (use_packed_attention), but this layer got none: it was called on its own, or "
-            "recomputed for a backward pass. Pass `segments=`, or run the forward and the backward pass inside "
-            "`usual_attention(model)`."
-        )
+        found = "The text model attends by segments, but this layer got none: it was called alone, or again for a backward pass"
+        raise ValueError(f"{found}. Pass `segments=`, or run forward and backward pass inside `usual_attention(model)`.")
     if segments.query_index is None and not torch.compiler.is_compiling():  # a compiled check would recompile for every new length
         nodes = sum(queries for queries, _ in segments.lengths)
         if query.shape[0] != 1 or query.shape[2] != nodes or key.shape[2] != nodes:
-            raise ValueError(
-                f"Expected 1 row of {nodes} tokens, as in the segments; the layer got {query.shape[0]} rows with "
-                f"{query.shape[2]} queries and {key.shape[2]} keys. Pass the segments of this batch, and no cache."
-            )
+            found = f"{query.shape[0]} rows with {query.shape[2]} queries and {key.shape[2]} keys"
+            raise ValueError(f"Expected 1 row of {nodes} tokens; got {found}. Pass the segments of this batch, and no cache.")
     changed = sorted(name for name in ("softcap", "s_aux", "sliding_window", "position_bias") if kwargs.get(name) is not None)
     if dropout or changed or attention_mask is not None:
         what = ["dropout"] * bool(dropout) + changed + ["attention_mask"] * (attention_mask is not None)
@@ -184,7 +179,7 @@ def _attend(
         query = query.index_select(0, segments.query_index)
     if segments.key_index is not None:
         key, value = key.index_select(0, segments.key_index), value.index_select(0, segments.key_index)
-    if backend.startswith("flash_attn"):
+    if backend in _PACKAGES:
         output = _flash(query, key, value, segments, scaling, backend)
     elif backend == "auto" and _varlen_fits(query):
         output = _varlen(query, key, value, segments, scaling)
@@ -273,21 +268,21 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scalin
     return attended
 
 
-_INSTALL = {
-    "flash_attn": "pip install 'mpo-trainer[flash]'",
-    "flash_attn_interface": "flash-attention's folder hopper/, for H100 and later",
+_PACKAGES = {
+    "flash_attn_2": ("flash_attn", "pip install 'mpo-trainer[flash]'"),
+    "flash_attn_3": ("flash_attn_interface", "flash-attention's folder hopper/, for H100 and later"),
 }
+"""Of a backend the package, and how to install it."""
 
 
 @lru_cache
 def _flash_attention(backend: str) -> Callable[..., Any]:
     """Import the varlen function of the flash-attn package."""
-    package = {"flash_attn_2": "flash_attn", "flash_attn_3": "flash_attn_interface"}[backend]
+    package, install = _PACKAGES[backend]
     try:
         function: Callable[..., Any] = importlib.import_module(package).flash_attn_varlen_func
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"packed_attention={backend!r} needs the package {package}, which cannot be imported here ({error}). Install it "
-            f"({_INSTALL[package]}), or leave packed_attention at 'auto': PyTorch has its own varlen kernel."
-        ) from error
+        found = f"packed_attention={backend!r} needs the package {package}, which cannot be imported here ({error})"
+        advice = f"Install it ({install}), or leave packed_attention at 'auto': PyTorch has its own varlen kernel."
+        raise ValueError(f"{found}. {advice}") from error
     return function

@@ -8,20 +8,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpo.batching.batch import Batch, ModelInput
-from mpo.batching.layout import Row, concatenate, lay_out, prompt_alone
-from mpo.batching.logits_to_keep import LogitsToKeep, label_padded_rows
-from mpo.batching.skipping import BLANK, sort_out
-from mpo.encoding.conversations import TRAIN_ON, as_completion
+from mpo.batching.batch import BLANK, Batch, packed_batch, padded_batch, sort_out
+from mpo.batching.layout import Row, lay_out, prompt_alone
+from mpo.batching.logits_to_keep import label_padded_rows
+from mpo.encoding.chat import is_processor, probe
 from mpo.encoding.costs import Budget, RecordMeasure
 from mpo.encoding.encoder import Encoded, Encoder
-from mpo.encoding.features import VISION_FEATURES
-from mpo.encoding.images import TileOrder
+from mpo.encoding.images import VISION_FEATURES
 from mpo.encoding.keys import completion_key, image_key
 from mpo.encoding.labels import Completion
-from mpo.encoding.templates import is_processor, probe
 from mpo.encoding.tiles import AUGMENTED_AND_CACHED, AUGMENTED_FEATURES
-from mpo.encoding.turns import CONVERSATION, SIDES, Record, describe
+from mpo.encoding.turns import CONVERSATION, SIDES, TRAIN_ON, Record, as_completion, describe
 from mpo.io import RECORD_ERRORS, BadRecord, StoreError
 from mpo.schema import EPOCH, PADDING
 
@@ -51,9 +48,9 @@ class PairCollator:
             have copies of the collator, see it change.
         on_bad_record: ``"raise"`` the ValueError of a record that cannot be collated, or ``"skip"`` it: a blank pair at the end of
             the batch replaces it and does not count.
-        augment_seed: random seed of the JPEG augmentation (`mpo.data.augment`) of records with ``augment``.
+        augment_seed: random seed of the JPEG augmentation (`mpo.encoding.images`) of records with ``augment``.
         context: the longest prompt with one completion whose log-probs do not depend on the rest of the batch; see `Encoder`.
-        features: a `mpo.training.features.cache.FeatureCache`; batches then have ``vision_features`` (`mpo.encoding.features`).
+        features: a `mpo.training.features.cache.FeatureCache`; batches then have ``vision_features`` (`mpo.encoding.images`).
 
     A call with records such as ``{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}`` returns a `mpo.batching.batch.Batch`.
     """
@@ -129,7 +126,7 @@ class PairCollator:
             images[VISION_FEATURES] = images[VISION_FEATURES].repeated(each)
         elif packed:
             if order is not None and len(order) > len(images["pixel_values"]):
-                images["tile_order"] = TileOrder(order)
+                images["tile_order"] = order
         else:
             if order is not None:  # the tiles of an image in several prompts are repeated, as in TRL's rows
                 images["pixel_values"] = images["pixel_values"][order]
@@ -139,7 +136,7 @@ class PairCollator:
             model_inputs=batch.model_inputs | images,
             names=tuple(describe(record) for record in records),
             counted=sum(PADDING not in record for record in records) if any(PADDING in record for record in records) else None,
-            is_truncated=None if self.max_length is None else self._is_truncated(pairs, self.max_length),
+            is_truncated=self._is_truncated(pairs),
             completion_keys=tuple(self._completion_keys(pairs)) if self.keys else None,
             sides=len(self.sides),
         )
@@ -153,8 +150,9 @@ class PairCollator:
             prompt = [*system, {"role": "user", "content": [{"type": "image"}]}]
         return Encoder(self.processing_class, features=self.features)([{"prompt": prompt, "images": [_WHITE]}], sides=())
 
-    def _is_truncated(self, pairs: list[Encoded], max_length: int) -> Tensor:
-        return torch.tensor([len(pair.prompt_ids) + len(completion.ids) > max_length for pair, completion in self._by_side(pairs)])
+    def _is_truncated(self, pairs: list[Encoded]) -> Tensor | None:
+        lengths = [len(pair.prompt_ids) + len(completion.ids) for pair, completion in self._by_side(pairs)]
+        return None if self.max_length is None else torch.tensor(lengths) > self.max_length
 
     def _by_side(self, pairs: Sequence[Encoded]) -> list[tuple[Encoded, Completion]]:
         """Return each record with its completion: first all of the first side (chosen), then all of the second."""
@@ -199,63 +197,29 @@ class PairCollator:
             prompt = min((pairs[number].prompt_ids for number in members), key=len)
             if any(pairs[number].extra for number in members):
                 names = ", ".join(pairs[members[0]].extra)
-                raise ValueError(
-                    f"{type(self.processing_class).__name__} gives {names} per token besides the ids, which completions cannot "
-                    "share. Use rows='padded'."
-                )
-            if (
-                len(self.sides) > 1
-                and pairs[members[0]].images
-                and prompt[-1] == getattr(self.processing_class, "image_token_id", None)
-            ):
-                raise ValueError(
-                    f"A prompt ends in an image token ({prompt[-1]}), after which completions cannot branch. Put text or a chat "
-                    "template after the image, or use rows='padded'."
-                )
+                kind = type(self.processing_class).__name__
+                raise ValueError(f"{kind} gives {names} per token too, which completions cannot share. Use rows='padded'.")
+            image_token = getattr(self.processing_class, "image_token_id", None)
+            if len(self.sides) > 1 and pairs[members[0]].images and prompt[-1] == image_token:
+                found = f"A prompt ends in an image token ({image_token}), after which completions cannot branch"
+                raise ValueError(f"{found}. Put text or a chat template after the image, or use rows='padded'.")
             limit = None if self.max_length is None else self.max_length - len(prompt)
-            first = sum(len(row.completions) for row in rows)
+            first = sum(len(row.labelled) for row in rows)
             completions: list[Completion] = []
             for number in members:
                 for side, completion in enumerate(pairs[number].completions):
                     places[number + side * len(pairs)] = first + len(completions)
                     completions.append(_after_prompt(prompt, pairs[number].prompt_ids, completion, limit))
             rows.append(lay_out(prompt, completions))
-        tokens = sum(len(row.tokens) for row in rows)
-        packed = concatenate(rows + [prompt_alone(pair.prompt_ids) for pair in blank])
-        labelled = packed.labelled.select(places)
-        return Batch(
-            {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments},
-            LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1), packed.labelled_segments),
-            packed.shift_labels[:, packed.labelled_positions],
-            replace(labelled, node=torch.searchsorted(packed.labelled_positions, labelled.node)),
-            tokens,
-        )
+        batch = packed_batch([*rows, *(prompt_alone(pair.prompt_ids) for pair in blank)], places)
+        return replace(batch, tokens=sum(len(row.tokens) for row in rows))
 
     def _pad(self, pairs: list[Encoded], blank: list[Encoded]) -> Batch:
-        rows = self._by_side(pairs)
-        kept = slice(None)
-        if self.max_length is not None:
-            keep_end = self.truncation_mode == "keep_end"
-            kept = slice(-self.max_length, None) if keep_end else slice(None, self.max_length)
-        ids = [(pair.prompt_ids + completion.ids)[kept] for pair, completion in rows]
-        loss_masks = [([False] * len(pair.prompt_ids) + completion.loss_mask)[kept] for pair, completion in rows]
-        tokens = sum(map(len, ids))
-        ids += [pair.prompt_ids for pair in blank]
-        length = max(map(len, ids))
-        if self.pad_to_multiple_of:
-            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-
-        def padded(values: list[list[Any]], fill: int) -> Tensor:
-            return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=torch.long)
-
-        pad_token = self.tokenizer.pad_token_id
-        input_ids = padded(ids, self.tokenizer.eos_token_id if pad_token is None else pad_token)
-        inputs: dict[str, ModelInput] = {"input_ids": input_ids, "attention_mask": padded([[1] * len(row) for row in ids], 0)}
-        heads = [pair for pair, _ in rows] + blank
-        for name in {name for pair in heads for name in pair.extra}:
-            values = [pair.extra[name].tolist() if name in pair.extra else [0] * len(pair.prompt_ids) for pair in heads]
-            inputs[name] = padded([(row + [0] * length)[kept][:length] for row in values], 0)
-        return Batch(inputs, *label_padded_rows(input_ids[: len(rows)], padded(loss_masks, 0)), tokens)
+        kept = slice(None, self.max_length)
+        if self.max_length is not None and self.truncation_mode == "keep_end":
+            kept = slice(-self.max_length, None)
+        padding = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        return padded_batch(self._by_side(pairs), padding, blank=blank, kept=kept, multiple=self.pad_to_multiple_of or 1)
 
 
 @dataclass
@@ -263,10 +227,10 @@ class ConversationCollator(PairCollator):
     """Collate conversations of any number of turns, with images in any turn of the user, into one batch.
 
     Args:
-        train_on: which turns of the assistant are labelled, one of `mpo.encoding.conversations.TRAIN_ON`.
+        train_on: which turns of the assistant are labelled, one of `mpo.encoding.turns.TRAIN_ON`.
         budget: tokens and tiles (None: no limit) of a row; a conversation that exceeds them alone has fewer frames of its videos,
             evenly spread: each at most the largest number with which it fits. None: all frames.
-        args: as in `PairCollator`; records as `mpo.encoding.conversations.as_completion` takes them. ``"packed"``: a row per
+        args: as in `PairCollator`; records as `mpo.encoding.turns.as_completion` takes them. ``"packed"``: a row per
             conversation, concatenated; positions begin at 0 in each, and none attends to another. None is ever truncated.
     """
 
@@ -283,8 +247,8 @@ class ConversationCollator(PairCollator):
                 "Conversations are not truncated, and their turns end in end-of-turn tokens. Leave out max_length, completion_end."
             )
         super().__post_init__()
-        rules = (self.processing_class, self.completion_end, self.tile_budget, "raise", self.sides, self.train_on)
-        self._measure = RecordMeasure(*rules, budget=self.budget)
+        rules: dict[str, Any] = {"sides": self.sides, "train_on": self.train_on, "budget": self.budget}
+        self._measure = RecordMeasure(self.processing_class, tile_budget=self.tile_budget, **rules)
 
     def _collate(self, records: list[Record]) -> Batch:
         return super()._collate([as_completion(self._measure.fitted(record), self.train_on) for record in records])

@@ -40,25 +40,17 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class CompletionNodes:
-    """The nodes that predict a completion: `nodes[i]` predicts its token `i`, which counts if `loss_mask[i]`.
-
-    With an empty prompt nothing predicts a completion's first token, as with shifted labels; `nodes` then begins with the second.
-    """
-
-    nodes: list[int]
-    loss_mask: list[bool]
-
-
-@dataclass(frozen=True)
 class Row:
-    """A prompt and its completions. Every node is in exactly one segment; segments are in the order of the row."""
+    """A prompt and its completions. Every node is in exactly one segment; segments are in the order of the row.
+
+    ``labelled``: of each completion, the nodes that predict its labelled tokens. With an empty prompt nothing predicts its first.
+    """
 
     tokens: list[int]
     positions: list[int]
     labels: list[int]
+    labelled: list[list[int]]
     segments: list[Segment]
-    completions: list[CompletionNodes]
 
 
 def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
@@ -66,7 +58,7 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
 
     The prompt's segment continues with the first completion, or with a longer one of which that is a prefix. Equal completions
     share all their nodes. A branch repeats the last shared token, which may be the last of the prompt: this must not be an image
-    token, or the copy would need another image. The prompt has image tokens included, and may be empty (see `CompletionNodes`).
+    token, or the copy would need another image. The prompt has image tokens included, and may be empty (see `Row`).
 
     Raises:
         ValueError: without completions, for a `loss_mask` of another length than its ids, or when there is nothing to predict.
@@ -76,17 +68,15 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
     ([1, 2, 3, 2, 5, 6], [0, 1, 2, 1, 2, 3], [-100, 3, 4, 5, 6, 7])
     >>> row.segments[1]
     Segment(queries=(3, 6), ancestors=((0, 1),))
-    >>> [completion.nodes for completion in row.completions]
+    >>> row.labelled
     [[1, 2], [3, 4, 5]]
     """
     if not completions:
         raise ValueError("A row needs at least one completion.")
     for number, completion in enumerate(completions):
         if len(completion.ids) != len(completion.loss_mask):
-            raise ValueError(
-                f"Completion {number} has {len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`. "
-                "Give one flag per token."
-            )
+            found = f"{len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`"
+            raise ValueError(f"Completion {number} has {found}. Give one flag per token.")
     texts = [[*prompt, *completion.ids] for completion in completions]
     tokens: list[int] = []
     positions: list[int] = []
@@ -112,7 +102,8 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
         branches: dict[tuple[int, int], list[int]] = {}
         for index in group:
             text = texts[index]
-            common = _common_prefix(text, stem, agreed)
+            end = min(len(text), len(stem))
+            common = next((at for at in range(agreed, end) if text[at] != stem[at]), end)
             if common == len(text):
                 paths[index] = above(common - 1)
             else:
@@ -124,31 +115,30 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
     place(list(range(len(completions))), (), 0, len(prompt))
     if not tokens:
         raise ValueError("There is nothing to predict: prompt and completions together have fewer than two tokens.")
-    labels, placed = _labelled(len(tokens), len(prompt), completions, paths)
-    return Row(tokens, positions, labels, segments, placed)
+    return Row(tokens, positions, *_labelled(len(tokens), len(prompt), completions, paths), segments)
 
 
 def _labelled(
     size: int, prompt: int, completions: Sequence[Completion], paths: Sequence[tuple[Range, ...]]
-) -> tuple[list[int], list[CompletionNodes]]:
-    """What each of `size` nodes predicts, and the nodes of each completion: those of its path, after the prompt's."""
+) -> tuple[list[int], list[list[int]]]:
+    """What each of `size` nodes predicts, and the labelled ones of each completion: of its path, after the prompt's."""
     labels = [IGNORED] * size
     unpredicted = 0 if prompt else 1  # nothing precedes the first token of the row
-    placed = []
+    labelled: list[list[int]] = []
     for completion, path in zip(completions, paths, strict=True):
         nodes = list(chain.from_iterable(range(*part) for part in path))[max(prompt - 1, 0) :]
-        ids, loss_mask = completion.ids[unpredicted:], completion.loss_mask[unpredicted:]
-        for node, token, counts in zip(nodes, ids, loss_mask, strict=True):
+        labelled.append([])
+        for node, token, counts in zip(nodes, completion.ids[unpredicted:], completion.loss_mask[unpredicted:], strict=True):
             if counts:
                 labels[node] = token
-        placed.append(CompletionNodes(nodes, list(loss_mask)))
-    return labels, placed
+                labelled[-1].append(node)
+    return labels, labelled
 
 
 def prompt_alone(prompt: Sequence[int]) -> Row:
     """A row in which nothing is labelled."""
     tokens = list(prompt)
-    return Row(tokens, list(range(len(tokens))), [IGNORED] * len(tokens), [Segment((0, len(tokens)), ())], [])
+    return Row(tokens, list(range(len(tokens))), [IGNORED] * len(tokens), [], [Segment((0, len(tokens)))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,11 +159,6 @@ class Segments(Movable):
     max_k: int
     lengths: tuple[tuple[int, int], ...]
     query_index: Tensor | None = None
-
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Segments:
-        """A copy on a device, or itself, with its masks, if it is there already."""
-        moved = super().to(device, non_blocking)
-        return self if moved.cu_seqlens_q is self.cu_seqlens_q else moved
 
     def offsets(self) -> tuple[Tensor, Tensor, int, int]:
         """The arguments of varlen kernels after queries, keys and values."""
@@ -260,10 +245,8 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
         for segment in row.segments:
             ranges = [(begin + offset, end + offset) for begin, end in (*segment.ancestors, segment.queries)]
             branches.append((ranges[-1], ranges))
-        for completion in row.completions:
-            labelled = [node + offset for node, counts in zip(completion.nodes, completion.loss_mask, strict=True) if counts]
-            nodes += labelled
-            labelled_lengths.append(len(labelled))
+        nodes += [node + offset for own in row.labelled for node in own]
+        labelled_lengths += map(len, row.labelled)
         offset += len(row.tokens)
     shift_labels = _joined([row.labels for row in rows])
     labelled_positions = (shift_labels[0] != IGNORED).nonzero()[:, 0]
@@ -325,12 +308,6 @@ def ld_weights(labelled: LabelledTokens, ld_alpha: float, sides: int = 2) -> Ten
     """
     shorter = labelled.lengths.view(sides, -1).amin(dim=0).repeat(sides)
     return torch.where(labelled.ordinal < shorter[labelled.completion], 1.0, ld_alpha)
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int], known: int) -> int:
-    """The length of the common prefix of two sequences that share at least `known` tokens."""
-    end = min(len(first), len(second))
-    return next((index for index in range(known, end) if first[index] != second[index]), end)
 
 
 def _cumulative(lengths: list[int]) -> Tensor:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from mpo.batching.attention import packed_attention
-from mpo.batching.layout import Row, concatenate, lay_out
-from mpo.batching.logits_to_keep import KEYWORD, LogitsToKeep, add_logits_to_keep, label_padded_rows
+from mpo.batching.batch import Batch, packed_batch, padded_batch
+from mpo.batching.layout import Row, lay_out
+from mpo.batching.logits_to_keep import KEYWORD, add_logits_to_keep
 from mpo.batching.randomness import eval_mode
+from mpo.encoding.chat import probe
 from mpo.encoding.encoder import Encoded, Encoder
 from mpo.encoding.images import in_order
 from mpo.encoding.labels import Completion, label_turn
-from mpo.encoding.templates import probe
 from mpo.encoding.turns import Record, Rendered, describe
 from mpo.models.control_tokens import check_texts
 from mpo.models.packable import fixed_context, why_not
@@ -167,46 +168,30 @@ def check_prompt(where: str, encoded: Encoded, prefix: str, tokenizer: Any, cont
         raise ValueError(f"{where}: {found}. Use fewer or smaller images, fewer tiles, or a shorter text.")
     space = prefix[len(prefix.rstrip()) :]
     if space and not tokenizer.decode(ids[-len(space) - 1 :]).endswith(space):
-        raise ValueError(
-            f"{where}: the chat template cuts off the white space at the end of the prefix {prefix[-20:]!r}. End the prefix before "
-            "it."
-        )
+        found = f"the chat template cuts off the white space at the end of the prefix {prefix[-20:]!r}"
+        raise ValueError(f"{where}: {found}. End the prefix before it.")
 
 
 def _packed(model: Any, rows: Sequence[Row], images: Sequence[dict[str, Tensor]]) -> Sequence[Tensor]:
-    packed = concatenate(rows)
     shown = [tensors for tensors in images if tensors]
     pixels = {name: torch.cat([tensors[name] for tensors in shown]) for name in (shown[0] if shown else ())}
-    inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "segments": packed.segments, **pixels}
-    kept = LogitsToKeep(packed.labelled_positions, packed.input_ids.size(1), packed.labelled_segments)
-    values = _at_labels(model, inputs, kept, packed.shift_labels[0, packed.labelled_positions])
-    ordered = values[torch.searchsorted(packed.labelled_positions, packed.labelled.node)]
-    return torch.split(ordered, packed.labelled.lengths.tolist())
+    return _at_labels(model, packed_batch(rows), pixels)
 
 
 def _padded(model: Any, encoded: Encoded, images: dict[str, Tensor], max_tokens: int, padding: int | None) -> Iterator[Tensor]:
     """One row per completion, padded on the right; as many rows at once as `max_tokens` allows."""
-    prompt, width = encoded.prompt_ids, len(encoded.prompt_ids) + encoded.longest()
+    width = len(encoded.prompt_ids) + encoded.longest()
     size = max(1, max_tokens // width)
     for first in range(0, len(encoded.completions), size):
         part = encoded.completions[first : first + size]
-
-        def rows(values: list[list[int]], fill: int) -> Tensor:
-            return torch.tensor([row + [fill] * (width - len(row)) for row in values])
-
-        ids = rows([prompt + completion.ids for completion in part], padding or 0)
-        labels = rows([[0] * len(prompt) + list(map(int, completion.loss_mask)) for completion in part], 0)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": rows([[1] * (len(prompt) + len(one.ids)) for one in part], 0)}
-        inputs |= {name: rows([value.tolist()] * len(part), 0) for name, value in encoded.extra.items()}
-        inputs |= {name: torch.cat([value] * len(part)) for name, value in images.items()}
-        kept, shift_labels, labelled = label_padded_rows(ids, labels)
-        yield from torch.split(_at_labels(model, inputs, kept, shift_labels[0]), labelled.lengths.tolist())
+        batch = padded_batch([(encoded, completion) for completion in part], padding or 0, multiple=width)  # which all have
+        yield from _at_labels(model, batch, {name: torch.cat([value] * len(part)) for name, value in images.items()})
 
 
-def _at_labels(model: Any, inputs: dict[str, Any], kept: LogitsToKeep, labels: Tensor) -> Tensor:
-    """The log-probs of labels (M,) at the positions that are kept, shape (M,) float32 on the CPU."""
-    moved = {name: value.to(model.device) for name, value in inputs.items()}
-    logits = model(**moved, **{KEYWORD: kept.to(model.device)}, use_cache=False).logits[0]
-    parts = zip(torch.split(logits, CHUNK), torch.split(labels.to(model.device), CHUNK), strict=True)
-    values = [part.float().log_softmax(dim=-1).gather(1, label.unsqueeze(1)).squeeze(1) for part, label in parts]
-    return torch.cat(values).cpu()
+def _at_labels(model: Any, batch: Batch, images: dict[str, Tensor]) -> Sequence[Tensor]:
+    """The log-probs of each completion's labels, float32 on the CPU."""
+    moved = {name: value.to(model.device) for name, value in {**batch.model_inputs, **images}.items()}
+    logits = model(**moved, **{KEYWORD: batch.positions_to_keep.to(model.device)}, use_cache=False).logits[0]
+    parts = zip(torch.split(logits, CHUNK), torch.split(batch.shift_labels[0].to(model.device), CHUNK), strict=True)
+    values = torch.cat([part.float().log_softmax(dim=-1).gather(1, label.unsqueeze(1)).squeeze(1) for part, label in parts])
+    return torch.split(values.cpu()[batch.labelled.node], batch.labelled.lengths.tolist())

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -41,6 +42,24 @@ def trainable_in_4_bits(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.support_avx512bf16_for_cpu = True
+
+
+@contextlib.contextmanager
+def without_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Set all dropout probabilities of a model to 0 inside the context; then restore them and the random states.
+
+    (Not `model.eval()`, which would also disable gradient checkpointing.)
+    """
+    before = dropout_sites(model)
+    devices = [] if device.type in ("cpu", "mps") else [device]  # the CPU's state is always restored
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        try:
+            for module, name, _ in before:
+                setattr(module, name, 0.0)
+            yield
+        finally:
+            for module, name, value in before:
+                setattr(module, name, value)
 
 
 def disable_dropout(model: nn.Module) -> None:

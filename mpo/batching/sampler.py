@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from mpo.batching.first_fit import first_fit, pack
-from mpo.batching.planned import Batches, Floats, Ints, PackingReport, split, take_units
+from mpo.batching.planned import Batches, Floats, Ints, PackingReport, first_fit, pack, split, take_units
 from mpo.encoding.costs import PairCosts
 
 BALANCE_SLOTS = 8
@@ -131,8 +130,9 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
     def after(self, number: int) -> Iterator[list[int]]:
         """The micro-batches of this rank in the current epoch without the first `number`, which are not read."""
         batches = self._planned()
+        ends = batches.ends
         for place in range(self.rank + number * self.world_size, self._target, self.world_size):
-            yield batches.records[batches.starts[place] : batches.ends[place]].tolist()
+            yield batches.records[batches.starts[place] : ends[place]].tolist()
 
     def __len__(self) -> int:
         """Micro-batches of a rank in an epoch, the same for every rank and every epoch."""
@@ -193,12 +193,11 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         found = np.flatnonzero(self.costs.beyond((self.max_tokens, self.max_tiles)))
         if len(found) and not allowed:
             worst = found[np.argmax(tokens[found])]
+            listed = f"{', '.join(map(str, found[:5]))}{', ...' * (len(found) > 5)}"
             raise ValueError(
-                f"{len(found)} of {len(tokens)} records exceed a batch of max_tokens={self.max_tokens}, "
-                f"max_tiles={self.max_tiles}: {', '.join(str(index) for index in found[:5])}"
-                f"{', ...' if len(found) > 5 else ''}. The longest of them is record {worst} with {tokens[worst]} tokens and "
-                f"{tiles[worst]} tiles. Raise the budget, truncate completions with max_length, leave the records out, or give "
-                "each its own batch with allow_oversized=True."
+                f"{len(found)} of {len(tokens)} records exceed a batch of max_tokens={self.max_tokens}, max_tiles={self.max_tiles} "
+                f"({listed}). The longest is record {worst} with {tokens[worst]} tokens and {tiles[worst]} tiles. Raise the "
+                "budget, truncate with max_length, leave them out, or give each its own batch with allow_oversized=True."
             )
         return found
 
@@ -207,10 +206,9 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         if self.drop_last:
             step = self.world_size * self.micro_batches_per_step
             if first < step:
-                raise ValueError(
-                    f"drop_last=True leaves nothing: all records make {first} batches, and one optimiser step takes {step} "
-                    f"({self.world_size} ranks x {self.micro_batches_per_step}). Set drop_last=False or make batches smaller."
-                )
+                needed = f"one optimiser step takes {step} ({self.world_size} ranks x {self.micro_batches_per_step})"
+                found = f"drop_last=True leaves nothing: all records make {first} batches, and {needed}"
+                raise ValueError(f"{found}. Set drop_last=False or make batches smaller.")
             return first // step * step
         if self.batching == "tokens" and self.shuffle:
             # Other epochs may need a few more batches: about the standard deviation of a sum over windows.
@@ -230,15 +228,15 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         """Put all records into batches, without `shuffle` in the order of the records."""
         rng = np.random.default_rng((self.seed, epoch, attempt))
         records, unit_starts = self._units(rng)
-        sizes = np.diff(unit_starts, append=len(records))
         if self.pairs_per_batch is not None:
             size = self.pairs_per_batch
             if self.group_same_prompt > 1:
+                sizes = np.diff(unit_starts, append=len(records))
                 unit_bins = first_fit(sizes[None], (size,), self.window, rng if self.shuffle else None)
                 filled = np.bincount(unit_bins, sizes)[unit_bins] == size
                 # Units that do not fill a batch are split where a batch is full, so that all have the same number of pairs.
                 order = np.lexsort((unit_bins, ~filled))
-                records, unit_starts = take_units(records, unit_starts, sizes, order)
+                records, unit_starts = take_units(records, unit_starts, order)
             starts = np.arange(0, len(records), size)
         else:
             unit_tokens, unit_tiles, _ = self._unit_costs(records, unit_starts)
@@ -254,11 +252,9 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
                     evened = pack(own, (even, self.max_tiles), self.window, draw)
                     unit_bins = evened if evened.max() <= 1.005 * unit_bins.max() else unit_bins
             order = np.argsort(unit_bins, kind="stable")
-            records, unit_starts = take_units(records, unit_starts, sizes, order)
+            records, unit_starts = take_units(records, unit_starts, order)
             starts = unit_starts[np.flatnonzero(np.diff(unit_bins[order], prepend=-1))]
-        is_first = np.zeros(len(records), dtype=bool)
-        is_first[unit_starts] = True
-        return Batches(records, is_first, starts, np.append(starts[1:], len(records)))
+        return Batches(records, _marked(unit_starts, len(records)), starts)
 
     def _units(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """The records in the order of units, and the offset of each unit."""
@@ -272,9 +268,8 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         place = np.arange(count) - np.repeat(group_start, np.diff(group_start, append=count))
         starts = np.flatnonzero(place % self.group_same_prompt == 0)
         starts = self._split_units(records, starts)
-        sizes = np.diff(starts, append=count)
         order = rng.permutation(len(starts)) if self.shuffle else np.argsort(records[starts], kind="stable")
-        return take_units(records, starts, sizes, order)
+        return take_units(records, starts, order)
 
     def _split_units(self, records: Ints, starts: Ints) -> Ints:
         """Split units whose pairs together exceed a budget."""
@@ -307,9 +302,10 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
             batches = batches.take(np.argsort(np.minimum.reduceat(batches.records, batches.starts), kind="stable"))
         batches = batches.take(np.arange(min(len(batches), self._target)))  # with drop_last there may be more
         missing = self._target - len(batches)
-        if missing:
-            cheapest = int(np.argmin(self._record_costs()))
-            batches = batches.extended(np.full(missing, -1 - cheapest))
+        if missing:  # of one padding record each
+            records = np.append(batches.records, np.full(missing, -1 - int(np.argmin(self._record_costs()))))
+            starts = np.append(batches.starts, len(batches.records) + np.arange(missing))
+            batches = Batches(records, np.append(batches.is_first, np.ones(missing, dtype=bool)), starts)
         if self.world_size > 1:
             batches = batches.take(self._deal(self._measure(batches)[2], rng))
         return batches
@@ -338,8 +334,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
     # --- Costs
 
     def _record_costs(self) -> Floats:
-        costs = self.costs
-        return self._cost(costs.tokens(), costs.attention(), costs.tiles)
+        return self._cost(self.costs.tokens(), self.costs.attention(), self.costs.tiles)
 
     def _cost(self, tokens: Any, attention: Any, tiles: Any) -> Floats:
         """The cost by which ranks are balanced, relative to a token through the language model."""
@@ -349,9 +344,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
     def _unit_costs(self, records: Ints, starts: Ints, is_first: NDArray[np.bool_] | None = None) -> tuple[Ints, Ints, Floats]:
         """Tokens, tiles and query-key pairs of consecutive records; prompt and images count where `is_first`, by default once."""
         costs = self.costs
-        if is_first is None:
-            is_first = np.zeros(len(records), dtype=bool)
-            is_first[starts] = True
+        is_first = _marked(starts, len(records)) if is_first is None else is_first
         prompt = costs.prompt[records].astype(np.int64)
         shared = np.where(is_first, 0, prompt)
         tokens = np.add.reduceat(costs.tokens()[records] - shared, starts)
@@ -362,10 +355,16 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
     def _measure(self, batches: Batches) -> tuple[Ints, Ints, Floats]:
         """Tokens, tiles and cost of each batch."""
         records = np.where(batches.records < 0, -1 - batches.records, batches.records)
-        is_first = batches.is_first.copy()
-        is_first[batches.starts] = True  # both batches of a split unit have its prompt
+        is_first = batches.is_first | _marked(batches.starts, len(records))  # both batches of a split unit have its prompt
         tokens, tiles, attention = self._unit_costs(records, batches.starts, is_first)
         return tokens, tiles, self._cost(tokens, attention, tiles)
+
+
+def _marked(places: Ints, count: int) -> NDArray[np.bool_]:
+    """True at some of `count` places."""
+    marked = np.zeros(count, dtype=bool)
+    marked[places] = True
+    return marked
 
 
 def _check_limits(batching: str, limits: dict[str, int | None]) -> None:

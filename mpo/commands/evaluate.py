@@ -169,7 +169,7 @@ def _harness(args: argparse.Namespace) -> Report:
 
 
 def _contamination(paths: list[str], benchmarks: dict[str, Any]) -> dict[str, Any]:
-    from mpo.curation.contamination import find_contamination, training_records
+    from mpo.curation.dedupe import find_contamination, training_records
     from mpo.pipelines.step import to_record
 
     return {

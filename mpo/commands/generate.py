@@ -80,7 +80,7 @@ def _server(args: argparse.Namespace) -> Any:
 
 
 def _local(args: argparse.Namespace, question: Any) -> Any:
-    from mpo.encoding.templates import is_processor
+    from mpo.encoding.chat import is_processor
     from mpo.generation.open import open_local
     from mpo.models.export.trained import is_qlora
     from mpo.training.features.use import with_cached_features

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Callable, Mapping
 from html import escape
 from io import BytesIO
@@ -92,16 +91,13 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
         return [(f"{one['role']}, turn {number}", _said(one)) for number, one in enumerate(record["messages"], start=1)]
     if processor is None:
         return list(zip(("prompt", "chosen", "rejected"), texts(dict(record)), strict=True))
-    from mpo.encoding.show import show_record
+    from mpo.encoding.show import decode_record
     from mpo.encoding.turns import CONVERSATION, SIDES
 
     opened = list(images_of(record))
     # The encoder expects columns without a value to be missing.
     bare = {name: value for name, value in record.items() if value is not None and name != "images"}
-    shown = show_record({**bare, "images": opened} if opened else bare, processor, sides=SIDES if is_pair else CONVERSATION)
-    # A heading, and its lines, which are indented.
-    parts = [part.split("\n") for part in re.split(r"\n(?!    )", shown)]
-    return [(name, "\n".join(line[4:] for line in lines)) for name, *lines in parts]
+    return decode_record({**bare, "images": opened} if opened else bare, processor, sides=SIDES if is_pair else CONVERSATION)
 
 
 def _said(message: Mapping[str, Any]) -> str:

@@ -91,9 +91,8 @@ def compute_stats(records: Dataset, processor: Any = None, *, num_proc: int | No
         gap = measures[f"chosen, {unit}"].astype(np.int64) - measures[f"rejected, {unit}"]
         measures |= {f"chosen - rejected, {unit}": gap, "overlap of words": found["overlap"]}
         keys = content_keys(records, num_proc=num_proc).data
-        prompts = len(
-            {(one, *own) for one, own in zip(*(keys.column(name).to_pylist() for name in keys.column_names), strict=True)}
-        )
+        columns = [keys.column(name).to_pylist() for name in keys.column_names]
+        prompts = len({(one, *own) for one, own in zip(*columns, strict=True)})
     sources = records.select_columns(["source"])[:]["source"] if "source" in records.column_names else [None] * len(records)
     named = np.array([name or "(no source)" for name in sources], dtype=str)
     return Stats("pairs" if is_pair else "conversations", unit, named, prompts, {**measures, **images, **tiles})

@@ -6,44 +6,30 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from mpo.data.formats import (
-    CANNOT,
-    IMAGE,
-    ROLES,
-    SYSTEM,
-    TRL_CANNOT,
-    VIDEO,
-    Format,
-    Found,
-    Line,
-    is_nothing,
-    message_of,
-    one_of,
-    refuse,
-)
+from mpo.data import formats
+from mpo.data.messages import check_ends
 from mpo.data.unused import FLAGS
 from mpo.io import json_kind, parse_json
 from mpo.schema import unlabelled
 
 CALLS = ("function_call", "tool_call")
 """Roles of turns that are calls of tools, as JSON: ShareGPT's and ms-swift's."""
-ALL_ROLES = {**ROLES, "tool_response": "tool", **dict.fromkeys(CALLS, "assistant")}
+ALL_ROLES = {**formats.ROLES, "tool_response": "tool", **dict.fromkeys(CALLS, "assistant")}
 PAIRS = ("chosen", "rejected", "rejected_response", "rejected_messages", "completions")
 """Fields of preference records."""
 
 
-class _Conversation(Format):
-    USES: tuple[str, ...] = (*IMAGE, *VIDEO, *SYSTEM, "id", "tools", "metadata")
+class _Conversation(formats.Format):
+    USES: tuple[str, ...] = (*formats.IMAGE, *formats.VIDEO, *formats.SYSTEM, "id", "tools", "metadata")
 
-    def read(self, line: Line) -> Iterator[Found]:
-        refuse(line, ("audio", "audios", "objects", "loss_scale"), CANNOT)
-        refuse(line, ["chat_template_kwargs"], TRL_CANNOT)
-        refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
-        images, videos, system = (one_of(line, *names) for names in (IMAGE, VIDEO, SYSTEM))
-        own: dict[str, Any] = {name: line.get(name) for name in ("id", "prompt_id", "source", "tools") if name in self.uses(line)}
-        yield Found(messages=self.turns(line), images=images, videos=videos, system=system, **own)
+    def read(self, line: formats.Line) -> Iterator[formats.Found]:
+        formats.refuse(line, ("audio", "audios", "objects", "loss_scale"), formats.CANNOT)
+        formats.refuse(line, ["chat_template_kwargs"], formats.TRL_CANNOT)
+        formats.refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
+        own = {name: line.get(name) for name in ("prompt_id", "source", "tools") if name in self.uses(line)}
+        yield formats.read_common(line, messages=self.turns(line), **own)
 
-    def turns(self, line: Line) -> list[dict[str, Any]]:
+    def turns(self, line: formats.Line) -> list[dict[str, Any]]:
         raise NotImplementedError
 
 
@@ -54,10 +40,10 @@ class _ShareGPT(_Conversation):
     NEEDS = "conversations, a list of turns with from (human, gpt, system, tool, function_call) and value; optional: image or video"
     USES = (*_Conversation.USES, "conversations")
 
-    def matches(self, line: Line) -> bool:
+    def matches(self, line: formats.Line) -> bool:
         return "conversations" in line
 
-    def turns(self, line: Line) -> list[dict[str, Any]]:
+    def turns(self, line: formats.Line) -> list[dict[str, Any]]:
         return turns_of(line.get("conversations"), "'conversations'")
 
 
@@ -68,28 +54,27 @@ class _TRL(_Conversation):
     NEEDS = "messages, or prompt and completion as text or messages; optional: images, videos, tools"
     _SIDES = ("prompt", "completion")
 
-    def uses(self, line: Line) -> tuple[str, ...]:
+    def uses(self, line: formats.Line) -> tuple[str, ...]:
         return (*self.USES, "prompt_id", "source", *(["messages"] if self._is_whole(line) else self._SIDES))
 
-    def matches(self, line: Line) -> bool:
+    def matches(self, line: formats.Line) -> bool:
         return "messages" in line or all(name in line for name in self._SIDES)
 
-    def turns(self, line: Line) -> list[dict[str, Any]]:
+    def turns(self, line: formats.Line) -> list[dict[str, Any]]:
         """Turns of the assistant in the prompt are not labelled, as in TRL."""
         if self._is_whole(line):
-            refuse(line, ["completion"], "the line has 'messages' too. Keep one of them, or say metadata=['completion']")
+            formats.refuse(line, ["completion"], "the line has 'messages' too. Keep one of them, or say metadata=['completion']")
             return turns_of(line["messages"], "'messages'")
         asked, said = (line.get(name) for name in self._SIDES)
         texts = (("user", asked), ("assistant", said))
         whole = [[{"role": role, "content": side}] if isinstance(side, str) else side for role, side in texts]
         prompt, completion = (turns_of(side, repr(name)) for side, name in zip(whole, self._SIDES, strict=True))
-        if completion[0]["role"] in ("system", "user"):
-            raise ValueError(f"'completion' begins with a message of the {completion[0]['role']}. Move it into the prompt.")
+        check_ends(completion, "'completion'")
         return [*unlabelled(prompt), *completion]
 
     @staticmethod
-    def _is_whole(line: Line) -> bool:
-        return not is_nothing(line.get("messages")) or not any(line.get(name) for name in _TRL._SIDES)
+    def _is_whole(line: formats.Line) -> bool:
+        return not formats.is_nothing(line.get("messages")) or not any(line.get(name) for name in _TRL._SIDES)
 
 
 class _Swift(_TRL):
@@ -99,13 +84,13 @@ class _Swift(_TRL):
     NEEDS = "query and response; optional: history (a list of [query, response]), system, images; or messages as in trl"
     _OWN = ("query", "response", "history")
 
-    def uses(self, line: Line) -> tuple[str, ...]:
+    def uses(self, line: formats.Line) -> tuple[str, ...]:
         return (*self.USES, *self._OWN) if "query" in line else super().uses(line)
 
-    def matches(self, line: Line) -> bool:
+    def matches(self, line: formats.Line) -> bool:
         return "query" in line
 
-    def turns(self, line: Line) -> list[dict[str, Any]]:
+    def turns(self, line: formats.Line) -> list[dict[str, Any]]:
         if "query" not in line:
             return super().turns(line)
         history = line.get("history") or []
@@ -116,7 +101,7 @@ class _Swift(_TRL):
 
 
 _SHAREGPT = _ShareGPT()
-CONVERSATIONS: dict[str, Format] = {one.NAME: one for one in (_SHAREGPT, _TRL(), _Swift())}
+CONVERSATIONS: dict[str, formats.Format] = {one.NAME: one for one in (_SHAREGPT, _TRL(), _Swift())}
 """In the order of detection."""
 CONVERSATIONS |= dict.fromkeys(("llava", "internvl", "mminstruct"), _SHAREGPT)
 
@@ -132,22 +117,22 @@ def turns_of(given: Any, name: str) -> list[dict[str, Any]]:
     after_call = False
     for place, turn in enumerate(given, start=1):
         what = f"turn {place}"
-        message = message_of(turn, what, ALL_ROLES)
+        message = formats.message_of(turn, what, ALL_ROLES)
         flags = {flag: value for flag in FLAGS if (value := message.pop(flag, None)) is not None}
         if wrong := next((flag for flag, value in flags.items() if value not in (0, 1)), None):
             raise ValueError(f"{wrong!r} of {what} is {flags[wrong]!r:.50} instead of true or false.")
         if len(set(map(bool, flags.values()))) > 1:
             raise ValueError(f"{what} has {' and '.join(map(repr, flags))} with different values. Keep one of them.")
-        refuse(message, ("loss_scale", "reasoning_content", "thinking"), CANNOT)
+        formats.refuse(message, ("loss_scale", "reasoning_content", "thinking"), formats.CANNOT)
         if any(flags.values()) and message["role"] != "assistant":
             raise ValueError(f"{what}, of role {message['role']!r}, has {next(iter(flags))!r}, but only the assistant is labelled.")
         if flags and message["role"] == "assistant":
             message["train"] = any(flags.values())
-        is_call = one_of(turn, "from", "role") in CALLS
+        is_call = formats.one_of(turn, "from", "role") in CALLS
         if is_call:
             content = message["content"]
-            found = parse_json(content, what) if isinstance(content, str) else content
-            calls = [{"type": "function", "function": call} for call in (found if isinstance(found, list) else [found])]
+            called = parse_json(content, what) if isinstance(content, str) else content
+            calls = [{"type": "function", "function": call} for call in (called if isinstance(called, list) else [called])]
             message |= {"content": None, "tool_calls": json.dumps(calls, ensure_ascii=False)}
             before = messages[-1] if messages else {}
             if before.get("role") == "assistant" and (after_call or not before.get("tool_calls")):

@@ -83,20 +83,18 @@ def files_of(path: str | Path, split: str = "train") -> list[Path]:
         ValueError: for an unknown split, and for a path that is neither a regular file nor a folder.
     """
     text = os.fspath(path)
-    if os.path.isdir(text) and _is_saved(Path(text)):
-        return sorted(one for one in Path(text).rglob("*") if one.is_file())
-    found = files_of_split(Path(text), _SLICE.sub("", split)) if os.path.isdir(text) else _files_at(text, split)
+    if os.path.isdir(text):
+        if _is_saved(Path(text)):
+            return sorted(one for one in Path(text).rglob("*") if one.is_file())
+        found = files_of_split(Path(text), _SLICE.sub("", split))
+    else:
+        found = [Path(text)] if os.path.exists(text) else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+        if split != "train" and (os.path.exists(text) or is_pattern(text)):
+            raise ValueError(f"{text} has no splits, but split={split!r} is given. Give the file of that split.")
     for one in found:
         if not one.is_file():
             raise ValueError(f"{one} is not a regular file. Give a file of records.")
     return found
-
-
-def _files_at(text: str, split: str) -> list[Path]:
-    is_file = os.path.exists(text)
-    if split != "train" and (is_file or is_pattern(text)):
-        raise ValueError(f"{text} has no splits, but split={split!r} is given. Give the file of that split.")
-    return [Path(text)] if is_file else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
 
 
 def is_pattern(text: str) -> bool:
@@ -189,11 +187,11 @@ def _split_of(name: str, asked: str, *, as_on_hub: bool) -> str:
 
 
 def _of_file(path: str, min_shards: int) -> list[Shard]:
-    name = os.path.basename(path).lower()
+    name, size = os.path.basename(path).lower(), os.path.getsize(path)
     if name.endswith(".parquet"):
         return _of_parquet(path)
     if name.endswith(TARS):
-        return [shards.TarShard(path)]
+        return [shards.TarShard(path, size)]
     if not name.endswith(KNOWN):
         advice = f"Records are read from files that end in {', '.join(KNOWN)}"
         if name.endswith((".csv", ".tsv")):
@@ -203,13 +201,12 @@ def _of_file(path: str, min_shards: int) -> list[Shard]:
             )
         raise ValueError(f"{path} has an unknown file type. {advice}.")
     if not name.endswith(LINES) and _is_array(path):
-        return [shards.ArrayShard(path)]
-    return [LinesShard(path, 0, None, 1)] if name.endswith(".gz") else _of_lines(path, min_shards)
+        return [shards.ArrayShard(path, size)]
+    return [LinesShard(path, size)] if name.endswith(".gz") else _of_lines(path, size, min_shards)
 
 
-def _of_lines(path: str, min_shards: int) -> list[Shard]:
+def _of_lines(path: str, size: int, min_shards: int) -> list[Shard]:
     """Split a JSONL file at line ends, and count its lines, so that errors can name them."""
-    size = os.path.getsize(path)
     step = max(1, min(max(SHARD_BYTES, -(-size // MAX_SHARDS)), size // min_shards))
     parts: list[Shard] = []
     start, line = 0, 1
@@ -222,7 +219,7 @@ def _of_lines(path: str, min_shards: int) -> list[Shard]:
             while block and not block.endswith(b"\n"):  # to the end of the line
                 block = file.readline(2**20)
                 lines += block.endswith(b"\n")
-            parts.append(LinesShard(path, start, file.tell(), line))
+            parts.append(LinesShard(path, file.tell() - start, start, file.tell(), line))
             start, line = file.tell(), line + lines
     return parts
 
@@ -246,7 +243,7 @@ def _of_parquet(path: str) -> list[Shard]:
         raise ValueError(f"{path} has the column {twice!r} twice, but only the last one would be used. Rename or remove one.")
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     firsts = accumulate(rows, initial=1)
-    return [shards.ParquetShard(path, group, first, count) for group, (count, first) in enumerate(zip(rows, firsts, strict=False))]
+    return [shards.ParquetShard(path, count, group, first) for group, (count, first) in enumerate(zip(rows, firsts, strict=False))]
 
 
 def _from_disk(path: Path, split: str) -> Dataset:
@@ -290,4 +287,4 @@ def of_dataset(dataset: Dataset, name: str) -> list[Shard]:
     """The shards of a data set in memory or of the Hub, whose images stay encoded; `name` is for messages."""
     step = max(shards.ROWS, -(-len(dataset) // MAX_SHARDS))
     bare = dataset.with_format("arrow")
-    return [shards.DatasetShard(name, bare, start, min(start + step, len(bare))) for start in range(0, len(bare), step)]
+    return [shards.DatasetShard(name, min(step, len(bare) - start), bare, start) for start in range(0, len(bare), step)]

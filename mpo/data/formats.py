@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from types import MappingProxyType
 from typing import Any
 
 from mpo.io import json_kind, parse_json
@@ -120,7 +119,13 @@ class _RLAIFV(Format):
         return self.USES if line.get("image") else (*self.USES, "image_path")
 
     def read(self, line: Line) -> Iterator[Found]:
-        yield _of_rlhf_v(line, line, line.get("idx"))
+        yield self._found(line, line, line.get("idx"))
+
+    @staticmethod
+    def _found(line: Line, pair: Line, id: Any, **inner: Any) -> Found:
+        image = line.get("image") or line.get("image_path")
+        sides = {"chosen": pair.get("chosen"), "rejected": pair.get("rejected")}
+        return _pair(line, prompt=pair.get("question"), **sides, images=image, videos=None, id=id, **inner)
 
 
 class _RLHFV(_RLAIFV):
@@ -146,7 +151,7 @@ class _RLHFV(_RLAIFV):
         index = line.get("origin_split_inner_idx") if line.get("idx") is None else line["idx"]
         pair = self._pair(line.get("text"))
         inner = {f"text.{name}": value for name, value in pair.items() if name not in ("question", "chosen", "rejected")}
-        yield _of_rlhf_v(line, pair, index, inner)
+        yield self._found(line, pair, index, metadata=inner, inner=inner)
 
     @staticmethod
     def _pair(text: Any) -> Line:
@@ -154,14 +159,6 @@ class _RLHFV(_RLAIFV):
         if not isinstance(pair, Mapping):
             raise ValueError(f"'text' holds {json_kind(pair)} instead of rlhf_v's object with question, chosen, rejected.")
         return pair
-
-
-def _of_rlhf_v(line: Line, pair: Line, id: Any, inner: Mapping[str, Any] = MappingProxyType({})) -> Found:
-    prompt, chosen, rejected = (pair.get(name) for name in ("question", "chosen", "rejected"))
-    image = line.get("image") or line.get("image_path")
-    return Found(
-        prompt, chosen, rejected, images=image, system=one_of(line, *SYSTEM), id=id, metadata=dict(inner), inner=dict(inner)
-    )
 
 
 # Ratings
@@ -202,12 +199,13 @@ class _VLFeedback(Format):
                 for name, value in completions[at].items()
                 if name not in ("response", "annotations") and value is not None
             }
-            yield Found(
+            yield _pair(
+                line,
                 prompt=line.get("prompt"),
                 chosen=texts[better],
                 rejected=texts[worse],
                 images=image,
-                system=one_of(line, *SYSTEM),
+                videos=None,
                 id=None if line.get("id") is None else f"{line['id']}/{better}-{worse}",
                 margin=margin,
                 metadata={**own, "chosen_rating": ratings[better], "rejected_rating": ratings[worse]},
@@ -435,10 +433,14 @@ def check_format(name: str | None, formats: Mapping[str, Format] = FORMATS) -> N
 
 
 def _pair(line: Line, **own: Any) -> Found:
+    return read_common(line, **{"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own})
+
+
+def read_common(line: Line, **own: Any) -> Found:
     """Read the fields that most formats share; ``own`` are the others."""
-    own = {"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own}
-    images, videos, system = (one_of(line, *names) for names in (IMAGE, VIDEO, SYSTEM))
-    return Found(images=images, videos=videos, system=system, id=line.get("id"), **own)
+    shared = {"images": IMAGE, "videos": VIDEO, "system": SYSTEM}
+    read = {name: one_of(line, *names) for name, names in shared.items() if name not in own}
+    return Found(**{"id": line.get("id"), **read, **own})
 
 
 def settings_of(line: Line) -> dict[str, Any]:

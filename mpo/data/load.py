@@ -1,6 +1,6 @@
 """Load preference pairs or conversations: dispatch to one source, or to a mixture of sources, each loaded in the same way.
 
-One way through the files: this file -> `mixture_file` (what a mixture is made of) and `mixing` (how much of each) ->
+One way through the files: this file -> `mixture_file` (what a mixture is made of) ->
 `sources` (one source) -> `files` and `shards` (lines) -> `records` (a line is a record, or bad).
 """
 
@@ -9,33 +9,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset, interleave_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
+from numpy.typing import NDArray
 
+from mpo.data import mixture_file
+from mpo.data.encoded import with_encoded_images
 from mpo.data.eval_part import By, choose_eval
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
-from mpo.data.mixing import Mixture, Taken, amounts, draw, joined
-from mpo.data.mixture_file import (
-    Sampling,
-    Source,
-    check_settings,
-    check_sources,
-    checked_names,
-    has_sources,
-    is_meta,
-    read_mixture,
-    source_name,
-    weights_of,
-)
 from mpo.data.records import KINDS, Reading, checked_tiles, kind_of
 from mpo.data.sources import BadList, Stream, folder_of, load_source, spread, stem, with_own, with_settings
 from mpo.data.video import checked_frames
 from mpo.io import BAD_RECORDS, MAX_BAD_FRACTION
+from mpo.visible import table
 
 logger = logging.getLogger(__name__)
 ON_BAD_RECORD = ("raise", "skip")
@@ -131,8 +123,8 @@ def kind_of_source(path: str | Path, split: str = "train", *, format: str | None
     if len(kinds := [kind for kind in ("pair", "conversation") if format in KINDS[kind].formats]) == 1:
         return kinds[0]
     path = os.path.expanduser(path)
-    if has_sources(path):
-        first = read_mixture(path)["sources"][0]
+    if mixture_file.has_sources(path):
+        first = mixture_file.read_mixture(path)["sources"][0]
         if first.get("from_preferences") is not None:
             return "conversation"
         return kind_of_source(first["path"], first.get("split") or "train", format=first.get("format"))
@@ -146,13 +138,13 @@ def _load(
 ) -> Any:  # fmt: skip
     check_format(format, KINDS[kind].formats)
     _check(split, limit, on_bad_record, max_bad_fraction)
-    metadata = checked_names(metadata)
+    metadata = mixture_file.checked_names(metadata)
     own = {"tiles": checked_tiles(tiles), "frames": checked_frames(frames)}
     if not isinstance(path, (str, os.PathLike)):
         several = "Name several files by a pattern (data/*.jsonl), a folder, or a mixture file (mpo.data.mixture_file)."
         raise ValueError(f"A data set is one path or name; got {type(path).__name__} {path!r:.80}. {several}")
     path = os.path.expanduser(path)
-    if has_sources(path):
+    if mixture_file.has_sources(path):
         if streaming:
             found = f"{path} says how often each record is used, but a stream's records are not counted"
             raise ValueError(f"{found}. Set streaming=false, or call mpo.data.load.stream_mixture.")
@@ -185,7 +177,7 @@ def mix(
     sources: Sequence[Mapping[str, Any]],
     *,
     seed: int = 0,
-    sampling: Sampling | None = None,
+    sampling: mixture_file.Sampling | None = None,
     size: int | None = None,
     eval_size: float | int | None = None,
     eval_by: By = "both",
@@ -208,8 +200,8 @@ def mix(
     Raises:
         ValueError: for invalid sources or settings, and for columns that do not match.
     """
-    checked = check_sources(sources)
-    sampling = check_settings(checked, seed=seed, sampling=sampling, size=size, eval_size=eval_size, eval_by=eval_by)
+    checked = mixture_file.check_sources(sources)
+    sampling = mixture_file.check_settings(checked, seed=seed, sampling=sampling, size=size, eval_size=eval_size, eval_by=eval_by)
     loaded = [with_settings(_load_one(kind, source, seed=seed), {"augment": source.augment}) for source in checked]
     pairs = joined(checked, loaded)
     starts = np.cumsum([0, *map(len, loaded)])
@@ -235,7 +227,7 @@ def mix(
     return Mixture(train, pairs.select(np.flatnonzero(in_eval)) if eval_size else None, taken)
 
 
-def _load_one(kind: str, source: Source, **settings: Any) -> Any:
+def _load_one(kind: str, source: mixture_file.Source, **settings: Any) -> Any:
     settings |= source.load
     if kind != "pair":
         chosen = kind == "chosen" if source.from_preferences is None else source.from_preferences
@@ -258,11 +250,11 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0, kind:
     Raises:
         ValueError: for invalid sources, and for settings that need the number of pairs.
     """
-    checked = check_sources(sources)
+    checked = mixture_file.check_sources(sources)
     counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]
     if counted:
         raise ValueError(f"Source {counted[0]!r} has a repeat_time or a cap, but a stream's records are not counted. Set a weight.")
-    weights = weights_of(checked) if any(source.weight is not None for source in checked) else None
+    weights = mixture_file.weights_of(checked) if any(source.weight is not None for source in checked) else None
     streams = []
     for source in checked:
         stream = _load_one(kind, source, streaming=True)
@@ -273,10 +265,10 @@ def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0, kind:
 
 
 def _load_mixture(path: str, base: Any, split: str, seed: int, settings: dict[str, Any], name: str | None, kind: str) -> Dataset:
-    splits = ("train",) if is_meta(path) else ("train", "eval")
+    splits = ("train",) if mixture_file.is_meta(path) else ("train", "eval")
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}. Leave split out, or set it to {' or '.join(map(repr, splits))}.")
-    described = read_mixture(path, base=base)
+    described = mixture_file.read_mixture(path, base=base)
     sources = [_merged(source, settings, name) for source in described["sources"]]
     mixture = mix(**{"seed": seed, **described, "sources": sources, "kind": kind})
     if split == "eval":
@@ -289,8 +281,106 @@ def _load_mixture(path: str, base: Any, split: str, seed: int, settings: dict[st
 
 def _merged(source: Mapping[str, Any], settings: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
     if prefix is not None:
-        source = {**source, "source": f"{prefix}/{source.get('source') or source_name(source)}"}
+        source = {**source, "source": f"{prefix}/{source.get('source') or mixture_file.source_name(source)}"}
     merged = {**settings, **{key: value for key, value in source.items() if value is not None}}
     if merged["on_bad_record"] == "raise" and source.get("max_bad_fraction") is None:
         del merged["max_bad_fraction"]  # it is only for sources that skip bad records
     return merged
+
+
+# How much of each source
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Counts of one source: its training pairs, how many the mixture takes of them, and its evaluation pairs."""
+
+    name: str
+    pairs: int
+    taken: int
+    eval: int
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The training pairs, source after source, and the evaluation pairs (None: no evaluation part)."""
+
+    train: Dataset
+    eval: Dataset | None
+    taken: tuple[Taken, ...]
+
+    def describe(self) -> str:
+        """Format a table of each source's name, records, taken records, and fraction of the mixture."""
+        total = sum(row.taken for row in self.taken)
+        in_all = Taken("in all", sum(row.pairs for row in self.taken), total, sum(row.eval for row in self.taken))
+        cells = [("source", "records", "taken", "fraction", "eval")]
+        for row in (*self.taken, in_all):
+            cells.append((row.name, f"{row.pairs:,}", f"{row.taken:,}", f"{row.taken / max(total, 1):.1%}", f"{row.eval:,}"))
+        return table([row[: 4 if self.eval is None else 5] for row in cells])
+
+
+def amounts(
+    sources: Sequence[mixture_file.Source], pairs: Sequence[int], sampling: mixture_file.Sampling, size: int | None = None
+) -> list[int]:
+    """Compute how many pairs to take of each source, given the number of pairs it has."""
+    caps = [np.inf if source.cap is None else source.cap for source in sources]
+    # Rounded down, as in the official code; a whole repeat_time is then exact.
+    wanted = [int(min(int(count * source.repeat_time), cap)) for source, count, cap in zip(sources, pairs, caps, strict=True)]
+    if sampling == "repeat_time":
+        return wanted
+    base = [float(np.sqrt(count)) for count in wanted] if sampling == "sqrt" else mixture_file.weights_of(sources)
+    empty = [source.name for source, count in zip(sources, pairs, strict=True) if not count]
+    if empty:
+        raise ValueError(f"Source {empty[0]!r} has no records. Remove it, or set a smaller eval_size.")
+    return shares(sum(wanted) if size is None else size, base, caps)
+
+
+def shares(total: int, weights: Sequence[float], caps: Sequence[float]) -> list[int]:
+    """Divide a total in proportion to weights; what exceeds a cap goes to the others.
+
+    >>> shares(10, [1, 1, 2], [np.inf, np.inf, np.inf])
+    [3, 2, 5]
+    >>> shares(10, [1, 1, 2], [np.inf, np.inf, 3])
+    [4, 3, 3]
+    """
+    weight, most = np.array(weights, dtype=float), np.array(caps, dtype=float)
+    if most.sum() < total:
+        raise ValueError(f"size={total:,}, but the sources' caps allow {int(most.sum()):,} records. Set a smaller size.")
+    capped = np.zeros(len(weight), dtype=bool)
+    while True:
+        part = np.where(capped, most, 0.0)
+        part[~capped] = (total - part.sum()) * weight[~capped] / max(weight[~capped].sum(), 1e-300)
+        over = ~capped & (part > most)
+        if not over.any():
+            break
+        capped |= over
+    whole = np.floor(part + 1e-9).astype(int)
+    for place in np.argsort(-(part - whole), kind="stable")[: total - whole.sum()]:
+        whole[place] += 1
+    return [int(count) for count in whole]
+
+
+def draw(pairs: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Choose `count` of `pairs` indices: all of them as often as possible, and a sorted random choice for the rest.
+
+    >>> draw(3, 7, np.random.default_rng(0)).tolist()
+    [0, 1, 2, 0, 1, 2, 2]
+    """
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    whole, rest = divmod(count, pairs)
+    return np.concatenate([np.tile(np.arange(pairs), whole), np.sort(rng.choice(pairs, rest, replace=False))])
+
+
+def joined(sources: Sequence[mixture_file.Source], loaded: Sequence[Dataset]) -> Dataset:
+    """Concatenate data sets, still memory-mapped; a missing column is filled with null, one with different types is refused."""
+    first: dict[str, tuple[str, Any]] = {}
+    for source, pairs in zip(sources, loaded, strict=True):
+        for column, feature in pairs.features.items():
+            name, known = first.setdefault(column, (source.name, feature))
+            if known != feature and column != "images":
+                found = f"The column {column!r} is {feature} in source {source.name!r} and {known} in {name!r}"
+                raise ValueError(f"{found}. Convert one to the other's format with `mpo data convert`.")
+    images = [str(pairs.features["images"]) for pairs in loaded if "images" in pairs.column_names]
+    alike = loaded if len(set(images)) < 2 else [with_encoded_images(pairs) for pairs in loaded]
+    return alike[0] if len(alike) == 1 else concatenate_datasets(list(alike))

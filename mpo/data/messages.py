@@ -12,6 +12,7 @@ from typing import Any
 
 from mpo.data.formats import OWN_DATA_SET
 from mpo.io import BadRecord, json_kind, parse_json
+from mpo.schema import IMAGE_COLUMNS, Message
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
@@ -19,7 +20,17 @@ NEEDED = "A pair needs a prompt, a chosen and a rejected completion."
 TURNS_NEEDED = "A conversation needs turns of the user and of the assistant."
 EMPTY, PLACEHOLDERS = "empty text", "placeholders and images"
 """Kinds of bad records."""
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = {
+    "system": ("beginning",),
+    "user": ("beginning", "system", "assistant"),
+    "assistant": ("user", "tool"),
+    "tool": ("tool call", "tool"),
+}
+"""What a message of a role may follow."""
+_PARTS = {"text": {"type", "text"}, "image": {"type"}, "video": {"type"}}
+"""The types of parts, and the keys of each that may have a value."""
+_OTHERS_FLAGS = ("weight", "loss")
+"""Names that other formats have for ``train``."""
 PLACES = ("user", "tool")
 """Roles whose texts are split at placeholders: the input of the model. In other roles, a placeholder is text or a mistake."""
 _PLACEHOLDERS = {"video": VIDEO_PLACEHOLDER, "image": IMAGE_PLACEHOLDER}
@@ -31,7 +42,6 @@ MESSAGES_AS_TEXT = re.compile(
     re.DOTALL,
 )
 """The JSON, or Python's text, of messages or of the parts of a message: a list that was written as text."""
-Message = dict[str, Any]
 
 
 def there(value: Any, name: str, needed: str = NEEDED) -> Any:
@@ -49,11 +59,7 @@ def completion_messages(value: str | list[Any], name: str) -> list[Message]:
     """Convert a completion to messages, which have only text and end with one of the assistant; refuse any other completion."""
     given: list[Message] = [{"role": "assistant", "content": value}]
     messages = given if isinstance(value, str) else [_message(message, name) for message in value]
-    first, last = messages[0]["role"], messages[-1]["role"]
-    if first in ("system", "user"):
-        raise ValueError(f"{name} begins with a message of the {first}, which belongs in the prompt. Move it there.")
-    if last != "assistant":
-        raise ValueError(f"{name} ends with a message of role {last!r} instead of the assistant's. End it with one.")
+    check_ends(messages, name)
     for message in messages:
         message["content"] = _parts(message["content"], name)
     if any(part["type"] != "text" for message in messages for part in message["content"]):
@@ -123,11 +129,6 @@ def text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def texts_of(messages: Sequence[Message]) -> str:
-    """Join the text parts of messages with line breaks."""
-    return "\n".join(part["text"] for message in messages for part in message["content"] if part["type"] == "text")
-
-
 def checked_text(value: Any, name: str) -> str:
     """Check that a value is text that can be encoded as Unicode. Raises ValueError for anything else."""
     if not isinstance(value, str):
@@ -166,7 +167,7 @@ def _message(message: Any, name: str, whole: bool = False) -> Message:
 
 def as_json(value: Any, name: str) -> str | None:
     """Refuse all but a list of objects that name functions; return its JSON, which Arrow cannot change. JSON keeps its null."""
-    found = parse_json(value, name) if isinstance(value, str) and value else _unpadded(value)
+    found = parse_json(value, name) if isinstance(value, str) and value else unpadded(value)
     if found in (None, "", []):
         return None
     if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
@@ -178,11 +179,15 @@ def as_json(value: Any, name: str) -> str | None:
     return json.dumps(found, ensure_ascii=False, default=str)
 
 
-def _unpadded(value: Any) -> Any:
-    """A value without the null that Arrow adds to objects in a list, for the fields of the others."""
+def unpadded(value: Any) -> Any:
+    """A value without the null that Arrow adds to objects in a list, for the fields of the others; null in lists stays.
+
+    >>> unpadded({"city": "Rome", "x": None, "tags": [None, {"a": None, "b": 0}]})
+    {'city': 'Rome', 'tags': [None, {'b': 0}]}
+    """
     if isinstance(value, Mapping):
-        return {name: _unpadded(one) for name, one in value.items() if one is not None}
-    return list(map(_unpadded, value)) if isinstance(value, list) else value
+        return {name: unpadded(one) for name, one in value.items() if one is not None}
+    return list(map(unpadded, value)) if isinstance(value, list) else value
 
 
 def _parts(content: str | list[Any], name: str) -> list[dict[str, Any]]:
@@ -253,3 +258,96 @@ def _split_text(part: dict[str, Any]) -> list[dict[str, Any]]:
         if piece:
             parts.append(text_part(piece))
     return parts
+
+
+# The turns of a conversation: their order, their contents and their flags
+
+
+def check_messages(messages: Any, name: str, record: Mapping[str, Any], where: str) -> None:
+    """Refuse what is no list of messages whose contents are text, or parts that are text and placeholders."""
+    if not isinstance(messages, list):
+        raise ValueError(f"{where}: '{name}' is of type {type(messages).__name__} instead of a list of messages.")
+    has_images = any(record.get(column) for column in IMAGE_COLUMNS)
+    for place, message in enumerate(messages, start=1):
+        this = f"{where}: message {place} of '{name}'"
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ROLES:
+            raise ValueError(f"{this} has the role {role!r} instead of one of {', '.join(ROLES)}.")
+        content = message.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else [] if content is None else content
+        if not isinstance(parts, list):
+            raise ValueError(f"{this} has a content of type {type(content).__name__} instead of text or a list of parts.")
+        for part in parts:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind not in _PARTS:
+                raise ValueError(f"{this} has a part of type {kind!r} instead of one of {', '.join(_PARTS)}.")
+            if others := sorted(key for key, value in part.items() if value not in (None, "") and key not in _PARTS[kind]):
+                raise ValueError(f"{this} has {others[0]!r} in a part of type {kind!r}. Images belong in the record's 'images'.")
+            text = part.get("text")
+            if kind == "text" and not (text is None or isinstance(text, str)):
+                raise ValueError(f"{this} has a text of type {type(text).__name__}.")
+            if text and (role == "user" or (has_images and "<image>" in text)):
+                check_unplaced(text, "its text", this)
+        if role != "assistant" and message.get("tool_calls"):
+            raise ValueError(f"{this}, of role {role!r}, has tool_calls, which only the assistant makes. Remove them.")
+        for flag in _OTHERS_FLAGS:
+            if message.get(flag) is not None:
+                raise ValueError(f'{this} has {flag!r}, which would be ignored. Set "train": false where a turn is not labelled.')
+        if image_parts(message, ("video",)) and not record.get("videos"):
+            raise ValueError(f"{this} has a part of type 'video', and the record has 0 videos. Give their paths in 'videos'.")
+        if role != "user" and image_parts(message, ("image", "video")):
+            raise ValueError(f"{this}, of role {role!r}, has an image. Images belong to the user's messages.")
+
+
+def check_ends(completion: Sequence[Message], name: str) -> None:
+    """Refuse a completion that does not begin with the assistant, or the result of a tool, or does not end with the assistant."""
+    for message, verb, roles, advice in (
+        (completion[0], "begins", ("assistant", "tool"), "Move it into the prompt."),
+        (completion[-1], "ends", ("assistant",), "End it with one."),
+    ):
+        if message["role"] not in roles:
+            raise ValueError(f"{name} {verb} with a message of role {message['role']!r} instead of the assistant's. {advice}")
+
+
+def check_unplaced(text: str, name: str, where: str) -> None:
+    """Refuse a placeholder that is text, for which the model would see no image."""
+    if found := next((one for one in ("<image>", "<video>") if one in text), None):
+        part = f'{{"type": "{found[1:-1]}"}}'
+        raise ValueError(f"{where}: {name} has {found!r}, and places are parts of messages here: {part}. Replace it.")
+
+
+def check_turns(messages: list[Any], where: str) -> None:
+    """Refuse a conversation without turns of the assistant, with turns out of order, and with an empty one."""
+    before = "beginning"
+    for place, message in enumerate(messages, start=1):
+        role = message["role"]
+        if before not in ROLES[role]:
+            raise ValueError(f"{where}: its turns are out of order: message {place}, of role {role!r}, follows the {before}.")
+        if role in ("user", "assistant") and is_empty(message) and not image_parts(message, ("image", "video")):
+            raise ValueError(f"{where}: message {place}, of role {role!r}, is empty. Give it text or leave the record out.")
+        before = "tool call" if message.get("tool_calls") else role
+    if all(message["role"] != "assistant" for message in messages):
+        raise ValueError(f"{where} has no message of the assistant, so there is nothing to learn. Leave the record out.")
+    if (last := messages[-1]["role"]) != "assistant":
+        raise ValueError(f"{where} ends with a message of role {last!r} instead of the assistant's. Remove what follows that.")
+
+
+def image_parts(message: Any, kinds: Sequence[str] = ("image",)) -> int:
+    """The number of image parts of a message, or of parts of other `kinds`."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return sum(isinstance(part, Mapping) and part.get("type") in kinds for part in content) if isinstance(content, list) else 0
+
+
+def is_empty(message: Any) -> bool:
+    """Whether a message has neither tool calls nor text that can be seen."""
+    if not isinstance(message, Mapping):
+        return False
+    return not message.get("tool_calls") and not any(one.isprintable() and one != " " for one in text_of(message))
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, without images."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") if isinstance(part, Mapping) else "" for part in content)
+    return str(content or "")

@@ -17,21 +17,21 @@ from typing import Any
 from datasets import Features, Image, List, Value
 
 from mpo.data.conversations import CONVERSATIONS, PAIRS
-from mpo.data.formats import FORMATS, IMAGE, SYSTEM, VIDEO, Format, Found, detect, is_nothing, one_of, refuse, settings_of
+from mpo.data.formats import FORMATS, IMAGE, SYSTEM, VIDEO, Format, Found, detect, is_nothing, read_common, refuse, settings_of
 from mpo.data.messages import (
     NEEDED,
     TURNS_NEEDED,
     as_json,
+    check_messages,
+    check_turns,
     checked_text,
     completion_messages,
     prompt_messages,
-    texts_of,
     there,
     with_system,
 )
 from mpo.data.paths import Folders
-from mpo.data.turns import check_messages, check_turns
-from mpo.data.unused import KIND, MESSAGE, check_unused, parsed, plain_name
+from mpo.data.unused import KIND, MESSAGE, check_unused, parsed, plain_name, texts_in
 from mpo.data.video import checked_frames, checked_limits
 from mpo.io import BadRecord, bad_record, json_kind, nearest, parse_json
 from mpo.schema import COLUMNS, Column, Preference
@@ -100,8 +100,8 @@ def to_records(
 
     Raises:
         BadRecord: for a line that is not a valid pair or conversation: missing or empty fields, fields of another type, equal
-            completions, turns out of order (`mpo.data.turns`), files that are missing or outside their root, placeholders that do
-            not match the images, fields that the format does not use although the model should see them (`mpo.data.unused`).
+            completions, turns out of order, files that are missing or outside their root, placeholders that do not match the
+            images, fields that the format does not use although the model should see them (`mpo.data.unused`).
     """
     with bad_record(where):
         rows = Rows()
@@ -188,15 +188,12 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata
     field = "question" if "question" in line else "prompt"
     with bad_record(where):
         asked = there(line.get(field), repr(field), "Give the prompt a text.")
-        given, films, first = (one_of(line, *names) for names in (IMAGE, VIDEO, SYSTEM))
-        find = Folders(image_root)
-        found = _images(given, find)
+        given, find = read_common(line), Folders(image_root)
+        row = _shared(given, {}, where, find, None)
         unused = {name: value for name, value in line.items() if name not in (field, *PROMPT_USES) and value is not None}
-        check_unused(unused, {"prompt": asked, "system": first}, _listed(given, "image"), find=find)
-        videos = [_found(find, _path(path, "the video"), "video") for path in _listed(films, "video")]
-        prompt = with_system(prompt_messages(asked, repr(field), {"image": len(found), "video": len(videos)}), first)
-        shown = {"videos": videos} if videos else {}
-        return {"id": _name(line.get("id"), "'id'") or where, "images": found, **shown, "prompt": prompt}
+        check_unused(unused, {"prompt": asked, "system": given.system}, _listed(given.images, "image"), find=find)
+        prompt = with_system(prompt_messages(asked, repr(field), _wanted(row)), given.system)
+        return {name: row[name] for name in ("id", "images", "videos") if row[name] is not None} | {"prompt": prompt}
 
 
 def _pair(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
@@ -209,7 +206,7 @@ def _pair(pair: Found, metadata: dict[str, Any], where: str, find: Find, source:
         equal = "'chosen' and 'rejected' are the same completion, so neither can be preferred. Leave the record out."
         raise BadRecord("", equal, EQUAL)
     shared = _shared(pair, metadata, where, find, source)
-    elsewhere = {"'chosen'": texts_of(chosen), "'rejected'": texts_of(rejected)}
+    elsewhere = {"'chosen'": "\n".join(texts_in(chosen)), "'rejected'": "\n".join(texts_in(rejected))}
     elsewhere["'system'"] = pair.system if isinstance(pair.system, str) else ""
     prompt = with_system(prompt_messages(asked, "the prompt", _wanted(shared), elsewhere), pair.system)
     shared["prompt_id"] = shared["prompt_id"] or _prompt_id(prompt, pair)
@@ -222,15 +219,15 @@ def _misspelt(name: str, others: Iterable[str]) -> str:
     return f"If {near!r} is meant, call it {name!r}. " if near is not None else ""
 
 
-def _conversation(found: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
-    turns = there(found.messages, "the conversation", TURNS_NEEDED)
-    shared = _shared(found, metadata, where, find, source)
-    elsewhere = {"'system'": found.system if isinstance(found.system, str) else ""}
+def _conversation(whole: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
+    turns = there(whole.messages, "the conversation", TURNS_NEEDED)
+    shared = _shared(whole, metadata, where, find, source)
+    elsewhere = {"'system'": whole.system if isinstance(whole.system, str) else ""}
     placed = prompt_messages(turns, "the conversation", _wanted(shared), elsewhere, is_whole=True)
-    messages = with_system(placed, found.system)
+    messages = with_system(placed, whole.system)
     first = next((place for place, message in enumerate(messages) if message["role"] == "assistant"), None)
-    shared["prompt_id"] = shared["prompt_id"] or _prompt_id(messages[:first], found)
-    return _checked(shared, messages, as_json(found.tools, "'tools'"))
+    shared["prompt_id"] = shared["prompt_id"] or _prompt_id(messages[:first], whole)
+    return _checked(shared, messages, as_json(whole.tools, "'tools'"))
 
 
 def _checked(row: Row, messages: list[Row], tools: str | None = None) -> Row:
@@ -291,8 +288,8 @@ def _image(image: Any, what: str, find: Find) -> Row:
     if path is not None and image is path:
         return {"bytes": None, "path": _found(find, checked_text(path, what), "image")}
     if not isinstance(image, (bytes, bytearray)) or not image:
-        found = json_kind(image) if image != b"" else "no bytes"
-        raise ValueError(f"{what} is {found} instead of a path or the bytes of a file.")
+        kind = json_kind(image) if image != b"" else "no bytes"
+        raise ValueError(f"{what} is {kind} instead of a path or the bytes of a file.")
     name = path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
     return {"bytes": bytes(image), "path": checked_text(name, what) if name else None}
 
@@ -409,8 +406,8 @@ class Reading:
             try:
                 if isinstance(line, BadRecord):
                     raise line
-                how: dict[str, Any] = {"source": self.source, "metadata": self.metadata, "kind": self.kind}
-                yield to_records(line, where=where, find=find, format=self.format, **how)
+                how: dict[str, Any] = {"source": self.source, "metadata": self.metadata, "kind": self.kind, "format": self.format}
+                yield to_records(line, where=where, find=find, **how)
             except BadRecord as bad:
                 if not self.skip:
                     raise

@@ -41,14 +41,10 @@ Line = tuple[str, "dict[str, Any] | BadRecord"]
 
 @dataclass(frozen=True)
 class Shard:
-    """Part of a source: a file, or some of its lines or rows."""
+    """Part of a source: a file, or some of its lines or rows; ``size``: its bytes, or its rows."""
 
     path: str
-
-    @property
-    def size(self) -> int:
-        """The approximate bytes, or the rows; the same unit for all shards of a source."""
-        return os.path.getsize(self.path)
+    size: int = 0
 
     def lines(self) -> Iterator[Line]:
         """Yield the place of each line and the line. Raises ValueError for a damaged file."""
@@ -59,13 +55,9 @@ class Shard:
 class LinesShard(Shard):
     """The lines of a JSONL file from byte `start` to `end` (None: its end); `first` is the number of the first line."""
 
-    start: int
-    end: int | None
-    first: int
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return (super().size if self.end is None else self.end) - self.start
+    start: int = 0
+    end: int | None = None
+    first: int = 1
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         number, place = self.first - 1, self.start
@@ -85,16 +77,13 @@ class LinesShard(Shard):
                         continue
                     if text.strip() not in (b"", BOM_UTF8):
                         line = _parsed(partial(parse_line, text), where)
-                        if number == 1 and isinstance(line, BadRecord) and not _begins_object(text):
+                        is_object = text.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
+                        if number == 1 and isinstance(line, BadRecord) and not is_object:
                             advice = "Write one JSON object per line; a file with a JSON array ends in .json."
                             line = BadRecord(where, f"{line.reason} {advice}", line.kind)
                         yield where, line
         except DAMAGE as error:
             raise damaged(self.path, error) from error
-
-
-def _begins_object(text: bytes) -> bool:
-    return text.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
 
 
 def _parsed(parse: Callable[[], dict[str, Any]], where: str) -> dict[str, Any] | BadRecord:
@@ -113,6 +102,10 @@ class ArrayShard(Shard):
     """
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
+        return ((where, line) for where, line, _ in self.elements())
+
+    def elements(self) -> Iterator[tuple[str, Any, str]]:
+        """Read the lines, each with its text in the file."""
         try:
             data = self._read()
         except DAMAGE as error:
@@ -124,7 +117,7 @@ class ArrayShard(Shard):
             token = text[place : place + 1]
             while token != "]":
                 number, counted = number + text.count("\n", counted, place), place
-                where = f"{self.path}:{number}"
+                where, start = f"{self.path}:{number}", place
                 try:
                     line, place = parse_json_at(text, place, "the array")
                 except BadRecord as bad:
@@ -133,7 +126,7 @@ class ArrayShard(Shard):
                         raise BadRecord("", f"not JSON from here on: {reason} Nothing after it can be read.", bad.kind) from None
                     line, place = BadRecord(where, bad.reason, bad.kind), end
                 reason = f"the array has {json_kind(line)}; expected an object with the fields of a pair."
-                yield where, line if isinstance(line, (dict, BadRecord)) else BadRecord(where, reason)
+                yield where, line if isinstance(line, (dict, BadRecord)) else BadRecord(where, reason), text[start:place]
                 place = after_blanks(text, place)
                 token = text[place : place + 1]
                 if token == ",":
@@ -161,13 +154,8 @@ class ArrayShard(Shard):
 class ParquetShard(Shard):
     """A row group of a Parquet file; `first` is the number of its first row."""
 
-    group: int
-    first: int
-    rows: int
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.rows
+    group: int = 0
+    first: int = 1
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
         number = self.first
@@ -182,20 +170,17 @@ class ParquetShard(Shard):
 
 @dataclass(frozen=True)
 class DatasetShard(Shard):
-    """Rows of a data set in Arrow format, whose images stay encoded; `path` may be its name on the Hub."""
+    """The rows of a data set in Arrow format from `start` on, whose images stay encoded; `path` may be its name on the Hub."""
 
-    dataset: Dataset
-    start: int
-    end: int
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.end - self.start
+    dataset: Dataset | None = None
+    start: int = 0
 
     def lines(self) -> Iterator[Line]:  # noqa: D102
-        for start in range(self.start, self.end, ROWS):
+        assert self.dataset is not None
+        end = self.start + self.size
+        for start in range(self.start, end, ROWS):
             try:
-                rows = self.dataset[start : min(start + ROWS, self.end)]
+                rows = self.dataset[start : min(start + ROWS, end)]
             except (pa.ArrowException, OSError, ValueError, IndexError) as error:
                 raise ValueError(f"{self.path} is damaged ({one_line(error)}). Save or download it again.") from error
             yield from _rows(rows, self.path, start + 1)

@@ -1,4 +1,11 @@
-"""Find similar texts and images: minhash signatures of texts, difference hashes of images."""
+"""Find similar texts and images: minhash signatures of texts, difference hashes of images, and a comparison of pixels.
+
+The comparison finds copies that were made smaller or compressed again, and only those. Compression and resizing change an image
+slightly wherever it has detail. A different label, colour or bar changes one place more than others, or the brightness or colour
+of whole areas. Both are checked, block by block. The limits were chosen by 380 copies and 540 changed images, see
+tests/curation/test_same_image.py: all copies are found, and nearly no changed image is taken for one. Copies of drawings are often
+missed: a remaining duplicate does less harm than a lost pair.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +80,7 @@ def difference_hash(image: Image.Image) -> int:
     """Hash an image to 64 bits: whether each of 8 x 8 pixels of the shrunken grey image is brighter than its right neighbour.
 
     Resized and recompressed copies have nearly the same hash, but so have drawings that differ only in colour or small details: it
-    selects the images to compare (`mpo.data.same_image`).
+    selects the images to compare (`mpo.data.similar`).
     """
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     bits = (grey[:, :-1] > grey[:, 1:]).reshape(-1)
@@ -83,3 +90,72 @@ def difference_hash(image: Image.Image) -> int:
 def differing_bits(first: int, second: int) -> int:
     """Count the bits in which two 64-bit hashes differ."""
     return ((first ^ second) % 2**64).bit_count()
+
+
+# Pixels
+
+
+BLOCK = 8
+"""Pixels of a block's side: the size of a small digit, and of JPEG's blocks."""
+LONGEST = 2048
+"""Maximum pixels of the longer side in a comparison; a label that is lost at this size is lost in a model's tiles too."""
+SMALLEST = 0.75
+"""Minimum width and height of a copy, relative to the other image: smaller copies lose small labels."""
+USUAL = 0.95
+"""Quantile of the blocks that defines the usual difference: in pages and drawings, most blocks are empty and do not change."""
+ISOLATED = 2.5
+"""Maximum difference of a block, as a multiple of the usual difference plus `ROUNDING`."""
+ROUNDING = 2.0
+"""Difference (of 255 levels) that is always allowed in a block."""
+SHIFT = 2.0
+"""Maximum shift in brightness or colour (of 255 levels) of 95 % of the blocks."""
+GLIMPSE = 32
+"""Pixels of a glimpse's side."""
+GLIMPSE_APART = 20
+"""Maximum difference (of 255 levels) of a glimpse's pixels: the maximum of the copies above, including those by box filters."""
+
+
+def glimpse(image: Image.Image) -> NDArray[np.int16]:
+    """Shrink an RGB image to shape (GLIMPSE, GLIMPSE, 3), by which most different images are told apart at little cost."""
+    return np.asarray(image.resize((GLIMPSE, GLIMPSE), Image.Resampling.BOX), dtype=np.int16)
+
+
+def may_be_same(one: NDArray[np.int16], other: NDArray[np.int16]) -> bool:
+    """Whether two glimpses may be those of the same image."""
+    return int(np.abs(one - other).max()) <= GLIMPSE_APART
+
+
+def same_image(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two RGB images are equal, or one is a copy that was compressed again or made slightly smaller."""
+    if not _same_shape(one.size, other.size):
+        return False
+    width, height = min(one.width, other.width), min(one.height, other.height)
+    scale = min(LONGEST / max(width, height), 1)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    first, second = (
+        np.asarray(image.resize(size, Image.Resampling.LANCZOS).convert("YCbCr"), dtype=np.uint8) for image in (one, other)
+    )
+    return all(_same_channel(first[..., channel], second[..., channel]) for channel in range(3))
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes have the same proportions, up to rounding, and no side is much shorter."""
+    if any(min(sides) < SMALLEST * max(sides) for sides in zip(one, other, strict=True)):
+        return False
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+
+
+def _same_channel(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    apart = one.astype(np.float32) - other
+    differences = np.sqrt(_block_means(apart**2))
+    shifts = np.abs(_block_means(apart))
+    usual = float(np.quantile(differences, USUAL))
+    return float(differences.max()) <= ISOLATED * (usual + ROUNDING) and float(np.quantile(shifts, USUAL)) <= SHIFT
+
+
+def _block_means(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average over blocks, repeating the last rows and columns: (height, width) -> sides divided by BLOCK, rounded up."""
+    height, width = values.shape
+    padded = np.pad(values, ((0, -height % BLOCK), (0, -width % BLOCK)), mode="edge")
+    means: NDArray[np.float32] = padded.reshape(padded.shape[0] // BLOCK, BLOCK, -1, BLOCK).mean(axis=(1, 3))
+    return means

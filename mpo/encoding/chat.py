@@ -1,18 +1,79 @@
-"""The messages of a record as its chat template renders them, with the completion in pieces that are labelled or not."""
+"""What a chat template accepts, and the messages of a record as it renders them, with the completion in pieces, labelled or not."""
+
+from __future__ import annotations
 
 import os.path
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
 from trl.data_utils import prepare_multimodal_messages
-from trl.trainer.utils import remove_none_values
 
-from mpo.data.turns import is_empty, text_of
-from mpo.encoding.templates import is_processor, probe
+from mpo.data.messages import check_ends, is_empty, text_of, unpadded
 from mpo.io import bad_record, parse_json
+
+MARKER, ASKED = "\N{SNOWMAN}", "\N{UMBRELLA}"
+_PARTS_AS_TEXT = re.compile(rf"""['"]text['"]: ?['"]{MARKER}""")
+"""A list of parts as rendered by a template for strings: in Python's or JSON's form."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The message format that a chat template accepts."""
+
+    parts: bool  # whether contents may be lists of typed parts
+    text: bool  # whether contents may be strings
+    needs_system: bool  # whether a conversation has to begin with a system message
+    after: str  # the text after the assistant's content at the end of a conversation
+    asks: bool  # whether it renders what the user says; one for images and their captions does not
+
+
+def is_processor(processing_class: Any) -> bool:
+    """Whether it is a processor, which also processes images, and not a tokenizer."""
+    return hasattr(processing_class, "tokenizer")
+
+
+def check_processor(processing_class: Any) -> None:
+    """Refuse a tokenizer for records with images."""
+    if not is_processor(processing_class):
+        raise ValueError(
+            "The records have images, but the processing class is a tokenizer. Pass the model's processor "
+            "(AutoProcessor.from_pretrained) as `processing_class`, or drop the image column."
+        )
+
+
+def probe(processing_class: Any) -> Template:
+    """Find the message format that a chat template accepts; one that renders neither form of contents is a ValueError."""
+    return _probe(processing_class, str(processing_class.chat_template))
+
+
+@lru_cache(maxsize=16)
+def _probe(processing_class: Any, template: str) -> Template:
+    reason: Any = "the text of the assistant's message is missing from its output"
+    for needs_system in (False, True):
+        after: dict[bool, tuple[str, bool]] = {}
+        for parts in (False, True):
+            roles = [*(["system"] if needs_system else []), "user", "assistant"]
+            texts = [{"assistant": MARKER, "user": ASKED}.get(role, "?") for role in roles]
+            contents = [[{"type": "text", "text": text}] if parts else text for text in texts]
+            chat = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+            try:
+                text = processing_class.apply_chat_template(chat, tokenize=False)
+            except Exception as error:  # a template is a program and may raise anything
+                reason = error
+                continue
+            if MARKER in text and not _PARTS_AS_TEXT.search(text):
+                after[parts] = text[text.rindex(MARKER) + len(MARKER) :], ASKED in text
+        if after:
+            preferred = after[True] if True in after and (is_processor(processing_class) or False not in after) else after[False]
+            return Template(True in after, False in after, needs_system, *preferred)
+    raise ValueError(
+        f"The chat template of {type(processing_class).__name__} cannot render a user message and an assistant message, neither "
+        f"with strings nor with lists of parts as contents: {reason}. Set chat_template to the one of the model's checkpoint."
+    )
 
 
 @dataclass(frozen=True)
@@ -40,19 +101,15 @@ class Chat:
         for column, value, kind in (("tools", tools or [], list), ("chat_template_kwargs", own, Mapping)):
             if not isinstance(value, kind):
                 raise ValueError(f"{where}: {column!r} must be {'a list' if kind is list else 'an object'}; got {value!r:.50}.")
-        self._kwargs = {"tools": _unpadded(tools) or None, **_unpadded(own)}
+        self._kwargs = {"tools": unpadded(tools) or None, **unpadded(own)}
         if getattr(processing_class, "chat_template", None) is None and "chat_template" not in self._kwargs:
-            raise ValueError(
-                f"{where} is a conversation, and {type(processing_class).__name__} has no chat template. Set its chat_template, or "
-                "give prompt, chosen and rejected as plain text."
-            )
+            found = f"{where} is a conversation, and {type(processing_class).__name__} has no chat template"
+            raise ValueError(f"{found}. Set its chat_template, or give prompt and completions as plain text.")
         self.prompt = self._as_taken(prompt, "prompt", images)
         if self.prompt and self.prompt[-1]["role"] == "assistant" and is_empty(self.prompt[-1]):
             self.prompt = self.prompt[:-1]
         if not self.prompt:
-            raise ValueError(
-                f"{where}: its prompt has no message. Give it a message that the completions respond to, or leave the record out."
-            )
+            raise ValueError(f"{where}: its prompt has no message. Give one to respond to, or leave the record out.")
         self.continues = self.prompt[-1]["role"] == "assistant" and not self.prompt[-1].get("tool_calls")
 
     def completed(self, completion: list[Any], side: str, images: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
@@ -61,23 +118,12 @@ class Chat:
         for place, message in enumerate(completion):
             if message["role"] == "assistant" and is_empty(message):
                 raise ValueError(f"{self.where}: message {place + 1} of '{side}' is empty. Give it text or leave the record out.")
-        if completion[0]["role"] not in ("assistant", "tool"):
-            raise ValueError(
-                f"{self.where}: '{side}' begins with a message of role {completion[0]['role']!r} instead of the assistant's. Put "
-                "the question into the prompt."
-            )
-        if completion[-1]["role"] != "assistant":
-            raise ValueError(
-                f"{self.where}: '{side}' ends with a message of role {completion[-1]['role']!r} instead of the "
-                "assistant's. Remove the messages after the assistant's last one."
-            )
+        check_ends(completion, f"{self.where}: '{side}'")
         if completion[0]["role"] != "assistant" or self.prompt[-1]["role"] != "assistant":
             return [*self.prompt, *completion], self.prompt
         if not self.continues:
-            raise ValueError(
-                f"{self.where}: its prompt ends in a tool call, and '{side}' begins with a message of the assistant. Put the "
-                "tool's result between them."
-            )
+            found = f"its prompt ends in a tool call, and '{side}' begins with a message of the assistant"
+            raise ValueError(f"{self.where}: {found}. Put the tool's result between them.")
         before = self.prompt[:-1]
         return [*before, _joined(self.prompt[-1], completion[0], f"{self.where}: '{side}'"), *completion[1:]], before
 
@@ -91,11 +137,8 @@ class Chat:
         """Refuse a template that renders the prompt's last message differently before a completion: it would be labelled."""
         last = text_of(self.prompt[-1]).strip()
         if last and last not in text and last in self.opening(self.continues):
-            raise ValueError(
-                f"{self.where}: the chat template renders the prompt's last message differently before a completion, so the "
-                "beginning of the completion cannot be found. Use a template that renders it the same, or end the prompt "
-                "in a user message."
-            )
+            found = "the chat template renders the prompt's last message differently before a completion, so this has no beginning"
+            raise ValueError(f"{self.where}: {found}. Use a template that does not, or end the prompt in a user message.")
 
     def text(self, messages: list[Any], **how: bool) -> str:
         """Render messages with the template."""
@@ -126,10 +169,8 @@ class Chat:
                 raise ValueError(f"{self.where}: {error}") from error
             return [{**message, "role": role} for message, role in zip(placed, roles, strict=True)]
         if images and is_processor(self.processing_class):
-            raise ValueError(
-                f"{self.where} has images, but the chat template of {type(self.processing_class).__name__} accepts text only. Use "
-                "the chat template of the model's own checkpoint."
-            )
+            found = f"{self.where} has images, but the chat template of {type(self.processing_class).__name__} accepts text only"
+            raise ValueError(f"{found}. Use the one of the model's own checkpoint.")
         return messages if template.parts else [_as_text(message, f"{self.where}: '{side}'") for message in messages]
 
 
@@ -168,25 +209,15 @@ def check_tool_calls(messages: list[Any], text: str, where: str) -> None:
     for call in (call for message in messages for call in message.get("tool_calls") or ()):
         name = call.get("function", call).get("name")
         if str(name) not in text:
-            raise ValueError(
-                f"{where}: the chat template does not render its tool call of {name!r}. Use a template for tools, or leave it out."
-            )
+            found = f"the chat template does not render its tool call of {name!r}"
+            raise ValueError(f"{where}: {found}. Use a template for tools, or leave it out.")
 
 
 def _without_padding(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without the keys that Arrow adds to all structs; tool calls, which may be JSON, keep a content of None."""
-    found = {key: _unpadded(value) for key, value in message.items() if value is not None or key == "content"}
+    found = {key: unpadded(value) for key, value in message.items() if value is not None or key == "content"}
     calls = found.get("tool_calls")
     return {**found, "tool_calls": parse_json(calls, "'tool_calls'")} if isinstance(calls, str) else found
-
-
-def _unpadded(value: Any) -> Any:
-    """Remove keys with the value None on every level; None in lists stays.
-
-    >>> _unpadded({"city": "Rome", "x": None, "tags": [None, {"a": None, "b": 0}]})
-    {'city': 'Rome', 'tags': [None, {'b': 0}]}
-    """
-    return remove_none_values(value) if isinstance(value, (list, Mapping)) else value
 
 
 def pieces_of_turns(
@@ -206,11 +237,8 @@ def pieces_of_turns(
         if generation_prompt:  # as for the prompt: up to where the next turn differs
             text = os.path.commonprefix([text, rendered(upto + 1)])
         if not text.startswith(done):
-            raise ValueError(
-                f"{chat.where}: the chat template renders turns differently when others follow, so the turns of a completion of "
-                "several messages cannot be separated. Keep only its last assistant message as the completion and put the others "
-                "into the prompt."
-            )
+            found = "the chat template renders turns differently when others follow, so those of a completion cannot be separated"
+            raise ValueError(f"{chat.where}: {found}. Put all but its last assistant message into the prompt.")
         pieces.append(Piece(text[len(done) :], labelled))
         done = text
 

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from mpo.data.encoded import file_state, with_encoded_images
 from mpo.data.images import image_size
 from mpo.data.video import DEFAULT_FRAMES, Frame, checked_frames, frame_size, with_frames
-from mpo.encoding.conversations import as_completion
 from mpo.encoding.encoder import Encoder
 from mpo.encoding.keys import prompt_key, settings_of
 from mpo.encoding.shapes import SHAPED, STAND_IN, Shape, Shapes
 from mpo.encoding.tiles import image_rule, tile_limits
-from mpo.encoding.turns import SIDES, Rendered, describe, encoded_images, render
+from mpo.encoding.turns import SIDES, Rendered, as_completion, describe, encoded_images, render
 from mpo.io import RECORD_ERRORS, BadRecord, bad_record, without_collection
 from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, TRL_COLUMNS, names
 
@@ -117,24 +116,12 @@ class PairCosts:
 
 def exceeds(tokens: int, tiles: int, budget: Budget) -> str:
     """Why a record does not fit a row."""
-    return (
-        f"{tokens} tokens and {tiles} tiles exceed a batch (max_tokens, max_tiles) of {budget}. Raise the budget, leave the record "
-        "out, or set `oversized`."
-    )
+    found = f"{tokens} tokens and {tiles} tiles exceed a batch (max_tokens, max_tiles) of {budget}"
+    return f"{found}. Raise the budget, leave the record out, or set `oversized`."
 
 
 def measure(
-    dataset: Any,
-    processing_class: Any,
-    *,
-    completion_end: str = "end_of_turn",
-    tile_budget: str = "prompt",
-    max_length: int | None = None,
-    on_bad_record: str = "raise",
-    num_proc: int | None = None,
-    sides: Sequence[str] = SIDES,
-    train_on: str = "all",
-    budget: Budget | None = None,
+    dataset: Any, processing_class: Any, *, max_length: int | None = None, num_proc: int | None = None, **rules: Any
 ) -> PairCosts:
     """Measure every record as `PairCollator` or `ConversationCollator` encodes it; only the headers of images are read.
 
@@ -143,33 +130,28 @@ def measure(
     Args:
         dataset: preference records or conversations, a `datasets.Dataset`.
         processing_class: the tokenizer or processor of the run.
-        completion_end, tile_budget: as in `PairCollator`.
         max_length: as in `PairCollator`, with ``truncation_mode="keep_start"``. Cached measurements are valid for any `max_length`.
-        on_bad_record: as in `PairCollator`; with ``"skip"``, a bad record has the cost of the blank pair that replaces it.
-        sides: the columns of the completions: of pairs (`SIDES`), or `CONVERSATION`.
-        train_on, budget: as in `ConversationCollator`.
+        rules: the other arguments of `RecordMeasure`.
 
     Raises:
         ValueError: for a stream, a processor that cannot count an image's tokens, or a record that cannot be encoded.
     """
+    one = RecordMeasure(processing_class, **rules)
     if not isinstance(dataset, Dataset):
-        unit = "pairs" if sides == SIDES else "conversations"
+        unit = "pairs" if one.sides == SIDES else "conversations"
         what = "is a stream" if not hasattr(dataset, "__len__") else "is not a datasets.Dataset"
-        raise ValueError(
-            f"The data set ({type(dataset).__name__}) {what}. Batches by tokens are planned before an epoch starts, which needs "
-            f"all records: use batching={unit!r}, or load the records as a datasets.Dataset."
-        )
+        found = f"The data set ({type(dataset).__name__}) {what}, and batches by tokens are planned from all records of an epoch"
+        raise ValueError(f"{found}. Use batching={unit!r}, or load the records as a datasets.Dataset.")
     as_files = dataset.with_format(None)
     as_files = as_files.select_columns([name for name in dataset.column_names if name in READ_COLUMNS])
     as_files = with_encoded_images(as_files)
     if num_proc is None:  # a process for every 20,000 records
         num_proc = min(len(as_files) // 20_000, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) or None
-    settings = [FORMAT, completion_end, tile_budget, on_bad_record, *settings_of(processing_class)]
-    settings += [] if sides == SIDES else [*sides, train_on]
-    settings += [budget] if budget else []
+    settings = [FORMAT, one.completion_end, one.tile_budget, one.on_bad_record, *settings_of(processing_class)]
+    settings += [] if one.sides == SIDES else [*one.sides, one.train_on]
+    settings += [one.budget] if one.budget else []
     # Not the function's own hash: tokenizers change when they are used, so every run would measure again.
     fingerprint = Hasher.hash([as_files._fingerprint, settings, file_state(as_files)])
-    one = RecordMeasure(processing_class, completion_end, tile_budget, on_bad_record, sides, train_on, budget=budget)
 
     def mapped(count: Callable[[Any], dict[str, list[int]]]) -> Dataset:
         return as_files.with_format(None if require_decoding(as_files.features) else "arrow").map(
@@ -188,9 +170,8 @@ def measure(
         logger.warning(f"{error}; all records are measured one by one.")
         one.sampled = 0
         measured = mapped(one.batch)
-    return PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED)).truncate(
-        max_length, skip=on_bad_record == "skip"
-    )
+    costs = PairCosts(*(measured.data.column(name).to_numpy() for name in MEASURED))
+    return costs.truncate(max_length, skip=one.on_bad_record == "skip")
 
 
 class OtherCount(RuntimeError):
@@ -204,12 +185,19 @@ class RecordMeasure:
     Plain conversations are counted by their shapes (`mpo.encoding.shapes`). The first of every shape
     that is counted, and one in `sampled` of all, are also encoded, and have to have the same count. 0: all records are encoded.
     A conversation that exceeds `budget` has fewer frames of its videos (`fitted`).
+
+    Args:
+        processing_class: the tokenizer or processor of the run.
+        completion_end, tile_budget: as in `PairCollator`.
+        on_bad_record: as in `PairCollator`; with ``"skip"``, a bad record has the cost of the blank pair that replaces it.
+        sides: the columns of the completions: of pairs (`SIDES`), or `CONVERSATION`.
+        train_on, budget: as in `ConversationCollator`.
     """
 
     processing_class: Any
-    completion_end: str
-    tile_budget: str
-    on_bad_record: str
+    completion_end: str = "end_of_turn"
+    tile_budget: str = "prompt"
+    on_bad_record: str = "raise"
     sides: Sequence[str] = SIDES
     train_on: str = "all"
     sampled: int = 1000
@@ -219,7 +207,6 @@ class RecordMeasure:
         self.encoder = Encoder(self.processing_class, completion_end=self.completion_end, tile_budget=self.tile_budget)
         self._shapes: Shapes | None = None
         self._sizes: dict[str | None, tuple[int, int]] = {}  # of image files, by path
-        self._limits: dict[int, dict[str, Any]] = {}  # of records without their own, by number of images
         self._unchecked: set[Any] = set()  # keys of shapes, which are rendered the second time
         self._known: dict[Any, Shape | None] = {}
         self._seen = 0
@@ -368,11 +355,7 @@ class RecordMeasure:
         """The costs of a record from its lengths with one token for each image."""
         tiles = 0
         if images:
-            limits = self._limits.get(len(images)) if record.get("tiles") is None else None
-            if limits is None:
-                limits = tile_limits(record, len(images), self.processing_class, where, budget=self.tile_budget)
-                if record.get("tiles") is None:
-                    self._limits[len(images)] = limits
+            limits = tile_limits(record, len(images), self.processing_class, where, budget=self.tile_budget)
             counts = self._of_images(images, limits, where)
             first = len(images) - later
             prompt += sum(added for added, _ in counts[:first])

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from mpo.data.video import with_frames
-from mpo.encoding.features import Opening
-from mpo.encoding.images import process
+from mpo.encoding.chat import check_processor, is_processor
+from mpo.encoding.images import Opening, process
 from mpo.encoding.keys import prompt_key
 from mpo.encoding.labels import Completion, encode_with_prompt, end_of_turn_token, is_opened, with_eos
-from mpo.encoding.templates import check_processor, is_processor
 from mpo.encoding.tiles import jpeg_seed, tile_limits
 from mpo.encoding.turns import SIDES, Opened, Record, Rendered, describe, encoded_images, render
 from mpo.models.control_tokens import added_start
@@ -108,10 +107,10 @@ class Encoder:
                 left_out = tokenize(one.prompt, is_opened(one, self.completion_end))[len(ids) :]
                 kept = len(shared) - len(left_out)
                 if shared[kept:] != left_out:
-                    raise ValueError(
-                        f"{describe(record)}: its completions merge with the tokens that {type(self.processing_class).__name__} "
-                        "writes for an image. Put text between the image and the completions."
+                    merged = (
+                        f"its completions merge with the tokens that {type(self.processing_class).__name__} writes for an image"
                     )
+                    raise ValueError(f"{describe(record)}: {merged}. Put text between the image and the completions.")
                 extra = {name: value[:kept] for name, value in extra.items()}
                 encoded = Encoded(shared[:kept], completions, prompt, one.images, extra, limit)
             else:
@@ -121,11 +120,8 @@ class Encoder:
             if self.context is not None:
                 self._check_context(record, encoded, self.context)
             if one.images and record.get(COUNTED, len(encoded.prompt_ids)) != len(encoded.prompt_ids):
-                counted, tokens = record[COUNTED], len(encoded.prompt_ids)
-                raise ValueError(
-                    f"{describe(record)}: its prompt had {counted} tokens when batches were planned and has {tokens} now: an image "
-                    "was replaced since. Start the run again."
-                )
+                changed = f"had {record[COUNTED]} tokens when batches were planned and has {len(encoded.prompt_ids)} now"
+                raise ValueError(f"{describe(record)}: its prompt {changed}: an image was replaced since. Start the run again.")
             found.append(encoded)
         return found, pixels, order
 
@@ -210,10 +206,10 @@ class Encoder:
         widths = placeholder_widths(written, processed, getattr(self.processing_class, "image_token_id", None))
         count = len(prompt_ids) + len(completion.ids)
         if widths is None or written[:count] != prompt_ids + completion.ids:
-            raise ValueError(
-                f"{where}: the images of its later turns cannot be found among the tokens that "
-                f"{type(self.processing_class).__name__} writes. Put text between images, or all images into the first turn."
+            found = (
+                f"the images of its later turns are not found among the tokens that {type(self.processing_class).__name__} writes"
             )
+            raise ValueError(f"{where}: {found}. Put text between images, or all images into the first turn.")
         begin, end = sum(widths[: len(prompt_ids)]), sum(widths[:count])
         flags = zip(completion.loss_mask, widths[len(prompt_ids) : count], strict=True)
         whole = Completion(processed[begin:end], [flag for flag, width in flags for _ in range(width)])
@@ -223,39 +219,30 @@ class Encoder:
         longest = len(encoded.prompt_ids) + encoded.longest()
         if min(longest, self.max_length or longest) > context:
             raise ValueError(
-                f"{describe(record)}: prompt and completion have {longest} tokens, and beyond {context} this model's rotary "
-                "embeddings (rope_type 'dynamic' or 'longrope') depend on the longest row of the batch, so a completion's log-prob "
-                f"would depend on the other rows. Set max_length={context} or less, leave the record out, or give the model's "
-                "config a rope_type with fixed frequencies ('yarn', 'linear')."
+                f"{describe(record)}: prompt and completion have {longest} tokens, and beyond {context} a log-prob would depend on "
+                "the longest row of the batch, by this model's rope_type ('dynamic' or 'longrope'). Set max_length="
+                f"{context} or less, leave the record out, or give its config fixed frequencies ('yarn', 'linear')."
             )
 
     def _check_length(self, record: Record, encoded: Encoded, max_length: int) -> None:
         prompt, longest = len(encoded.prompt_ids), len(encoded.prompt_ids) + encoded.longest()
+        kept, wrong, advice = max_length - prompt, "", ""
         if longest <= max_length:
             return
-        if self.truncation_mode == "keep_start":
-            if (kept := max_length - prompt) <= 0:
-                raise ValueError(
-                    f"{describe(record)}: its prompt alone has {prompt} tokens (image tokens included), and "
-                    f"max_length={max_length} leaves none for the completions. Raise max_length, set it to None, or leave the "
-                    "record out."
-                )
-            if any(one.ids[:kept] == other.ids[:kept] for one, other in combinations(encoded.completions, 2)):
-                raise ValueError(
-                    f"{describe(record)}: truncated to max_length={max_length}, 'chosen' and 'rejected' are the same. Raise "
-                    "max_length, set it to None, or leave the record out."
-                )
-        elif encoded.longest() >= max_length:
-            raise ValueError(
-                f"{describe(record)}: a completion alone has {encoded.longest()} tokens, and "
-                f"truncation_mode='keep_end' with max_length={max_length} leaves nothing of the prompt. Raise max_length, set it "
-                "to None, or leave the record out."
+        if self.truncation_mode == "keep_end":
+            mode, advice = f"truncation_mode='keep_end' with max_length={max_length}", "Use 'keep_start', or: "
+            if encoded.longest() >= max_length:
+                wrong = f"a completion alone has {encoded.longest()} tokens, and {mode} leaves nothing of the prompt"
+            elif is_processor(self.processing_class):
+                wrong = f"it has {longest} tokens, and {mode} would remove image tokens at its beginning"
+        elif kept <= 0:
+            wrong = (
+                f"its prompt alone has {prompt} tokens (image tokens included), and max_length={max_length} leaves no completion"
             )
-        if self.truncation_mode == "keep_end" and is_processor(self.processing_class):
-            raise ValueError(
-                f"{describe(record)} has {longest} tokens, and truncation_mode='keep_end' with max_length={max_length} would "
-                "remove image tokens at its beginning. Use 'keep_start' or raise max_length."
-            )
+        elif any(one.ids[:kept] == other.ids[:kept] for one, other in combinations(encoded.completions, 2)):
+            wrong = f"truncated to max_length={max_length}, 'chosen' and 'rejected' are the same"
+        if wrong:
+            raise ValueError(f"{describe(record)}: {wrong}. {advice}Raise max_length, set it to None, or leave the record out.")
 
 
 def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_token: int | None) -> list[int] | None:

@@ -1,33 +1,116 @@
-"""Split each distinct image of a batch into tiles once, and run its tiles through the vision tower once."""
+"""Split each distinct image of a batch into tiles once, and encode its tiles once, unless its features are known."""
 
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
-from mpo.data.augment import compress_tiles
-from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage, stored
+from mpo.data.images import open_image
+from mpo.data.paths import regular_file
 from mpo.encoding.keys import image_key, same_image
 from mpo.encoding.movable import Movable
 from mpo.encoding.tiles import splits_into_tiles, tile_size
 from mpo.models.family import known_family
 from mpo.schema import first_alike
 
+VISION_FEATURES = "vision_features"
+"""The model input that takes the place of ``pixel_values``: a tensor, or `ImageFeatures` that are to be completed."""
+
+
+class OneImage(NamedTuple):
+    """A distinct image of a batch."""
+
+    key: bytes  # in the cache
+    image: bytes  # key of its pixels
+    size: tuple[int, int]  # width and height
+    tiles: int
+    known: bool
+
 
 @dataclass(frozen=True, eq=False)
-class TileOrder(Movable):
-    """``index`` (T,) int64: the distinct tile at each position, in the order of the batch's prompts."""
+class ImageFeatures(Movable):
+    """Features of the images that a cache has, shape (K tiles, tokens, channels), and tiles of the others, (M, 3, height, width).
 
+    ``index`` (T,): the distinct tile at each position, in the order of the batch's prompts.
+    """
+
+    images: tuple[OneImage, ...]
     index: Tensor
+    known: Tensor | None
+    pixels: Tensor | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of `index`."""
+        return self.index.shape
+
+    def repeated(self, times: int) -> ImageFeatures:
+        """The features of a batch whose prompts are repeated."""
+        return replace(self, index=self.index.repeat(times))
+
+
+class StoredImage(Image.Image):
+    """Takes the place of an image that is not decoded: it has a size, and the key of its pixels, and no pixels."""
+
+    mode = "RGB"  # as `open_image` returns
+    size: Any = None
+
+    def __init__(self, found: Any) -> None:
+        super().__init__()
+        self.found, self.size, self.content_key = found, found.size, found.image
+
+
+class Opening(dict[str | bytes, Image.Image]):
+    """Opened images of a batch by path or content, which have the same tile limits (`mpo.encoding.tiles.tile_limits`).
+
+    `features` is a `mpo.training.features.cache.FeatureCache`.
+    """
+
+    def __init__(self, features: Any, limits: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.features, self.limits = features, limits
+
+    def open(self, image: Any, *, where: str = "") -> Image.Image:
+        """Open an image as `open_image` does, unless the cache has the features of this file."""
+        content, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, image)
+        if isinstance(content, (bytearray, memoryview)):
+            content = bytes(content)
+        if not isinstance(content, bytes) and isinstance(path, (str, Path)):
+            with suppress(OSError):  # `open_image` says why it cannot be opened
+                content = Path(regular_file(str(path), f"{where}: {path}", "image")).read_bytes()
+        if not isinstance(content, bytes):
+            return open_image(image, where=where)
+        key = self.features.key(image_key(content), self.limits)
+        if (found := self.features.find(key)) is not None:
+            return StoredImage(found)
+        opened = open_image({"bytes": content, "path": path if isinstance(path, (str, Path)) else None}, where=where)
+        opened.entry_key = key  # type: ignore[attr-defined]  # of this content; a copy of the image has none
+        return opened
+
+
+def stored(image: Any, features: Any, limits: Mapping[str, Any]) -> tuple[bytes, Any]:
+    """Return the key of an image in the cache, and what was found there, or None."""
+    if isinstance(image, StoredImage):
+        return image.found.key, image.found
+    key = getattr(image, "entry_key", None) or features.key(image_key(image), limits)
+    return key, features.find(key)
+
+
+# Each distinct image once
 
 
 def process(
@@ -44,7 +127,7 @@ def process(
     Args:
         text, images: those of each prompt.
         limits: for each prompt, keyword arguments for its images (`mpo.encoding.tiles.tile_limits`); and ``jpeg_seed``, if its
-            tiles are to be compressed (`mpo.data.augment`).
+            tiles are to be compressed (`mpo.encoding.images`).
         cache: a `mpo.training.features.cache.FeatureCache`: images that it has are not processed.
         kwargs: further arguments of the processor.
 
@@ -168,9 +251,10 @@ def _size(image: Any) -> tuple[int, int]:
 
 
 def add_tile_order(backbone: Any) -> None:
-    """Let `backbone(..., tile_order=TileOrder)` put its vision tower's outputs, one per distinct tile, in the order of the prompts.
+    """Let `backbone(..., tile_order=order)` put its vision tower's outputs, one per distinct tile, in the order of the prompts.
 
-    The backbone's hooks remove the keyword before its forward. Without the keyword nothing changes.
+    `order`: shape (T,), int64, the distinct tile at each position. The backbone's hooks remove the keyword before its forward.
+    Without the keyword nothing changes.
     """
     family = known_family(backbone.config)
     if not family.tiled or hasattr(tower := getattr(backbone, family.vision), "tile_order"):
@@ -192,7 +276,7 @@ def _in_order(module: nn.Module, args: Any, output: Any) -> Any:
         return output
 
     def ordered(hidden: Tensor | None) -> Tensor | None:
-        return None if hidden is None else hidden.index_select(0, order.index)
+        return None if hidden is None else hidden.index_select(0, order)
 
     layers = output.hidden_states  # used by models that read their features from another layer than the last
     return replace(
@@ -200,3 +284,37 @@ def _in_order(module: nn.Module, args: Any, output: Any) -> Any:
         last_hidden_state=ordered(output.last_hidden_state),
         hidden_states=None if layers is None else tuple(map(ordered, layers)),
     )
+
+
+# Augmentation
+
+
+QUALITIES = range(75, 101)
+
+
+def compress_tiles(tiles: NDArray[np.uint8], seed: tuple[int, ...]) -> NDArray[np.uint8]:
+    """InternVL 2.5's augmentation: compress each tile of one image as JPEG once, at a random quality, and decode it again.
+
+    Source: arXiv 2412.05271, section 4.2 (random JPEG compression, quality 75 to 100), and the official `build_transform`: the
+    quality is drawn uniformly for each tile of `dynamic_preprocess`, including the thumbnail, before the tile is normalised.
+
+    Args:
+        tiles: shape (tiles, height, width, 3).
+        seed: of the random qualities, which also depend on the tiles' pixels: an image has the same noise at any place in an
+            epoch, and different images have different noise.
+
+    Returns:
+        the decoded tiles, in the same shape.
+    """
+    drawn = np.random.default_rng((*seed, zlib.crc32(tiles.tobytes())))
+    qualities = drawn.integers(QUALITIES.start, QUALITIES.stop, size=len(tiles))
+    return np.stack([compress(tile, int(quality)) for tile, quality in zip(tiles, qualities, strict=True)])
+
+
+def compress(tile: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """Encode a tile, shape (height, width, 3), RGB, as JPEG of Pillow's `quality` and default chroma subsampling, and decode it."""
+    with BytesIO() as file:
+        Image.fromarray(tile).save(file, format="JPEG", quality=quality)
+        file.seek(0)
+        with Image.open(file) as opened:
+            return np.array(opened)

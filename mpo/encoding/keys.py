@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpo.data.images import open_image
 from mpo.data.video import Frame
-from mpo.encoding.templates import is_processor
+from mpo.encoding.chat import is_processor
 from mpo.encoding.turns import encoded_images
 from mpo.schema import EPOCH
 
@@ -28,7 +28,7 @@ def image_key(image: Any) -> bytes:
             dict of datasets' Image feature with ``bytes`` or ``path``. Decoded and encoded forms of one image have different
             keys, which costs a second computation, but never gives a wrong result.
     """
-    known: bytes | None = getattr(image, "content_key", None)  # of an image that is not decoded (`mpo.encoding.features`)
+    known: bytes | None = getattr(image, "content_key", None)  # of an image that is not decoded (`mpo.encoding.images`)
     if known is not None:
         return known
     hasher = hashlib.blake2b(digest_size=KEY_BYTES)

@@ -6,8 +6,7 @@ from typing import Any
 
 from trl.data_utils import common_prefix_length
 
-from mpo.encoding.chat import Piece
-from mpo.encoding.templates import probe
+from mpo.encoding.chat import Piece, probe
 from mpo.encoding.turns import Rendered
 
 Tokenize = Callable[[str], list[int]]

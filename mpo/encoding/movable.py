@@ -24,8 +24,9 @@ class Movable:
     def _map(self, change: Callable[[Any], Any]) -> Self:
         own: Any = self
         values = {part.name: getattr(self, part.name) for part in fields(own)}
-        moved: Self = replace(own, **{name: _changed(value, change) for name, value in values.items()})
-        return moved
+        changed = {name: _changed(value, change) for name, value in values.items()}
+        moved: Self = own if all(changed[name] is value for name, value in values.items()) else replace(own, **changed)
+        return moved  # itself, with what it has computed (`Segments.masks`), if it is there already
 
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:

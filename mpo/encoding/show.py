@@ -6,48 +6,35 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from mpo.encoding.conversations import as_completion
-from mpo.encoding.costs import Budget, RecordMeasure
+from mpo.encoding.costs import RecordMeasure
 from mpo.encoding.encoder import Encoder
-from mpo.encoding.turns import SIDES
+from mpo.encoding.turns import SIDES, as_completion
 
 OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 """Delimiters of labelled tokens."""
 
 
-def show_record(
-    record: Mapping[str, Any],
-    processor: Any,
-    *,
-    max_length: int | None = None,
-    truncation_mode: str = "keep_start",
-    tile_budget: str = "prompt",
-    completion_end: str = "end_of_turn",
-    sides: Sequence[str] = SIDES,
-    train_on: str = "all",
-    budget: Budget | None = None,
-) -> str:
-    """Decode the tokens of a record: image tokens collapsed, labelled tokens between angle quotation marks.
+def decode_record(
+    record: Mapping[str, Any], processor: Any, *, max_length: int | None = None, truncation_mode: str = "keep_start", **rules: Any
+) -> list[tuple[str, str]]:
+    """Decode the tokens of a record's prompt and completions, each after a heading with their number.
 
-    `max_length`, `truncation_mode`, `tile_budget` and `completion_end` are those of `MPOConfig`, `train_on` that of
-    `PackedSFTConfig`. `sides`: the completions of a pair, or that of a conversation, as in a configuration's ``encoding_rules``.
-    `budget`: maximum tokens and tiles of a conversation that has fewer frames of its videos beyond them.
+    Image tokens are collapsed, labelled tokens between angle quotation marks. `max_length` and `truncation_mode` are those of
+    `MPOConfig`; `rules` the other arguments of `mpo.encoding.costs.RecordMeasure`, such as a configuration's ``encoding_rules``.
     """
-    measure = RecordMeasure(processor, completion_end, tile_budget, "raise", sides, train_on, budget=budget)
-    record = measure.fitted(dict(record))
-    encode = Encoder(processor, max_length, truncation_mode, completion_end, tile_budget)
-    (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), train_on)], sides=sides)
+    measure = RecordMeasure(processor, **rules)
+    record, sides = measure.fitted(dict(record)), measure.sides
+    encode = Encoder(processor, max_length, truncation_mode, measure.completion_end, measure.tile_budget)
+    (found,), _, _ = encode([dict(record) if sides == SIDES else as_completion(dict(record), measure.train_on)], sides=sides)
     image = getattr(processor, "image_token_id", None)
     kept = None if max_length is None else max_length - len(found.prompt_ids)
-    lines = [f"prompt, {len(found.prompt_ids):,} tokens", _indented(decoded(found.prompt_ids, None, encode.tokenizer, image))]
+    parts = [(f"prompt, {len(found.prompt_ids):,} tokens", decoded(found.prompt_ids, None, encode.tokenizer, image))]
     for side, completion in zip(sides, found.completions, strict=True):
         ids, labelled = completion.ids[:kept], completion.loss_mask[:kept]
         truncated = f", truncated from {len(completion.ids):,} by max_length" if len(ids) < len(completion.ids) else ""
-        lines += [
-            f"{side}, {len(ids):,} tokens{truncated}, {sum(labelled):,} labelled (between {OPEN} and {CLOSE})",
-            _indented(decoded(ids, labelled, encode.tokenizer, image)),
-        ]
-    return "\n".join(lines)
+        heading = f"{side}, {len(ids):,} tokens{truncated}, {sum(labelled):,} labelled (between {OPEN} and {CLOSE})"
+        parts.append((heading, decoded(ids, labelled, encode.tokenizer, image)))
+    return parts
 
 
 def decoded(ids: Sequence[int], labelled: Sequence[bool] | None, tokenizer: Any, image: int | None) -> str:
@@ -64,7 +51,3 @@ def decoded(ids: Sequence[int], labelled: Sequence[bool] | None, tokenizer: Any,
             text += f"{tokenizer.decode(image)} x {len(tokens)}" if token is not None else tokenizer.decode(tokens)
         parts.append(f"{OPEN}{text}{CLOSE}" if is_labelled else text)
     return "".join(parts)
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.split("\n"))

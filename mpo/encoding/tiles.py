@@ -6,7 +6,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from mpo.data.records import checked_tiles
-from mpo.encoding.templates import check_processor
+from mpo.encoding.chat import check_processor
 from mpo.models.family import family_of_processor
 from mpo.schema import EPOCH
 
@@ -60,17 +60,12 @@ def tile_limits(
         return {}
     if not splits_into_tiles(processing_class):
         if own:
-            raise ValueError(
-                f"{where} sets 'tiles', but {type(processing_class).__name__} does not split images into tiles. "
-                "Drop the column 'tiles'."
-            )
+            raise ValueError(_unsplit(where, "tiles", processing_class))
         return {}
     image_processor = processing_class.image_processor
     if "thumbnail" in own and not hasattr(image_processor, "use_thumbnail"):
-        raise ValueError(
-            f"{where}: 'tiles' has a thumbnail setting, which transformers' own processor ignores. Load the processor with "
-            "mpo.models.loading.load_processor."
-        )
+        found = "'tiles' has a thumbnail setting, which transformers' own processor ignores"
+        raise ValueError(f"{where}: {found}. Load the processor with mpo.models.loading.load_processor.")
     most = int(own.get("max", image_processor.max_patches))
     least = int(own.get("min", min(image_processor.min_patches, most)))
     if not 1 <= least <= most:
@@ -81,6 +76,11 @@ def tile_limits(
     if "thumbnail" in own:
         asked["use_thumbnail"] = bool(own["thumbnail"])
     return {name: value for name, value in asked.items() if value != getattr(image_processor, name)}
+
+
+def _unsplit(where: str, column: str, processing_class: Any) -> str:
+    kind = type(processing_class).__name__
+    return f"{where} sets {column!r}, but {kind} does not split images into tiles. Drop the column {column!r}."
 
 
 def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, where: str, *, seed: int) -> dict[str, Any]:
@@ -94,10 +94,7 @@ def jpeg_seed(record: Mapping[str, Any], images: int, processing_class: Any, whe
     if not images or not record.get("augment") or EPOCH not in record:
         return {}
     if not splits_into_tiles(processing_class):
-        raise ValueError(
-            f"{where} sets 'augment', which works on tiles, but {type(processing_class).__name__} does not split images "
-            "into tiles. Drop the column 'augment'."
-        )
+        raise ValueError(_unsplit(where, "augment", processing_class))
     return {"jpeg_seed": (seed, int(record[EPOCH]))}
 
 
@@ -108,10 +105,8 @@ def image_rule(processing_class: Any) -> Callable[[int, int, Limits], tuple[int,
     # Private, but meant for serving engines that need the same: it applies the image processor's own rule and settings, and
     # counts the tokens around an image. Checked with transformers 5.23.
     if not hasattr(processing_class, "_get_num_multimodal_tokens"):
-        raise ValueError(
-            f"{type(processing_class).__name__} cannot count the tokens of an image without encoding it. Use "
-            "batching='pairs' (of conversations: 'conversations')."
-        )
+        found = f"{type(processing_class).__name__} cannot count the tokens of an image without encoding it"
+        raise ValueError(f"{found}. Use batching='pairs' (of conversations: 'conversations').")
 
     @cache
     def limited(limits: Limits) -> Any:

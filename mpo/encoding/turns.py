@@ -2,7 +2,7 @@
 
 A record is a dict in one of TRL's preference formats: ``prompt``, ``chosen`` and ``rejected`` as plain strings or as lists of
 messages; ``prompt`` may be missing when both completions repeat it; ``images`` (or ``image``) and ``videos`` are optional. A
-conversation, ``messages``, is a prompt up to the assistant's first turn and one ``completion`` (`mpo.encoding.conversations`).
+conversation, ``messages``, is a prompt up to the assistant's first turn and one ``completion`` (`as_completion`).
 """
 
 import os.path
@@ -19,16 +19,14 @@ from torch import Tensor
 from trl.data_utils import extract_prompt
 
 from mpo.data.images import open_image
-from mpo.data.messages import checked_text
+from mpo.data.messages import check_messages, check_turns, check_unplaced, checked_text, image_parts, is_empty, text_of
 from mpo.data.paths import check_unmoved
-from mpo.data.turns import image_parts, is_empty, text_of
 from mpo.data.unused import MESSAGE, check_unused, texts_in
 from mpo.data.video import Frame, open_frames, with_frames
-from mpo.encoding.chat import Chat, Piece, check_tool_calls, pieces_of_turns
-from mpo.encoding.templates import probe
+from mpo.encoding.chat import Chat, Piece, check_tool_calls, pieces_of_turns, probe
 from mpo.io import bad_record
 from mpo.models.control_tokens import check_texts
-from mpo.schema import CONVERSATION_COLUMNS, IMAGE_COLUMNS, LOADED, TRL_COLUMNS, InternalKey, names
+from mpo.schema import BAD, CONVERSATION_COLUMNS, IMAGE_COLUMNS, LOADED, TRL_COLUMNS, InternalKey, names
 from mpo.schema import SIDES as SIDES
 
 Record = dict[str, Any]
@@ -57,7 +55,7 @@ class Rendered:
 
 
 Opened = dict[str | bytes, Image.Image]
-"""Opened images by their file's path, or their encoded bytes; or a `mpo.encoding.features.Opening`."""
+"""Opened images by their file's path, or their encoded bytes; or a `mpo.encoding.images.Opening`."""
 
 
 def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> list[Any]:
@@ -119,7 +117,7 @@ def render(
     Args:
         record: a record (see the top of this file); ``tools`` and ``chat_template_kwargs`` are passed on. None in a
             message, a tool call or a tool is the padding of Arrow's structs and is removed; in JSON text it is kept. A conversation
-            comes from `mpo.encoding.conversations.as_completion`; its completion may have images.
+            comes from `as_completion`; its completion may have images.
         processing_class: a tokenizer or processor with a chat template (not needed for plain-text records).
         sides: the columns of the completions; none for a prompt to generate from.
         split_turns: split a completion of several messages into what the assistant wrote and the rest.
@@ -259,3 +257,72 @@ def describe(record: Mapping[str, Any]) -> str:
     prompt = record.get("prompt") or record.get("messages") or ""
     prompt = str(prompt[:2] if isinstance(prompt, list) else prompt)
     return f"the record with prompt {prompt[:80]!r}" if prompt else "a record"
+
+
+TRAIN_ON = ("all", "last", "flagged")
+"""Which of the assistant's turns are labelled: all, the last, or those whose message has ``"train": true``."""
+
+
+def as_completion(record: Record, train_on: str = "all") -> Record:
+    """Split a conversation at the assistant's first turn, into a prompt and one completion.
+
+    Args:
+        record: ``messages``, or TRL's ``prompt`` and ``completion``, in which the prompt's turns are never labelled. Images are
+            parts of the user's messages; without such parts, all of them precede the user's first text. ``"train": false`` in a
+            message of the assistant leaves it unlabelled.
+        train_on: one of `TRAIN_ON`.
+
+    Returns:
+        the record with ``prompt``, ``completion`` and ``labelled``, a flag for each message of the completion.
+
+    Raises:
+        ValueError: for turns that are missing, out of order, empty or unlabelled, and for an image outside the user's turns.
+    """
+    if BAD in record:
+        raise record[BAD]
+    where = describe(record)
+    given = [name for name in ("messages", "prompt", *CONVERSATION) if record.get(name) is not None]
+    if given == ["prompt", *CONVERSATION]:
+        prompt, completion = record["prompt"], record["completion"]
+        if isinstance(prompt, str) and isinstance(completion, str):
+            if not any(record.get(name) for name in IMAGE_COLUMNS):
+                check_unplaced(prompt, "'prompt'", where)
+            return {**record, "labelled": [True]}
+        check_messages(prompt, "prompt", record, where)
+        check_messages(completion, "completion", record, where)
+        if completion and completion[0]["role"] == "assistant":  # render says what else it may not begin with
+            check_turns([*prompt, *completion], where)
+        return {**record, "labelled": _labelled(completion, train_on, where)}
+    if given != ["messages"]:
+        raise ValueError(f"{where} needs 'messages', or 'prompt' and 'completion'; it has {given or sorted(record)}.")
+    messages = record["messages"]
+    check_messages(messages, "messages", record, where)
+    check_turns(messages, where)
+    record = with_frames({**record, "prompt": messages}, where=where)
+    messages = record.pop("prompt")
+    if any(map(image_parts, messages)):  # all contents in one form, or images would be put before the first text
+        texts = [isinstance(message.get("content"), str) for message in messages]
+        messages = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]} if is_text else message
+            for message, is_text in zip(messages, texts, strict=True)
+        ]
+    first = next(place for place, message in enumerate(messages) if message["role"] == "assistant")
+    completion = messages[first:]
+    del record["messages"]
+    return {**record, "prompt": messages[:first], "completion": completion, "labelled": _labelled(completion, train_on, where)}
+
+
+def _labelled(completion: list[Any], train_on: str, where: str) -> list[bool]:
+    """Whether each message of a completion is labelled."""
+    turns = [place for place, message in enumerate(completion) if message["role"] == "assistant"]
+    by_default = {"all": turns, "last": turns[-1:], "flagged": []}[train_on]
+    flags = [message.get("train") for message in completion]
+    for place, flag in enumerate(flags):
+        if flag is not None and not isinstance(flag, bool) or (flag and place not in turns):
+            got = f"{flag!r} in one of role {completion[place]['role']!r}"
+            raise ValueError(f"{where}: 'train' is true or false, in messages of the assistant; got {got}.")
+    found = [place in by_default if flag is None else bool(flag) for place, flag in enumerate(flags)]
+    if turns and not any(found):
+        none = f"none of the assistant's turns is labelled (train_on={train_on!r}), so there is nothing to learn"
+        raise ValueError(f'{where}: {none}. Set "train": true in one, or leave the record out.')
+    return found

@@ -131,7 +131,7 @@ def evaluate(
         workers: number of processes that ask a server.
         retry_dropped: ask again what got no response.
         progress: show how far it is.
-        contamination: what `mpo.curation.contamination.find_contamination` says of each benchmark, to keep with the results.
+        contamination: what `mpo.curation.dedupe.find_contamination` says of each benchmark, to keep with the results.
 
     Returns:
         what `results.json` holds: ``results``, a row for each model, benchmark, mode, figure and k; ``comparisons``;

@@ -21,12 +21,11 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, Logits
 
 from mpo.batching.logprobs import check_prompt, completion_logprobs, context_of, prompt_record
 from mpo.batching.randomness import eval_mode
+from mpo.encoding.chat import is_processor
 from mpo.encoding.encoder import Encoded, Encoder
-from mpo.encoding.features import VISION_FEATURES
-from mpo.encoding.images import in_order
+from mpo.encoding.images import VISION_FEATURES, in_order
 from mpo.encoding.keys import image_key
 from mpo.encoding.labels import end_of_turn_token
-from mpo.encoding.templates import is_processor
 from mpo.encoding.turns import Record, describe
 from mpo.generation.calling import run_model
 from mpo.generation.generator import (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.keys import image_key
-from mpo.encoding.show import show_record
+from mpo.encoding.show import decode_record
 from mpo.encoding.tiles import tile_limits
 from mpo.encoding.turns import encoded_images
 from mpo.models.features import tile_shape
@@ -86,7 +86,7 @@ def dry_run(job: TrainJob) -> str:
     verdict = _verdict(found.total, available, advice) if gpu and available else {}
     built = "with weights, no config available" if real else "on the meta device, no weights loaded"
     limits = {"max_length": args.max_length, "truncation_mode": args.truncation_mode, "tile_budget": args.tile_budget}
-    seen = show_record(records[0], processor, **limits, **args.encoding_rules())
+    seen = decode_record(records[0], processor, **limits, **args.encoding_rules())
     sections = {
         f"Dry run of {name} ({built}), loss {args.loss_name()}, {time.perf_counter() - start:.1f} s": [],
         "Parameters": parameter_lines(count_parameters(model)),
@@ -95,7 +95,9 @@ def dry_run(job: TrainJob) -> str:
         "Work": work_lines(work, args, sharding.world_size),
         **feature_lines(work, model, processor, args),
         "Lengths": length_lines(work),
-        f"As the model sees it: {name_of(records, 0)}": seen.split("\n"),
+        f"As the model sees it: {name_of(records, 0)}": [
+            line for heading, text in seen for line in (heading, *(f"    {one}" for one in text.split("\n")))
+        ],
     }
     return "\n\n".join("\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items())
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from mpo.io import BadRecord, atomic_write, json_line, refuse_existing, write_text
+from mpo.io import BadRecord, atomic_write, refuse_existing, write_text
 from mpo.review.agreement import summary
 from mpo.review.documents import Stale, corrected, read_line
 from mpo.review.facets import keys
@@ -106,6 +106,7 @@ def changed(record: Mapping[str, Any], event: Event) -> dict[str, Any]:
         return new
     about: Event = {name: event[name] for name in ("by", "at", "action", "uid") if name in event}
     about["was"] = [{"path": list(edit["paths"][0]), "value": edit["old"]} for edit in event["edits"]]
+    about["was"] += [{"path": [name], "value": value} for name, value in record.items() if name not in new]
     given = new.get("metadata")
     inner: Any = {} if given in (None, "") else given
     if isinstance(inner, str):
@@ -113,7 +114,7 @@ def changed(record: Mapping[str, Any], event: Event) -> dict[str, Any]:
             inner = json.loads(inner)
     if not isinstance(inner, Mapping):
         inner = {"metadata": given}
-    inner = {**inner, FIELD: about}
+    inner = {**inner, FIELD: about | ({"earlier": inner[FIELD]} if FIELD in inner else {})}
     new["metadata"] = json.dumps(inner, ensure_ascii=False, default=str) if isinstance(given, str) and given else inner
     return new
 
@@ -184,7 +185,7 @@ def _told(log: Log, final: Mapping[int, Event]) -> dict[str, Any]:
         {"place": place + 1, **{name: event.get(name) for name in names}} for place, event in sorted(final.items())
     ]
     events = (event for stack in log.stacks.values() for event in stack)
-    told["unmatched"] = [{"id": event.get("id"), "by": event["by"]} for event in events if event["place"] < 0]
+    told["unmatched"] = [{"id": event.get("id"), "by": event["by"]} for event in (*events, *log.lost) if event["place"] < 0]
     return told
 
 
@@ -202,21 +203,18 @@ def _write_lines(records: Records, to: Any, outcome: Any, final: Mapping[int, Ev
     separator = b"[\n" if records.is_array else b""
     for place in range(len(records)):
         try:
-            raw = records.raw(place) if records.plain or not records.is_array else b""
-            line = records.line(place) if place in final or records.is_array else {}
+            raw = records.raw(place)
+            line = records.line(place) if place in final else {}
         except BadRecord as error:
             if place in final and final[place]["action"] == "reject":
-                line = {"line": records.raw(place).decode("utf-8", "backslashreplace") or error.reason}
-            elif records.is_array or place in final:
+                line = {"line": raw.decode("utf-8", "backslashreplace") or error.reason}
+            elif place in final:
                 raise
         new = outcome(place, line)
         if new is None:
             continue
-        if records.is_array:
-            to.write(separator + json_line(new).encode()[:-1])
-            separator = b",\n"
-        else:
-            to.write(raw if new is line else as_written(new, line, raw))
+        to.write(separator + (raw if new is line else as_written(new, line, raw)))
+        separator = b",\n" if records.is_array else b""
     if records.is_array:
         to.write(b"\n]\n" if separator == b",\n" else b"[]\n")
 
@@ -269,5 +267,5 @@ def opened(records: Records, log: Log, others: Iterable[Path] = ()) -> int:
 
     lost = log.open_file(records.content, records.path.name, of_file, records.state)
     for path in others:
-        lost += log.take(_existing(path), of_file(), str(path))
-    return lost
+        log.take(_existing(path), of_file(), str(path))
+    return lost + len(log.lost)

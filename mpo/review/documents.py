@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -70,6 +71,15 @@ class Document:
         return hashlib.blake2b(json.dumps(content, default=str).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
+@contextmanager
+def _shaped() -> Iterator[None]:
+    """Raise BadRecord for a line whose fields have other types than those of a record."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError) as error:
+        raise BadRecord("", f"a field has not the type that it has in a record ({error}).") from error
+
+
 def kind_of(line: Mapping[str, Any]) -> str:
     """The kind of a line; see `Document`."""
     if isinstance(line.get("responses"), list) and all(isinstance(one, Mapping) and "text" in one for one in line["responses"]):
@@ -104,6 +114,7 @@ def _has_assistant(line: Mapping[str, Any]) -> bool:
     )
 
 
+@_shaped()
 def read_line(line: Mapping[str, Any]) -> Document:
     """Read a line of any kind. What is in none of the known places is shown as `about`, or not at all."""
     kind = kind_of(line)
@@ -310,6 +321,7 @@ def put(value: Any, path: Sequence[str | int], new: Any) -> Any:
     return value
 
 
+@_shaped()
 def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The line that edits (``paths``, the ``old`` value there, the new ``value``) make of a line, and then ``swap``.
 
@@ -358,21 +370,25 @@ def _swapped(new: dict[str, Any]) -> dict[str, Any]:
             new["messages"][start:] = [other] if isinstance(other, Mapping) else other
         else:
             new["messages"], new["rejected_messages"] = new["rejected_messages"], new["messages"]
-    holder = new
-    if name == "rlhf_v":
-        holder = parse_json(new["text"], "'text'") if isinstance(new["text"], str) else new["text"]
-    for own in (holder, *([new["metadata"]] if isinstance(new.get("metadata"), dict) else [])):
-        for name in [name for name in own if "chosen" in name]:
-            other = name.replace("chosen", "rejected")
-            if other in own:
-                own[name], own[other] = own[other], own[name]
-    if holder is not new and isinstance(new["text"], str):
-        new["text"] = json.dumps(holder, ensure_ascii=False)
-    metas: Any = [holder.get(f"{side}_meta") for side in ("chosen", "rejected")]
+    new = _turned(new, FORMATS[name].USES)
+    for own in ("text", "metadata") if name == "rlhf_v" else ("metadata",):
+        with suppress(ValueError):  # a text that holds no JSON
+            given = new.get(own)
+            inner = parse_json(given, own) if isinstance(given, str) else given
+            if isinstance(inner, dict) and (turned := _turned(inner)) != inner:
+                new[own] = json.dumps(turned, ensure_ascii=False) if isinstance(given, str) else turned
+    metas: Any = [new.get(f"{side}_meta") for side in ("chosen", "rejected")]
     if all(isinstance(one, dict) for one in metas) and "negative" in metas[0]:  # it says why a completion is the rejected one
         metas[1]["negative"] = metas[0].pop("negative")
     new.pop("margin", None)
     return new
+
+
+def _turned(own: Mapping[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
+    """Let what is said of one completion be said of the other; a name for one side alone turns, but for those `kept`."""
+    sides = {"chosen": "rejected", "rejected": "chosen"}
+    names = {name: re.sub("chosen|rejected", lambda found: sides[found[0]], name) for name in own}
+    return {name if names[name] in own or name in kept else names[name]: own.get(names[name], value) for name, value in own.items()}
 
 
 def new_value(old: Any, given: Any) -> Any:
@@ -426,6 +442,7 @@ def _reason(line: Mapping[str, Any]) -> str | None:
 # What records are filtered and ordered by
 
 
+@_shaped()
 def facets(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
     """The source, verdict and type of a line, and how hard it is, from 0 to 1.
 

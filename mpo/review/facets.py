@@ -68,11 +68,6 @@ class Facets:
         """Whether every record is read."""
         return self._done.is_set()
 
-    @property
-    def read(self) -> int:
-        """How many records are read."""
-        return len(self._rows)
-
     def stop(self) -> None:
         """End the thread."""
         self._stopped = True
@@ -97,7 +92,7 @@ class Facets:
         """The places of the records that are asked for, in order.
 
         `asked` has ``source``, ``verdict``, ``type``, ``state`` (of `STATES`), ``search`` and ``order`` (of `ORDERS`). ``state``
-        means the decisions of one reviewer, but for ``disagreeing``: those of any two that nothing has settled.
+        means the decisions of the reviewer; ``disagreeing``: that differ from others' and that nothing has settled.
         """
         order, state = asked.get("order") or "file", asked.get("state") or "all"
         if order not in ORDERS or state not in STATES:
@@ -109,7 +104,7 @@ class Facets:
         for at, value in wanted.items():
             chosen = [place for place in chosen if self._rows[place][at] == value]
         if state == "disagreeing":
-            there = {place for place, own in log.labels().items() if log.final(place, own) is None}
+            there = {place for place, own in log.labels().items() if by in own and log.final(place, own) is None}
             chosen = [place for place in chosen if place in there]
         elif state != "all":
             chosen = [place for place in chosen if _is(state, log.decision(by, place))]
@@ -151,15 +146,17 @@ def _is(state: str, event: Mapping[str, Any] | None) -> bool:
     return state == event["action"] or (state == "edit" and bool(event["edits"]))
 
 
-def key_of_bad(records: Records, place: int) -> str:
-    """Identify a line that is no record, which can be rejected: by its bytes."""
-    return hashlib.blake2b(records.raw(place), digest_size=12).hexdigest()
+def key_of(records: Records, place: int) -> str:
+    """Identify a record by its content, and a line that is none, which can be rejected, by its bytes."""
+    try:
+        return read_line(records.line(place)).key()
+    except BadRecord:
+        return hashlib.blake2b(records.raw(place), digest_size=12).hexdigest()
 
 
 def keys(records: Records) -> dict[str, list[int]]:
     """The places of each record's key."""
     found: dict[str, list[int]] = {}
-    for place, line in enumerate(records):
-        key = key_of_bad(records, place) if isinstance(line, BadRecord) else read_line(line).key()
-        found.setdefault(key, []).append(place)
+    for place in range(len(records)):
+        found.setdefault(key_of(records, place), []).append(place)
     return found

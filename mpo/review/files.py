@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mpo.io import BadRecord, bad_record, json_line, parse_json
+from mpo.io import BadRecord, bad_record, parse_json
 
 LINES = (".jsonl", ".ndjson", ".json")
 BLOCK = 4 * 2**20
@@ -52,6 +52,10 @@ class Records:
         if self.suffix in (".json", ".json.gz"):
             with suppress(OSError, EOFError), (gzip.open if self.suffix == ".json.gz" else open)(self.path, "rb") as file:
                 self.is_array = bytes(file.read(4096)).removeprefix(BOM_UTF8).lstrip()[:1] == b"["
+            from mpo.data.mixture_file import has_sources
+
+            if not self.is_array and has_sources(self.path):
+                raise ValueError(f"{self.path} lists files of records, and is none. Give one of them.")
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
         self.state = _state(os.fstat(self._file.fileno()))
         self._starts, self._ends = array("Q"), array("Q")
@@ -119,11 +123,10 @@ class Records:
             raise ValueError(f"{self.path} is neither JSONL, nor a JSON array, nor Parquet. Convert it first (mpo data convert).")
         self._shards = shards
         if self.suffix == ".parquet":
-            self._items = [(number, row) for number, shard in enumerate(self._shards) for row in range(shard.rows)]
+            self._items = [(number, row) for number, shard in enumerate(self._shards) for row in range(shard.size)]
         elif self.is_array:
             # As text, which takes less memory than what it says.
-            lines = (line for shard in shards for _, line in shard.lines())
-            self._items = [line if isinstance(line, BadRecord) else json_line(line).encode() for line in lines]
+            self._items = [text.encode() for shard in shards for _, _, text in shard.elements()]
         else:
             try:
                 with opened(str(self.path)) as file:
@@ -176,7 +179,7 @@ class Records:
         """The bytes of a line that the index has reached, with its line break if it has one."""
         if not self.plain:
             item = self._items[place]
-            return item if isinstance(item, bytes) else b""
+            return item if isinstance(item, bytes) else b""  # of Parquet
         start, end = self._starts[place], self._ends[place]
         return os.pread(self._file.fileno(), end + 1 - start, start)
 
@@ -205,8 +208,6 @@ class Records:
                 if isinstance(found := self._rows_of(number)[row], BadRecord):
                     raise found
                 return dict(found)
-            if not self.plain and isinstance(self._items[place], BadRecord):
-                raise self._items[place]
             if self.plain and self._ends[place] - self._starts[place] > MAX_LINE_BYTES:
                 raise ValueError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB. Write one JSON object per line.")
             found = parse_json(self.raw(place), "the line")
@@ -234,7 +235,7 @@ class Records:
 
 
 def _state(stat: os.stat_result) -> tuple[int, ...]:
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def plain(value: Any) -> Any:

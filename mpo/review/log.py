@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from mpo.io import BadRecord, flush, json_kind, parse_json
 Event = dict[str, Any]
 ACTIONS = ("accept", "swap", "reject", "skip")
 VERSION = 1
+SUM = b', "sum": "'  # before the checksum of a line, which ends it; older versions wrote none
 GONE = -1
 """Place of a decision whose record the file does not have any more."""
 
@@ -45,6 +47,8 @@ def read_events(path: Path) -> tuple[list[Event], int]:
         BadRecord: for any other line that is no event, and for one that is missing: nothing of a damaged log is guessed.
     """
     events: list[Event] = []
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file. Remove it, or give the log of a review.")
     size, data = 0, path.read_bytes()
     lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
@@ -53,6 +57,9 @@ def read_events(path: Path) -> tuple[list[Event], int]:
             if not isinstance(event, dict):
                 raise ValueError(f"expected an object, got {json_kind(event)}.")
             _check(event)
+            head, mark, _ = line.rpartition(SUM)
+            if mark and event.pop("sum", "") != f"{zlib.crc32(head):08x}":
+                raise ValueError("its text has changed since it was written (checksum).")
             if event["n"] != len(events):
                 raise ValueError(f"it is event {event['n']} where {len(events)} is expected: lines are missing or were moved.")
         except ValueError as error:
@@ -67,6 +74,20 @@ def read_events(path: Path) -> tuple[list[Event], int]:
     if events and events[0].get("action") != "file":
         raise BadRecord(f"{path}:1", "a log of mpo review begins with the name of its file. Give the log of a review.")
     return events, size
+
+
+def hold(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file and hold it until it is closed. Raises InUse while another process does."""
+    file = os.open(path, flags, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if flags == os.O_RDONLY and not isinstance(error, BlockingIOError):
+            return file  # NFS locks none that is only read
+        os.close(file)
+        told = "Use its page, or stop it; several people can share one (--reviewer, once for each)."
+        raise InUse(f"{path} is in use: another mpo review has this file open. {told}") from None
+    return file
 
 
 def _check(event: Event) -> None:
@@ -105,24 +126,17 @@ class Log:
     def __init__(self, path: Path, *, owner: bool = False) -> None:
         self.path, self.mutex = path, threading.RLock()
         self.recovered, self._size, self._file = 0, 0, -1
+        self.lost: list[Event] = []
         self.events: list[Event] = self._open(path) if owner else read_events(path)[0] if path.exists() else []
         self._by_uid = {event["uid"]: event for event in self.events}
         self._settle()
 
     def _open(self, path: Path) -> list[Event]:
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = hold(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         except OSError as error:
             raise NotSaved(
                 error.errno, f"{path} cannot be written ({error.strerror}): reviews are kept next to their file"
-            ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise InUse(
-                f"{path} is in use: another mpo review has this file open. Use its page, or stop it; several people can share one "
-                "(--reviewer, once for each)."
             ) from None
         events, self._size = read_events(path)
         self.recovered = os.fstat(self._file).st_size - self._size
@@ -183,7 +197,8 @@ class Log:
                 event["informed"] = True  # of what others decided
             _check(event)
             if self._file >= 0:
-                self._write((json.dumps(event) + "\n").encode())  # in ASCII, which holds any text
+                data = json.dumps(event)[:-1].encode()  # in ASCII, which holds any text
+                self._write(data + SUM + b'%08x"}\n' % zlib.crc32(data))
             self.events.append(event)
             self._by_uid[event["uid"]] = event
             self._count(event)
@@ -317,12 +332,11 @@ class Log:
         found = list(labels.values())
         return found[-1] if found and all(same(found[0], one) for one in found) else None
 
-    def take(self, other: Log, places: Mapping[str, list[int]], of: str) -> int:
+    def take(self, other: Log, places: Mapping[str, list[int]], of: str) -> None:
         """Add the decisions that hold in another log, named `of`, of this file (with the places of its keys) or of a copy.
 
-        Returns the number of decisions whose record this file does not have.
+        Those whose record this file does not have are in `lost`.
         """
-        lost = 0
         events = sorted((event for stack in other.stacks.values() for event in stack), key=lambda event: str(event.get("at")))
         uids = {event["uid"] for event in self.events}
         now = _matched(events, places)
@@ -330,13 +344,13 @@ class Log:
             if event["uid"] in uids:
                 continue
             place = now[event["key"], _placed(event)]
-            lost += place == GONE
+            if place == GONE:
+                self.lost.append({**event, "place": GONE})
             newer = self.decision(event["by"], place)
             if place == GONE or (newer and not event.get("settle") and str(newer.get("at")) > str(event.get("at"))):
                 continue
             kept = {name: value for name, value in event.items() if name not in ("n", "place", "placed")}
             self.append(**kept, place=place, of=of)
-        return lost
 
 
 def _placed(event: Event) -> int:

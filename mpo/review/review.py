@@ -18,9 +18,9 @@ from mpo.io import BadRecord, read_json_lines
 from mpo.review.agreement import summary
 from mpo.review.corrections import opened
 from mpo.review.documents import Document, at, corrected, new_value, read_line, refused
-from mpo.review.facets import Facets, key_of_bad
+from mpo.review.facets import Facets, key_of
 from mpo.review.files import Records, plain
-from mpo.review.log import ACTIONS, Event, Log, label, log_of
+from mpo.review.log import ACTIONS, Event, Log, hold, label, log_of
 
 MAX_EDITS = 1000
 MAX_SIDE = 4096
@@ -45,6 +45,7 @@ class Review:
     ) -> None:
         self._given = path, image_root
         self.records = Records(path, image_root)
+        self._held = os.fdopen(hold(self.records.path))  # which may have other names, and a log at each
         self.log = Log(log_of(self.records.path), owner=True)
         self.tokens = {secrets.token_urlsafe(24): name for name in reviewers}
         self.facets = Facets(self.records)
@@ -72,6 +73,7 @@ class Review:
         """End its threads, and let the log go."""
         self.facets.stop()
         self._ready.wait()
+        self._held.close()
         self.log.close()
 
     def ready(self, *, to_show: bool = False) -> None:
@@ -91,6 +93,8 @@ class Review:
             self.facets.stop()
             self.records, self.lost, self.facets, self._failed = records, lost, Facets(records), ""
             self.document.cache_clear()
+            self._held.close()
+            self._held = os.fdopen(hold(records.path))
 
     # What the page asks for
 
@@ -213,12 +217,11 @@ class Review:
 
                 one = self._frames(document, number)[frame]
                 return _encoded(open_frames(one.path, [one])[0])
-            if isinstance(given, Mapping) and given.get("bytes") is not None:
-                data = bytes(given["bytes"])
-            else:
+            data = given.get("bytes") if isinstance(given, Mapping) else given
+            if not isinstance(data, bytes):
                 path = given.get("path") if isinstance(given, Mapping) else given
                 of_job = document.kind in ("responses", "answers")
-                data = given if isinstance(given, bytes) else Path(self.records.find(path, kind, of_job=of_job)).read_bytes()
+                data = Path(self.records.find(path, kind, of_job=of_job)).read_bytes()
             found = media_type(data)
             return (data, found) if found else _encoded(open_image(data))
         except (KeyError, IndexError):
@@ -238,6 +241,8 @@ class Review:
         self.records.check()
         with self._write:
             if (known := self.log.known(uid)) is not None:
+                if (known["by"], known["action"], known.get("place")) != (by, action, place):
+                    raise Refused(409, "Not saved: this is the uid of another decision. Reload the page.")
                 return known
             try:
                 line, document, key = self.document(place)
@@ -246,7 +251,7 @@ class Review:
             except BadRecord as error:
                 if action not in ("reject", "skip"):
                     raise Refused(422, f"This line is not a record: {error.reason} It can be rejected or skipped.") from None
-                line, document, key = {}, Document("unknown"), key_of_bad(self.records, place)
+                line, document, key = {}, Document("unknown"), key_of(self.records, place)
             if asked.get("base") != self._base(by, place) or asked.get("key") not in (key, ""):
                 raise Refused(
                     409, "This record was decided in another tab in the meantime: nothing was saved. This is how it is now."
@@ -312,10 +317,15 @@ class Review:
             return {"place": last["place"], "undo": stack[-1]["uid"] if stack else None}
 
     def report(self, by: str) -> dict[str, Any]:
-        """Progress, agreement and position bias, of what the reviewer may know: numbers, but no one else's labels."""
-        found = summary(self.log)
-        bias = found["position_bias"]
-        return {**found, "disagreements": len(found["disagreements"]), "position_bias": {by: bias[by]} if by in bias else {}}
+        """Progress, agreement and position bias, of what the reviewer may know: of others the number of decisions alone."""
+        found, labels = summary(self.log), self.log.labels()
+        for name, own in found["reviewers"].items():
+            if name != by:
+                found["reviewers"][name] = {"decided": sum(own.values())}
+        found["position_bias"] = {name: one for name, one in found["position_bias"].items() if name == by}
+        found["agreement"] = [one for one in found["agreement"] if by in one["reviewers"]]
+        found["disagreements"] = sum(by in labels[place] for place in found["disagreements"])
+        return found
 
 
 def _told(event: Event) -> dict[str, Any]:

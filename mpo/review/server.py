@@ -20,7 +20,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -113,8 +113,8 @@ async def _body(request: Request) -> Mapping[str, Any]:
                 if len(read) > MAX_BODY:
                     raise Refused(413, f"The request has more than {MAX_BODY >> 20} MiB.")
         found = parse_json(bytes(read), "the request")
-    except TimeoutError:
-        raise Refused(408, "The request came too slowly.") from None
+    except (TimeoutError, ClientDisconnect):
+        raise Refused(408, "The request came too slowly, or not whole.") from None
     except ValueError as error:
         raise Refused(400, str(error)) from None
     if not isinstance(found, dict):

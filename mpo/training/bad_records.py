@@ -11,7 +11,7 @@ from mpo.io import BAD_RECORDS, MIN_DENOMINATOR, write_text
 
 
 class BadRecords:
-    """Collect the records that the collators of all ranks could not use (`mpo.batching.skipping`), by data set.
+    """Collect the records that the collators of all ranks could not use (`mpo.batching.batch`), by data set.
 
     They are listed as JSON lines with ``where`` and ``reason``, then ``data``, ``id``, ``key`` and when they were seen (``step``,
     in training also ``epoch``). Lines without ``data`` and ``key``, such as those of `mpo.data.load_preferences`, stay in the file.
@@ -46,7 +46,7 @@ class BadRecords:
         self._rewrite()
 
     def see(self, data: str, seen: int, bad: Sequence[Mapping[str, Any]], **moment: Any) -> None:
-        """Count the records of a batch of this rank, `seen` without padding, and the `bad` ones (`mpo.batching.skipping.sort_out`).
+        """Count the records of a batch of this rank, `seen` without padding, and the `bad` ones (`mpo.batching.batch.sort_out`).
 
         `moment` is when they were seen, for the list.
         """

@@ -14,9 +14,8 @@ from transformers import EarlyStoppingCallback
 
 from mpo.batching.batch import Batch
 from mpo.batching.collator import PackCollator
-from mpo.batching.indexed import IndexedRecords
 from mpo.batching.sampler import PairBatchSampler
-from mpo.batching.streams import FEWER_FRAMES, FilledStream, PackedStream, RepeatedStream
+from mpo.batching.streams import FEWER_FRAMES, FilledStream, IndexedRecords, PackedStream, RepeatedStream
 from mpo.data.encoded import with_encoded_images
 from mpo.encoding.costs import RecordMeasure, measure
 from mpo.training.features.use import UsesFeatures

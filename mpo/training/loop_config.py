@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available
 
+from mpo.batching.batch import ON_BAD_RECORD
 from mpo.batching.sampler import BALANCE_SLOTS
-from mpo.batching.skipping import ON_BAD_RECORD
 from mpo.encoding.tiles import BUDGETS
 from mpo.generation.generator import whole_number
 from mpo.io import MAX_BAD_FRACTION

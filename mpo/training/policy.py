@@ -14,13 +14,12 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
 from mpo.batching.attention import attends_by_segments, packed_attention, use_packed_attention, usual_attention
-from mpo.batching.batch import Batch
+from mpo.batching.batch import Batch, compare
 from mpo.batching.logits_to_keep import add_logits_to_keep
-from mpo.batching.randomness import disable_dropout, trainable_in_4_bits
-from mpo.batching.verify import compare, without_dropout
+from mpo.batching.randomness import disable_dropout, trainable_in_4_bits, without_dropout
 from mpo.data.encoded import with_encoded_images
+from mpo.encoding.chat import is_processor
 from mpo.encoding.images import add_tile_order
-from mpo.encoding.templates import is_processor
 from mpo.models.family import takes_images
 from mpo.models.fit import check_fit, check_targets
 from mpo.models.kernels import compile_layers, use_liger_layers

@@ -7,8 +7,7 @@ from torch import Tensor
 from trl import SFTConfig
 
 import mpo.training.config  # noqa: F401  # its docstring is the help of the fields that both have
-from mpo.encoding.conversations import TRAIN_ON
-from mpo.encoding.turns import CONVERSATION
+from mpo.encoding.turns import CONVERSATION, TRAIN_ON
 from mpo.generation.generator import whole_number
 from mpo.training.loop_config import LoopConfig, choice, described
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import sum_completions
 
-from mpo.batching.layout import CompletionNodes, Segment, completion_sums, concatenate, lay_out, ld_weights
+from mpo.batching.layout import Segment, completion_sums, concatenate, lay_out, ld_weights
 from mpo.encoding.labels import Completion
 
 # Tokens 1, 2, 3 are the prompt's; a completion's are two-digit numbers.
@@ -31,7 +31,7 @@ def test_pair():
         Segment(queries=(0, 5)),
         Segment(queries=(5, 7), ancestors=((0, 2),)),  # the prompt without its last token
     ]
-    assert row.completions == [CompletionNodes([2, 3, 4], [True] * 3), CompletionNodes([5, 6], [True] * 2)]
+    assert row.labelled == [[2, 3, 4], [5, 6]]
 
 
 def test_completions_of_one_token():
@@ -41,7 +41,7 @@ def test_completions_of_one_token():
     assert row.positions == [0, 1, 2, 2, 2]
     assert row.labels == [IGNORED, IGNORED, 11, 21, 31]
     assert row.segments == [Segment((0, 3)), Segment((3, 4), ((0, 2),)), Segment((4, 5), ((0, 2),))]
-    assert [placed.nodes for placed in row.completions] == [[2], [3], [4]]
+    assert row.labelled == [[2], [3], [4]]
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
@@ -52,7 +52,7 @@ def test_a_completion_that_begins_with_another(order):
     assert row.tokens == [1, 2, 3, 11, 12, 13]
     assert row.labels == [IGNORED, IGNORED, 11, 12, 13, 14]
     assert row.segments == [Segment((0, 6))]
-    assert [row.completions[order.index(index)].nodes for index in (0, 1)] == [[2, 3], [2, 3, 4, 5]]
+    assert [row.labelled[order.index(index)] for index in (0, 1)] == [[2, 3], [2, 3, 4, 5]]
 
 
 def test_equal_completions():
@@ -60,7 +60,7 @@ def test_equal_completions():
     row = lay_out(PROMPT, [completion(11, 12), completion(21), completion(11, 12)])
     assert row.tokens == [1, 2, 3, 11, 3]
     assert row.labels == [IGNORED, IGNORED, 11, 12, 21]
-    assert [placed.nodes for placed in row.completions] == [[2, 3], [4], [2, 3]]
+    assert row.labelled == [[2, 3], [4], [2, 3]]
 
 
 def test_shared_halves():
@@ -75,7 +75,7 @@ def test_shared_halves():
         Segment((6, 9), ((0, 4),)),  # prompt and 11, then its own 12
         Segment((9, 10), ((0, 4), (6, 8))),  # ... then the second completion's 12 and 21, then its own 22
     ]
-    assert [placed.nodes for placed in row.completions] == [[2, 3, 4, 5], [2, 3, 6, 7, 8], [2, 3, 6, 7, 9]]
+    assert row.labelled == [[2, 3, 4, 5], [2, 3, 6, 7, 8], [2, 3, 6, 7, 9]]
 
 
 def test_branches_that_share_go_together():
@@ -85,7 +85,7 @@ def test_branches_that_share_go_together():
     assert row.tokens == [1, 1, 21, 21, 1]
     assert row.labels == [11, 21, 22, 23, 31]
     assert row.segments == [Segment((0, 1)), Segment((1, 3)), Segment((3, 4), ((1, 2),)), Segment((4, 5))]
-    assert [placed.nodes for placed in row.completions] == [[0], [1, 2], [4], [1, 3]]
+    assert row.labelled == [[0], [1, 2], [4], [1, 3]]
 
 
 def test_no_prompt():
@@ -95,7 +95,7 @@ def test_no_prompt():
     assert row.positions == [0, 0, 0]
     assert row.labels == [12, 22, 13]
     assert row.segments == [Segment((0, 1)), Segment((1, 2)), Segment((2, 3))]
-    assert row.completions == [CompletionNodes([node], [True]) for node in (0, 1, 2)]
+    assert row.labelled == [[0], [1], [2]]
 
 
 def test_no_prompt_and_completions_that_begin_alike():
@@ -105,7 +105,7 @@ def test_no_prompt_and_completions_that_begin_alike():
     assert row.positions == [0, 1, 1]
     assert row.labels == [12, 13, 14]
     assert row.segments == [Segment((0, 2)), Segment((2, 3), ((0, 1),))]
-    assert row.completions == [CompletionNodes([0, 1], [True] * 2), CompletionNodes([0, 2], [True] * 2)]
+    assert row.labelled == [[0, 1], [0, 2]]
 
 
 def test_images_and_text_alone():
@@ -288,19 +288,16 @@ def test_every_completion_sees_exactly_its_own_text(groups):
     sees = visible_nodes(batch)
     offset = 0
     for (prompt, completions), row in zip(groups, rows, strict=True):
-        for given_completion, placed in zip(completions, row.completions, strict=True):
+        for given_completion, nodes in zip(completions, row.labelled, strict=True):
             unpredicted = 0 if prompt else 1
-            ids, loss_mask = given_completion.ids[unpredicted:], given_completion.loss_mask[unpredicted:]
-            assert placed.loss_mask == loss_mask
-            assert len(placed.nodes) == len(ids)
-            text = prompt + given_completion.ids
-            for node, end in zip(placed.nodes, range(len(text) - len(ids), len(text)), strict=True):
+            text, counts = prompt + given_completion.ids, given_completion.loss_mask[unpredicted:]
+            ends = [end for end, own in zip(range(len(text) - len(counts), len(text)), counts, strict=True) if own]
+            for node, end in zip(nodes, ends, strict=True):
                 before = sees[node + offset]
                 assert before[-1] == node + offset
                 assert [tokens[key] for key in before] == text[:end]
                 assert [positions[key] for key in before] == list(range(end))
-            for node, token, counts in zip(placed.nodes, ids, loss_mask, strict=True):
-                assert not counts or row.labels[node] == token
+                assert row.labels[node] == text[end]
         offset += len(row.tokens)
     all_labelled = {node for node, label in enumerate(batch.shift_labels[0].tolist()) if label != IGNORED}
     assert all_labelled == set(batch.labelled.node.tolist())
@@ -318,7 +315,7 @@ def test_no_node_twice(prompt, completions):
     row = lay_out(prompt, completions)
     assert len(row.tokens) == len(row.positions) == len(row.labels) == len(different)
     assert [node for segment in row.segments for node in range(*segment.queries)] == list(range(len(row.tokens)))
-    assert row.segments[0].queries[0] == 0 and row.completions[0].nodes == sorted(row.completions[0].nodes)
+    assert row.segments[0].queries[0] == 0 and row.labelled[0] == sorted(row.labelled[0])
 
 
 def visible_nodes(batch):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from mpo.batching.indexed import IndexedRecords
 from mpo.batching.sampler import PairBatchSampler
+from mpo.batching.streams import IndexedRecords
 from mpo.encoding.costs import PairCosts
 from mpo.schema import PADDING
 

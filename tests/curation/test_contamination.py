@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpo.curation.contamination import find_contamination
+from mpo.curation.dedupe import find_contamination
 
 
 def noise(seed, quality=None):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from support import make_image
 
-from mpo.curation.completions import refusal, unfinished
+from mpo.curation.examine import refusal, unfinished
 from mpo.data.similar import difference_hash, differing_bits, ngrams, normalised, overlap, signature
 
 

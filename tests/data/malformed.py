@@ -202,7 +202,7 @@ def particular(format):
         yield "no prompt, equal", {"chosen": whole, "rejected": whole}, "the same completion"
         yield "no prompt, one turn", {"chosen": whole[:1], "rejected": whole[:1]}, "there is no prompt"
         yield "no prompt, no completion", {"chosen": whole[:1], "rejected": whole}, "there is no prompt"
-        yield "the prompt repeated", {**good, "chosen": [_said("user", "?"), _said("assistant", "A")]}, "message of the user"
+        yield "the prompt repeated", {**good, "chosen": [_said("user", "?"), _said("assistant", "A")]}, "message of role 'user'"
         yield "ends with the user", {**good, "chosen": [_said("assistant", "A"), _said("user", "?")]}, "role 'user'"
         yield "no user", {**good, "prompt": [_said("system", "Be brief.")]}, "no message of the user"
         yield "an image in a completion", {**good, "chosen": [_said("assistant", [text, image])]}, "'chosen' has an image"
@@ -300,7 +300,7 @@ def particular(format):
             "the last turn is the assistant's",
         )
         yield "chosen from", changed(good, ("chosen", "from"), "narrator"), "'chosen' is from 'narrator'"
-        yield "chosen from a human", changed(good, ("chosen", "from"), "human"), "message of the user"
+        yield "chosen from a human", changed(good, ("chosen", "from"), "human"), "message of role 'user'"
         yield "equal completions", {**good, "rejected": good["chosen"]}, "the same completion"
         yield (
             "system twice",

@@ -12,9 +12,8 @@ from small_runs import difference, record, small_run
 from support import make_image, messages
 
 from mpo.batching.collator import PairCollator
-from mpo.batching.indexed import IndexedRecords
-from mpo.batching.streams import RepeatedStream
-from mpo.data.augment import QUALITIES, compress, compress_tiles
+from mpo.batching.streams import IndexedRecords, RepeatedStream
+from mpo.encoding.images import QUALITIES, compress, compress_tiles
 from mpo.encoding.tiles import jpeg_seed
 from mpo.models.tiles import TileImageProcessor
 from mpo.schema import EPOCH
@@ -41,7 +40,7 @@ def test_one_tile(quality):
 def test_quality_is_uniform_from_75_to_100(monkeypatch):
     """26 qualities, 5200 tiles: 200 each, give or take five standard deviations of a binomial (14)."""
     drawn = []
-    monkeypatch.setattr("mpo.data.augment.compress", lambda tile, quality: drawn.append(quality) or tile)
+    monkeypatch.setattr("mpo.encoding.images.compress", lambda tile, quality: drawn.append(quality) or tile)
     for epoch in range(52):
         compress_tiles(tiles(100), (0, epoch))
     counts = Counter(drawn)
@@ -112,9 +111,9 @@ def test_an_image_of_several_prompts_has_one_noise(processor):
     image = make_image(0, 64, 32)
     asked = [row(image.copy(), question=text, augment=True, **{EPOCH: 0}) for text in ("What?", "Why?")]
     batch = PairCollator(processor, layout="packed")([*asked, row(image.copy(), question="What?")])
-    assert batch["tile_order"].index.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+    assert batch["tile_order"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5]
     padded = PairCollator(processor)([*asked, row(image.copy(), question="What?")])
-    in_order = batch["pixel_values"][batch["tile_order"].index]
+    in_order = batch["pixel_values"][batch["tile_order"]]
     assert torch.equal(padded["pixel_values"], torch.cat([in_order, in_order]))
 
 

@@ -15,7 +15,7 @@ from mpo.data.formats import detect
 from mpo.data.load import mix
 from mpo.data.paths import Folders
 from mpo.data.records import KINDS, to_records
-from mpo.encoding.conversations import as_completion
+from mpo.encoding.turns import as_completion
 from mpo.io import BadRecord
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}
@@ -281,7 +281,7 @@ WRONG = {
     "another prompt": ({"prompt": "Why is that so?", "messages": [ASKED, REPLY]}, "'prompt' is not used"),
     "two texts": ({C: [{**human("a"), "content": "b"}, gpt("b")]}, "both 'value' and 'content'"),
     "half a completion": ({"prompt": "Why?", "completion": ""}, "message 2.*is empty"),
-    "the user in a completion": ({"prompt": "Why?", "completion": [ASKED, REPLY]}, "message of the user"),
+    "the user in a completion": ({"prompt": "Why?", "completion": [ASKED, REPLY]}, "message of role 'user'"),
     "no response": ({"query": "Why?"}, "content is null"),
     "a number in history": ({"query": "Why?", "response": "So.", "history": [["a", 5]]}, "a number"),
     "odd history": ({"query": "Why?", "response": "So.", "history": [["a"]]}, "'history'"),

@@ -386,7 +386,7 @@ def test_a_fixed_image_is_no_longer_skipped(images, monkeypatch):
     settings = {"on_bad_record": "skip", "max_bad_fraction": 1, "bad_records": images / "bad.jsonl"}
     assert asked(load_preferences(path, **settings)) == [QUESTIONS[0], QUESTIONS[2]]
     with monkeypatch.context() as closed:
-        closed.setattr("mpo.data.converted._write", None)  # converting again would fail
+        closed.setattr("mpo.data.sources._write", None)  # converting again would fail
         assert asked(load_preferences(path, **settings)) == [QUESTIONS[0], QUESTIONS[2]]
     (images / "late.png").write_bytes((images / "b.png").read_bytes())
     for _ in range(2):

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 from mpo.data import load_preferences
 from mpo.data.eval_part import components, split_eval
-from mpo.data.load import mix, stream_mixture
-from mpo.data.mixing import amounts, draw, shares
+from mpo.data.load import amounts, draw, mix, shares, stream_mixture
 from mpo.data.mixture_file import LOAD_KEYS, OWN, check_sources, read_mixture
 
 
@@ -405,7 +404,7 @@ def test_a_mixture_of_different_columns(tmp_path):
     write(tmp_path / "a.jsonl", 2)
     pairs = load_preferences(tmp_path / "a.jsonl")
     other = Dataset.from_list([{**row, "margin": "much"} for row in pairs], features=None)
-    from mpo.data.mixing import joined
+    from mpo.data.load import joined
 
     checked = check_sources([{"path": "a"}, {"path": "b"}])
     with_margin = pairs.add_column("margin", [0.5, 1.0])

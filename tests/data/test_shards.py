@@ -158,5 +158,5 @@ def test_bad_samples_stay_known(tmp_path, monkeypatch):
     """If they are read again as the same bad records, nothing is converted again."""
     path = tar(tmp_path / "shard.tar", [*SAMPLE, ("1.json", line(1)), ("1.png", None)])
     skipping(path)
-    monkeypatch.setattr("mpo.data.converted._write", None)  # converting again would fail
+    monkeypatch.setattr("mpo.data.sources._write", None)  # converting again would fail
     assert skipping(path)[0] == QUESTIONS[:1]

@@ -113,5 +113,5 @@ def test_what_lies_beside_the_pairs_changes_nothing(tmp_path, monkeypatch):
     write(folder / "pairs.jsonl", [line(0)])
     load_preferences(folder)
     made(folder, "images/b.txt", "bad_records.jsonl")
-    monkeypatch.setattr("mpo.data.converted._write", None)  # converting again would fail
+    monkeypatch.setattr("mpo.data.sources._write", None)  # converting again would fail
     assert asked(load_preferences(folder)) == QUESTIONS[:1]

@@ -8,10 +8,9 @@ from datasets import Dataset
 from support import TEXTS, make_image
 
 from mpo.batching.collator import ConversationCollator
-from mpo.encoding.conversations import as_completion
 from mpo.encoding.costs import measure
 from mpo.encoding.encoder import placeholder_widths
-from mpo.encoding.turns import CONVERSATION
+from mpo.encoding.turns import CONVERSATION, as_completion
 from mpo.models.small import small_processor
 
 END = "<|im_end|>"

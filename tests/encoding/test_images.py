@@ -50,7 +50,7 @@ def split(processor, monkeypatch):
 def test_each_distinct_image_is_split_once(processor, split):
     batch = PairCollator(processor, layout="packed", tile_budget="image")(records())
     assert sum(split) == 3
-    order = batch["tile_order"].index.tolist()
+    order = batch["tile_order"].tolist()
     # one and three: two tiles and a thumbnail
     assert len(batch["pixel_values"]) == 3 + 1 + 3
     assert order == [0, 1, 2] + [3] + [0, 1, 2] + [0, 1, 2] + [4, 5, 6] + [3]

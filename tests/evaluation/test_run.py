@@ -10,7 +10,7 @@ from stub_server import StubServer
 from support import make_image, perturbed
 
 from mpo.commands import main
-from mpo.curation.contamination import training_records
+from mpo.curation.dedupe import training_records
 from mpo.evaluation.page import still
 from mpo.evaluation.results import clustered_interval, summarize
 from mpo.evaluation.run import evaluate as evaluate_call

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mpo.data.records import to_records
+from mpo.review.corrections import changed
 from mpo.review.documents import Stale, at, corrected, facets, new_value, read_line, refused
 
 USER, SAYS = {"role": "user", "content": "q"}, "assistant"
@@ -64,6 +65,23 @@ def test_everything_said_of_a_side_is_swapped_with_it():
     new = corrected(line, "swap", [])
     assert new["chosen_meta"] == {"model": "n"} and new["rejected_meta"] == {"model": "m", "negative": "wrong_answer"}
     assert new["metadata"] == {"score_chosen": 1, "score_rejected": 2, "other": 3}
+
+
+@pytest.mark.parametrize("inner", [lambda own: own, json.dumps], ids=["object", "text"])
+def test_what_is_said_of_one_side_alone_goes_with_it(inner):
+    said = {"chosen_model": "m", "score_rejected": 1}
+    new = corrected(PAIRS["mmpr"] | said | {"metadata": inner({**said, "other": 3})}, "swap", [])
+    turned = {"rejected_model": "m", "score_chosen": 1}
+    assert {name: new.get(name) for name in (*said, *turned)} == {**dict.fromkeys(said), **turned}
+    assert new["metadata"] == inner({**turned, "other": 3})
+    swift = corrected(PAIRS["swift"] | {"rejected_images": ["x.png"], "images": ["x.png"]}, "swap", [])
+    assert swift["rejected_images"] == ["x.png"] and swift["rejected_response"] == "c"
+
+
+def test_provenance_has_what_was_dropped_and_who_was_there_before():
+    event = {"by": "ben", "at": "now", "action": "swap", "edits": []}
+    new = changed(PAIRS["mmpr"] | {"margin": 2, "metadata": {"review": {"by": "anna"}}}, event)["metadata"]["review"]
+    assert new["was"] == [{"path": ["margin"], "value": 2}] and new["earlier"] == {"by": "anna"}
 
 
 def test_an_edit_of_another_content_is_refused():

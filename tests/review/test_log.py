@@ -1,6 +1,7 @@
 """The log: torn, damaged, full, shared, undone, and the records that its decisions follow."""
 
 import json
+import re
 import resource
 import signal
 
@@ -41,7 +42,14 @@ def test_a_torn_last_line_is_cut_off_and_the_log_goes_on(tmp_path, cut):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda lines: [lines[0], b"{\n", *lines[2:]], lambda lines: [lines[0], *lines[2:]], lambda lines: lines[1:]]
+    "damage",
+    [
+        lambda lines: [lines[0], b"{\n", *lines[2:]],
+        lambda lines: [lines[0], *lines[2:]],
+        lambda lines: lines[1:],
+        lambda lines: [lines[0], lines[1].replace(b'"place": 0', b'"place": 5'), *lines[2:]],  # JSON, of another record
+        lambda lines: [lines[0], lines[1].replace(b"accept", b"reject"), *lines[2:]],
+    ],
 )
 def test_other_damage_is_refused_with_its_line(tmp_path, damage):
     path = tmp_path / "log"
@@ -54,6 +62,25 @@ def test_other_damage_is_refused_with_its_line(tmp_path, damage):
     with pytest.raises(BadRecord, match=f"{path}:[12]"):
         Log(path, owner=True)
     assert path.read_bytes() == before
+
+
+def test_lines_of_older_logs_have_no_checksum(tmp_path):
+    path = tmp_path / "log"
+    log = opened(path)
+    decide(log, 0, "reject")
+    log.close()
+    path.write_bytes(re.sub(rb', "sum": "[0-9a-f]{8}"', b"", path.read_bytes()))
+    log = opened(path)
+    assert log.decision("anna", 0)["action"] == "reject" and "sum" not in log.decision("anna", 0)
+    log.close()
+
+
+def test_a_log_that_is_no_file_is_refused(tmp_path):
+    """/dev/full gives zeros without an end."""
+    (tmp_path / "log").symlink_to("/dev/full")
+    for owner in (True, False):
+        with pytest.raises(ValueError, match="no regular file"):
+            Log(tmp_path / "log", owner=owner)
 
 
 def test_a_log_is_held_by_one(tmp_path):
@@ -225,6 +252,7 @@ def test_equal_records_of_a_copy_have_a_decision_each(tmp_path):
         other.append(action=action, by="ben", place=place, key="b", edits=[])
     other.close()
     log = opened(tmp_path / "log")
-    assert log.take(Log(tmp_path / "other").by_content(), {"b": [2, 3]}, "other") == 0
+    log.take(Log(tmp_path / "other").by_content(), {"b": [2, 3]}, "other")
+    assert log.lost == []
     assert [log.decision("ben", place)["action"] for place in (2, 3)] == ["reject", "accept"]
     log.close()

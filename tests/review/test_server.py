@@ -20,8 +20,11 @@ pytest.importorskip("uvicorn")
 
 from mpo.commands import main
 from mpo.data import load_preferences
+from mpo.data.files import open_files
+from mpo.data.shards import ArrayShard
 from mpo.io import read_json_lines
-from mpo.review.log import log_of, read_events
+from mpo.review.log import InUse, log_of, read_events
+from mpo.review.review import Review
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +261,9 @@ def test_reviewers_are_blind_until_they_decide_and_settle_what_they_differ_in(se
 
     queue = np.frombuffer(served.ask("/api/queue?state=disagreeing")[1], "<u4").tolist()
     assert queue == [4]
+    assert served.ask("/api/queue?state=disagreeing", by="eve")[1] == b""  # not even that others differ
+    told = served.ask("/api/report", by="eve")[1]
+    assert told["reviewers"]["ben"] == {"decided": 1} and not (told["agreement"] or told["disagreements"])
     assert served.decide(4, "accept", by="ben", settle=True)[0] == 200
     assert not served.ask("/api/records/4", by="anna")[1]["disagreeing"]
     told = served.ask("/api/report", by="anna")[1]
@@ -293,6 +299,41 @@ def test_a_second_server_is_refused(served, capsys):
     assert "in use" in capsys.readouterr().err
 
 
+def test_one_file_by_another_name_is_refused(tmp_path):
+    """A hard link has a log of its own: two people would each correct half of one file."""
+    path = pairs(tmp_path)
+    names = [tmp_path / "hard.jsonl", tmp_path / "soft.jsonl"]
+    os.link(path, names[0])
+    names[1].symlink_to(path)
+    with Reviewing(path) as server:
+        for name in names:
+            with pytest.raises(InUse):
+                Review(name, reviewers=["ben"])
+        path.write_bytes(path.read_bytes() + b"\n")
+        assert server.ask("/api/reload", {})[0] == 200
+        with pytest.raises(InUse):
+            Review(names[0], reviewers=["ben"])
+        assert not log_of(names[0]).exists()
+    with Reviewing(names[0]):
+        pass
+
+
+def test_a_change_of_the_same_size_and_time_is_noticed(tmp_path):
+    path = pairs(tmp_path)
+    with Reviewing(path) as server:
+        before = path.stat()
+        path.write_text(path.read_text().replace("There are 3.", "There are 9."))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_size == before.st_size and server.ask("/api/records/1")[0] == 409
+
+
+def test_a_decision_is_not_taken_for_another_with_its_uid(tmp_path):
+    with Reviewing(pairs(tmp_path), reviewers=("anna", "ben")) as server:
+        for by, action, status in (("anna", "accept", 200), ("anna", "reject", 409), ("ben", "accept", 409)):
+            assert server.decide(0, action, by=by, uid="a" * 16)[0] == status
+        assert server.ask("/api/records/0", by="ben")[1]["decision"] is None
+
+
 def test_a_changed_file_is_noticed_and_decisions_follow(tmp_path):
     path = pairs(tmp_path)
     with Reviewing(path) as server:
@@ -309,6 +350,23 @@ def test_a_changed_file_is_noticed_and_decisions_follow(tmp_path):
         assert server.ask("/api/reload", {})[0] == 200
         assert server.ask("/api/records/1")[1]["decision"]["action"] == "reject"
         assert server.ask("/api/records/2")[1]["decision"] is None
+
+
+def test_lines_with_fields_of_other_types_are_named_and_keep_nothing_back(tmp_path):
+    """They can be rejected, and when the file changes the decisions on them and on others follow."""
+    odd = [{"completions": {"response": 5}, "prompt": "q"}, {"messages": 5, "rejected_response": "r"}, {"text": "{", "image": "x"}]
+    path = pairs(tmp_path, 2)
+    path.write_text("".join(json.dumps(line) + "\n" for line in odd) + path.read_text())
+    with Reviewing(path) as server:
+        for place in range(3):
+            assert server.ask(f"/api/records/{place}")[1]["bad"] and server.decide(place, "accept")[0] == 422
+            assert server.decide(place, "reject")[0] == 200
+        assert server.decide(3, "swap")[0] == 200
+        assert server.ask("/api/queue?search=how")[0] == server.ask("/api/queue?verdict=x")[0] == 200
+    path.write_text('{"id": "new"}\n' + path.read_text())
+    with Reviewing(path) as server:
+        found = [server.ask(f"/api/records/{place}")[1]["decision"] for place in range(5)]
+        assert [one and one["action"] for one in found] == [None, "reject", "reject", "reject", "swap"]
 
 
 def test_a_file_that_could_not_be_opened_can_be_opened_anew(tmp_path, monkeypatch):
@@ -403,8 +461,9 @@ def test_export_in_the_format_of_the_file(tmp_path, name, capsys):
     assert about["by"] == "anna" and about["was"] == [{"path": ["chosen"], "value": "There are 0."}]
     (rejected,) = read_json_lines(f"{out}.rejected.jsonl")
     assert rejected["reason"] == "no" and rejected["record"]["id"] == "p2"
-    if name == "pairs.jsonl":
-        assert set(out.read_bytes().splitlines()[2:]) <= set(path.read_bytes().splitlines())
+    if name.endswith(("l", ".json")):
+        elements = [text for shard in open_files(out) for text in texts(shard)]
+        assert elements[2:] == [text for shard in open_files(path) for text in texts(shard)][3:]
     assert main(["review", str(path), "--export", str(out)]) == 2
     assert main(["review", str(path), "--export", str(tmp_path / "out.txt")]) == 2
 
@@ -417,13 +476,20 @@ def written(folder, name):
 
         (folder / name).write_bytes(gzip.compress(path.read_bytes()))
     elif name.endswith(".json"):
-        (folder / name).write_text(json.dumps(lines, indent=1))
+        (folder / name).write_text(json.dumps(lines, indent=1).replace('"answer_gt": "4"', '"answer_gt":\t"\\u0034"'))
     elif name.endswith(".parquet"):
         from datasets import Dataset
 
         lines = [{**line, "image": {"bytes": (folder / line["image"]).read_bytes(), "path": line["image"]}} for line in lines]
         Dataset.from_list(lines).to_parquet(folder / name)
     return folder / name
+
+
+def texts(shard):
+    """Records as they are written."""
+    if isinstance(shard, ArrayShard):
+        return [text for _, _, text in shard.elements()]
+    return Path(shard.path).read_text().splitlines()
 
 
 def records_of(path):
@@ -448,6 +514,11 @@ def test_logs_of_others_are_added(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["counts"] | {"written": 0} == {"records": 6, "rejected": 1, "disagreeing": 1, "unreviewed": 4, "written": 0}
     assert report["disagreements"] == [1] and report["agreement"][0]["records"] == 1
+    alone = pairs(tmp_path, 1, "alone.jsonl", source="elsewhere")
+    alone.write_text(alone.read_text().replace("How many in 0?", "Another question"))
+    out = tmp_path / "alone.out.jsonl"
+    assert main(["review", str(alone), "--from-log", str(log_of(other)), "--export", str(out)]) == 0
+    assert "2 decisions are about records" in capsys.readouterr().out  # and not silently nothing
     log_of(path).unlink()
     with Reviewing(path, others=[log_of(other)]) as server:
         assert server.ask("/api/state")[1]["reviewer"] == "anna"
@@ -460,6 +531,7 @@ def test_logs_of_others_are_added(tmp_path, capsys):
         (["none.jsonl"], "none.jsonl"), (["empty.jsonl"], "empty.jsonl"), (["."], "output.jsonl"), (["pairs.txt"], "pairs.txt"),
         (["pairs.jsonl", "--image-root", "none"], "none"), (["pairs.jsonl", "--from-log", "none"], "none"),
         (["pairs.jsonl", "--export", "out.jsonl"], "review.jsonl"), (["pairs.jsonl", "--host", "256.0.0.1"], "Give an address"),
+        (["meta.json"], "lists files"),
         (["pairs.jsonl", "--reviewer", "a", "--reviewer", "a"], "--reviewer"), (["pairs.jsonl", "--reviewer", ""], "--reviewer"),
     ],
 )  # fmt: skip
@@ -468,6 +540,7 @@ def test_wrong_words_are_refused_by_name(tmp_path, monkeypatch, capsys, words, n
     pairs(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "pairs.txt").write_text("x")
+    (tmp_path / "meta.json").write_text(json.dumps({"some": {"root": ".", "annotation": "pairs.jsonl"}}))
     assert main(["review", *words]) == 2
     assert name in capsys.readouterr().err
 
@@ -530,10 +603,12 @@ def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
 
     from mpo.review import facets
 
-    path, go, own = pairs(tmp_path, 40), threading.Event(), facets.facets
+    path, go, own = pairs(tmp_path, 40, type="count"), threading.Event(), facets.facets
+    reached = threading.Event()
 
     def slow(line):
         if line["id"] == "p20":
+            reached.set()
             go.wait(20)
         return own(line)
 
@@ -544,11 +619,12 @@ def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
         def ask(words):
             found[words] = np.frombuffer(server.ask(f"/api/queue?{words}")[1], "<u4").tolist()
 
-        threads = [threading.Thread(target=ask, args=(words,)) for words in ("source=s1", "order=longest", "verdict=none")]
+        threads = [
+            threading.Thread(target=ask, args=(words,)) for words in ("source=s1", "order=longest", "verdict=none", "type=count")
+        ]
         for thread in threads:
             thread.start()
-        while server.review.facets.read < 20:
-            time.sleep(0.001)
+        assert reached.wait(20)
         ask("search=how%20many%20in%207")
         ask("state=unreviewed")
         assert server.decide(0, "accept")[0] == 200
@@ -558,6 +634,7 @@ def test_a_filter_waits_for_what_it_is_about(tmp_path, monkeypatch):
         for thread in threads:
             thread.join(20)
         assert found["source=s1"] == [*range(1, 40, 2)] and found["verdict=none"] == []
+        assert found["type=count"] == [*range(40)]
         assert sorted(found["order=longest"]) == [*range(40)] and found["order=longest"][0] >= 10
 
 

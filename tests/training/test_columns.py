@@ -14,7 +14,7 @@ from support import image_pairs, make_image, text_pairs
 
 from mpo import MPOConfig, MPOTrainer
 from mpo.batching.collator import PairCollator
-from mpo.batching.indexed import IndexedRecords
+from mpo.batching.streams import IndexedRecords
 from mpo.data.encoded import with_encoded_images
 from mpo.data.eval_part import content_keys
 from mpo.data.paths import Folders

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_runs import difference, small_run
 
-from mpo.batching.verify import without_dropout
+from mpo.batching.randomness import without_dropout
 
 
 def reports(caplog) -> list[str]:

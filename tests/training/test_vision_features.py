@@ -81,7 +81,7 @@ def processed(monkeypatch):
 @pytest.fixture
 def opened(monkeypatch):
     """Images that were decoded with a cache."""
-    import mpo.encoding.features as features
+    import mpo.encoding.images as features
 
     images, real = [], features.open_image
     monkeypatch.setattr(features, "open_image", lambda image, **kwargs: images.append(1) or real(image, **kwargs))
@@ -782,7 +782,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_home_is_found(tmp_path, 
 
 
 def test_bytes_of_any_type_come_before_a_path(tmp_path):
-    from mpo.encoding.features import Opening
+    from mpo.encoding.images import Opening
 
     for number in (1, 2):
         make_image(number).save(tmp_path / f"{number}.png")

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> Report:
         raise ValueError(f"--point and --points={args.points} both say where to look from. Leave one of the two out.")
     refuse_targets({"--output": args.output})
     from mpo.data.images import open_image
-    from mpo.encoding.templates import is_processor
+    from mpo.encoding.chat import is_processor
     from mpo.generation.open import open_local
     from mpo.io import atomic_folder, write_text
     from mpo.models.looking import draw, look, tile_of

@@ -14,7 +14,7 @@ from mpo.data import similar
 from mpo.data.files import open_files
 from mpo.data.images import open_image
 from mpo.data.paths import inside
-from mpo.data.same_image import glimpse, may_be_same, same_image
+from mpo.data.similar import glimpse, may_be_same, same_image
 from mpo.generation.generator import Generator, Request, Response
 from mpo.io import BadRecord, read_json_lines, write_json_lines
 from mpo.pipelines.ledger import content_hash

@@ -64,9 +64,9 @@ const image = (id) => kept(images, 40, id, () => address(id), forget);
 
 // Messages
 
-function say(text, busy = false) {
+function say(text, how = "") {
   $("status").textContent = text;
-  $("status").className = busy ? "busy" : "";
+  $("status").className = how;
 }
 
 function problem(error) {
@@ -75,7 +75,7 @@ function problem(error) {
   box.hidden = !error;
   $("record").removeAttribute("aria-busy");
   if (!error) return;
-  say(error.unsaved || error.gone || error.status >= 400 ? "Not saved" : "");
+  say(error.unsaved || error.gone || error.status >= 400 ? "Not saved" : "", "bad");
   if (error.changed) box.append(el("button", { type: "button", on: { click: reload } }, "Open the file anew"));
   box.append(el("button", { type: "button", on: { click: () => problem(null) } }, "Close this message"));
 }
@@ -139,10 +139,11 @@ async function filter() {
   const wanted = new URLSearchParams();
   for (const [name, value] of form) if (name !== "jump" && (value || name === "state")) wanted.set(name, value.replace(/^=/, ""));
   const all = wanted.get("state") === "all" && wanted.get("order") === "file" && [...wanted].length === 2;
-  say("Looking for records", true);
+  say("Looking for records", "busy");
   const mine = ++filtered;
   const found = new Uint32Array(await (await ask(`/api/queue?${wanted}`)).arrayBuffer());
   if (mine !== filtered) return; // another filter was chosen in the meantime
+  records.clear(); // others may have decided
   state.queue = all ? null : found;
   state.info.records = all ? found.length : state.info.records;
   problem(null);
@@ -220,7 +221,7 @@ function field(part, name) {
     const own = drafts.get(state.view.key) ?? new Map();
     own.set(keyOf(part), lines ? given.split("\n").filter((line) => line.trim()) : given);
     drafts.set(state.view.key, own);
-    say("Not saved yet", true);
+    say("Not saved yet", "busy");
   };
   if (part.of) {
     const menu = el("select", { "aria-label": name, on: { change: (event) => keep(event.target.value) } });
@@ -355,7 +356,7 @@ function decide(action, more = {}) {
     const content = { place: view.place, key: view.key, base: view.base, action, edits: own, hidden: state.hidden, settle: view.disagreeing, ...more };
     const same = pending && JSON.stringify(pending.content) === JSON.stringify(content);
     pending = same ? pending : { content, uid: newUid() };
-    say("Saving", true);
+    say("Saving", "busy");
     let info;
     try {
       info = await json("/api/decide", { ...content, uid: pending.uid, seconds: (performance.now() - state.since) / 1000 });
@@ -368,7 +369,7 @@ function decide(action, more = {}) {
       throw error;
     }
     pending = null;
-    drafts.delete(view.key);
+    if (["accept", "swap"].includes(action)) drafts.delete(view.key); // else they are not in what was saved
     records.delete(view.place);
     tell(info);
     problem(null);

@@ -20,7 +20,7 @@ from transformers import Trainer
 
 from mpo.batching.batch import Batch
 from mpo.batching.randomness import eval_mode
-from mpo.encoding.features import VISION_FEATURES, ImageFeatures, OneImage
+from mpo.encoding.images import VISION_FEATURES, ImageFeatures, OneImage
 from mpo.encoding.tiles import AUGMENTED_FEATURES, tile_size
 from mpo.generation.local import LocalGenerator
 from mpo.models.family import known_family

@@ -10,12 +10,11 @@ from typing import Any
 from mpo.data import load_preferences
 from mpo.data.encoded import with_encoded_images
 from mpo.data.eval_part import question_text
+from mpo.data.messages import image_parts
 from mpo.data.records import to_prompt
 from mpo.data.shards import LinesShard
-from mpo.data.turns import image_parts
-from mpo.encoding.conversations import as_completion
 from mpo.encoding.keys import image_key
-from mpo.encoding.turns import Record, describe, encoded_images, record_images
+from mpo.encoding.turns import Record, as_completion, describe, encoded_images, record_images
 from mpo.io import BadRecord, bad_record
 
 MAX_RECORDS_PER_PROMPT = 100
@@ -56,7 +55,7 @@ def load_prompts(
 
 
 def _read_prompts(path: Path, image_root: Path, metadata: Sequence[str]) -> Iterator[Record]:
-    for where, line in LinesShard(str(path), 0, None, 1).lines():
+    for where, line in LinesShard(str(path)).lines():
         if isinstance(line, BadRecord):
             raise line
         yield to_prompt(line, where=where, image_root=image_root, metadata=metadata)

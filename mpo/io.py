@@ -103,10 +103,14 @@ def did_you_mean(name: Any, known: Iterable[str], *, most: int = 0) -> str:
     ('', ' Valid names: min, max.')
     """
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean {near[0]!r}?"
+    if (near := nearest(name, known)) is not None:
+        return f" Did you mean {near!r}?"
     return f" Valid names: {', '.join(known)}." if 0 < len(known) <= most else ""
+
+
+def nearest(name: Any, names: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """Return the name that is most like another one, or None if none is as like it as `cutoff`, of 1 for an equal one."""
+    return next(iter(difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)), None)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -138,24 +142,32 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, durable: bool
         with open(target, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         return
-    temporary = temporary_path(target)
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if target.exists():
+                shutil.copymode(target, temporary)
     except OSError as error:
         if error.errno in FULL and error.filename in (None, str(temporary)):
             error.filename = str(target)  # writing names no file
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
     if durable:
         flush(target.parent)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a new path next to `target`: the file or folder written there replaces it at the end, or is removed after an error."""
+    temporary = temporary_path(target)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        remove(temporary)
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, durable: bool = False) -> None:

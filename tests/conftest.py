@@ -8,6 +8,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in the programs that tests start: tiny models are slower with more threads
 
 import pytest
 from hypothesis import settings
@@ -24,7 +25,7 @@ def pytest_sessionstart(session):
     import accelerate
     import torch
 
-    torch.set_num_threads(1)  # tiny models are slower with more threads
+    torch.set_num_threads(1)
     # A PeftModel calls it in every forward pass, 4 ms each.
     accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
 

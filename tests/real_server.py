@@ -2,7 +2,6 @@
 
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -12,15 +11,15 @@ import pytest
 
 
 @contextmanager
-def transformers_serve(folder, *, seconds=180):
-    """Yield the address of `transformers serve` with the model in `folder`; skip, with the reason, if it cannot start."""
+def transformers_serve(folder, python, *, seconds=180):
+    """Yield the address of `transformers serve` with the model in `folder`; skip, with the reason, if `python` cannot start it."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     words = ["-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu", "--port", str(port)]
-    with tempfile.TemporaryFile("w+") as said, subprocess.Popen([sys.executable, *words], stdout=said, stderr=said) as process:
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen([python, *words], stdout=said, stderr=said) as process:
         try:
             for _ in range(seconds):
                 try:

@@ -1,5 +1,6 @@
 """A job against the stub server, for processes that tests kill."""
 
+import multiprocessing
 import resource
 import signal
 import sys
@@ -10,6 +11,16 @@ from mpo.pipelines.job import Job
 from mpo.pipelines.sample import Sample
 from mpo.pipelines.step import Dropped, Step
 
+PROCESSES = multiprocessing.get_context("forkserver")
+# What this file imports: the server of forks does not find the folder of tests, and leaves out what it does not find.
+IMPORTED = [
+    "openai.resources.chat",
+    "anyio._backends._asyncio",
+    "mpo.generation.server",
+    "mpo.pipelines.job",
+    "mpo.pipelines.sample",
+]
+PROCESSES.set_forkserver_preload(IMPORTED)
 CONCURRENCY = 4
 FILES = ("output.jsonl", "dropped.jsonl", "report.json", "report.html")
 

@@ -17,6 +17,7 @@ from mpo.io import (
     atomic_write,
     did_you_mean,
     read_json_lines,
+    replacing,
     temporary_path,
     write_json_lines,
     write_text,
@@ -175,3 +176,15 @@ def test_a_link_a_mode_and_a_pipe_stay_what_they_are(tmp_path):
     write_text(pipe, "through")
     reader.join()
     assert read == ["through"] and pipe.is_fifo()
+
+
+def test_a_folder_that_is_not_finished_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), replacing(tmp_path / "out") as temporary:
+        temporary.mkdir()
+        (temporary / "a.arrow").write_text("half")
+        raise RuntimeError
+    assert not [*tmp_path.iterdir()]
+    with replacing(tmp_path / "out") as temporary:
+        temporary.mkdir()
+        (temporary / "a.arrow").write_text("whole")
+    assert [*tmp_path.iterdir()] == [tmp_path / "out"] and (tmp_path / "out/a.arrow").read_text() == "whole"

@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from test_docs import check_job, commands, trains
 from mpo.commands import command_line
 
 ROOT = Path(__file__).parents[1]
+KERNEL = """
+import matplotlib
+from ipykernel.kernelapp import launch_new_instance
+
+matplotlib.use("module://matplotlib_inline.backend_inline")  # which is chosen when matplotlib is imported, and that is done
+launch_new_instance()
+"""
 SCRIPTS = sorted((ROOT / "examples" / "notebooks").glob("*.py"))
 
 pytestmark = pytest.mark.skipif(not SCRIPTS, reason="the examples are not here")
@@ -71,12 +79,28 @@ def test_every_command_parses_and_every_link_leads_somewhere(script):
     assert all((script.parent / name).exists() for name in re.findall(r"\]\(([\w/.-]+\.ipynb)\)", script.read_text()))
 
 
+@pytest.fixture
+def forked_kernels(tmp_path, monkeypatch, interpreter):
+    """Kernels that begin with everything imported."""
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    words = [interpreter, "-c", KERNEL, "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": words, "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_it_runs(script, tool, tmp_path, monkeypatch):
-    """From an empty folder; it shows as many pictures as are kept, and does not warn, but of other packages' old names."""
+def test_it_runs(script, tool, tmp_path, monkeypatch, request):
+    """From an empty folder; it shows as many pictures as are kept, and does not warn, but of other packages' old names.
+
+    The first two import all, as a user's do: losses alone, and a training run with its images.
+    """
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    if script not in SCRIPTS[:2]:
+        request.getfixturevalue("forked_kernels")
+    (tmp_path / "here").mkdir()
     notebook = tool.read(script)
-    said = tool.run(notebook, tmp_path)
+    said = tool.run(notebook, tmp_path / "here")
     assert len(pictures(notebook)) == len(pictures(written(script)))
     assert not [line for line in said.splitlines() if "Warning: " in line and "will be removed in v6" not in line]

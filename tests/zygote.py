@@ -3,7 +3,7 @@
 For tests that run several programs of mpo, each of which would import for seconds. `forking_python` forks a server, in which no
 thread runs, and gives an executable for the place of `sys.executable`. The executable sends its words, folder, environment and open
 files to the server, which forks. Signals are passed on; the executable ends as the program ends, and the program with the
-executable. Of Python's own flags it knows -u, -m and -c.
+executable. Of Python's own flags it knows -u, -m and -c; what is called in another way starts a Python of its own.
 """
 
 import atexit
@@ -38,7 +38,7 @@ def forking_python():
         path = Path(folder, "python")
         path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{folder}/socket" "$@"\n')
         path.chmod(0o755)
-        server = _forked(_serve, listener, os.getpid())
+        server = _forked(_serve, listener, str(path), os.getpid())
         try:
             yield str(path)
         finally:
@@ -58,7 +58,8 @@ def _forked(work: Callable[..., None], *arguments: Any) -> int:
     return child
 
 
-def _serve(listener: socket.socket, parent: int) -> None:
+def _serve(listener: socket.socket, path: str, parent: int) -> None:
+    sys.executable = path  # what a program starts in its turn is forked too
     atexit._clear()  # what the parent is to do at its end
     logging.root.handlers.clear()  # of pytest
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -145,5 +146,6 @@ def _ask(address: str, words: list[str]) -> None:
 
 if __name__ == "__main__":
     asked_for = [word for word in sys.argv[2:] if word != "-u"]
-    assert asked_for[0] in ("-m", "-c"), asked_for
+    if asked_for[:1] not in (["-m"], ["-c"]):
+        os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
     _ask(sys.argv[1], asked_for)

@@ -19,7 +19,7 @@ from mpo.data.eval_part import encoded, image_bytes, key_of, video_key
 from mpo.data.formats import FORMATS, detect
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from mpo.data.records import metadata_of
-from mpo.io import json_line, remove, temporary_path
+from mpo.io import json_line, replacing
 from mpo.schema import names
 
 FORMS = ("trl", "mmpr", "parquet", "disk")
@@ -90,8 +90,7 @@ def write_pairs(
     if target.exists():
         raise ValueError(f"{target} already exists, and nothing is overwritten. Give a new name.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = temporary_path(target)
-    try:
+    with replacing(target) as aside:
         root = None
         if in_lines:
             root = _write_lines(pairs, aside, target, form, images, image_root)
@@ -100,9 +99,6 @@ def write_pairs(
         else:
             pairs.save_to_disk(str(aside))
             root = _root(_videos(pairs))
-        aside.replace(target)
-    finally:
-        remove(aside)
     lost = {}
     for name in NOT_IN_MMPR if form == "mmpr" else ():
         values = pairs.select_columns([name])[:][name] if name in pairs.column_names else []
@@ -246,12 +242,11 @@ def _place(file: Mapping[str, Any] | str, target: Path, images: str) -> Path:
     copy = folder / f"{(video_key(path) if data is None else key_of(data)) % 2**64:016x}{suffix}"
     if not copy.exists():
         folder.mkdir(exist_ok=True)
-        aside = temporary_path(copy)
-        if data is None:
-            shutil.copyfile(path, aside)
-        else:
-            aside.write_bytes(data)
-        aside.replace(copy)
+        with replacing(copy) as aside:
+            if data is None:
+                shutil.copyfile(path, aside)
+            else:
+                aside.write_bytes(data)
     return copy
 
 

@@ -110,16 +110,18 @@ def encoded(pairs: Dataset, columns: Iterable[str]) -> Dataset:
     return bare
 
 
-def question_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """Render a prompt as one text: images as placeholders, and roles if there are several turns.
+def question_text(prompt: str | Sequence[Mapping[str, Any]], between: str = "\n") -> str:
+    """Render a prompt as one text: images as placeholders, and roles if there are several turns, with `between` between them.
 
     >>> question_text([{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "A cat?"}]}])
     '<image>A cat?'
+    >>> question_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A cat?"}], " | ")
+    'system: Be brief. | user: A cat?'
     """
     if isinstance(prompt, str):
         return prompt
     turns = [(message["role"], content_text(message["content"])) for message in prompt]
-    return turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
+    return turns[0][1] if len(turns) == 1 else between.join(f"{role}: {text}" for role, text in turns)
 
 
 def asked_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:

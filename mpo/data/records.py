@@ -5,7 +5,6 @@ A record is a row of a data set with the columns of `mpo.schema`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -34,7 +33,7 @@ from mpo.data.messages import (
 from mpo.data.paths import Folders
 from mpo.data.unused import KIND, MESSAGE, check_unused, parsed, plain_name, texts_in
 from mpo.data.video import checked_frames, checked_limits
-from mpo.io import BadRecord, bad_record, json_kind, parse_json
+from mpo.io import BadRecord, bad_record, json_kind, nearest, parse_json
 from mpo.schema import COLUMNS, Column, Preference
 from mpo.schema import CONVERSATIONS as CONVERSATION_COLUMNS
 
@@ -216,8 +215,8 @@ def _pair(pair: Found, metadata: dict[str, Any], where: str, find: Find, source:
 
 
 def _misspelt(name: str, others: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
-    return f"If {near[0]!r} is meant, call it {name!r}. " if near else ""
+    near = nearest(name, others, cutoff=0.75)
+    return f"If {near!r} is meant, call it {name!r}. " if near is not None else ""
 
 
 def _conversation(whole: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:

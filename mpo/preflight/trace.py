@@ -93,7 +93,8 @@ def trace_step(
     lengths = [min(len(run), layers) for run in runs]
 
     def traced(lengths: list[int]) -> dict[tuple[str, ...], int]:
-        shorter = copy.deepcopy(model)
+        left_out = {id(layer): layer for run, length in zip(runs, lengths, strict=True) for _, layer in run[length:]}
+        shorter = copy.deepcopy(model, left_out)  # which are not copied: of 80 layers two are needed
         places = _cut(shorter, lengths)
         return _trace(shorter.to(dtype), batch, args, part_of, places, gpu=gpu, reference=reference, gradients=gradients)
 

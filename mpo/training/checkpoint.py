@@ -12,7 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerState
 
-from mpo.io import flush, temporary_path, write_text
+from mpo.io import flush, replacing, write_text
 from mpo.models.strict import load_strictly
 
 STATE_FILE = "mpo_state.json"
@@ -73,10 +73,9 @@ def finish_checkpoint(state: TrainerState, path: str | os.PathLike[str]) -> None
     """Write `state` to `path`, the last file of a checkpoint, once all other files are on disk, and flush it."""
     marker = Path(path)
     flush_to_disk(marker.parent)
-    temporary = temporary_path(marker)
-    type(state).save_to_json(state, str(temporary))
-    flush(temporary)
-    temporary.replace(marker)
+    with replacing(marker) as temporary:
+        type(state).save_to_json(state, str(temporary))
+        flush(temporary)
     for folder in (marker.parent, marker.parent.parent):
         flush(folder)
 

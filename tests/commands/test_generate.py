@@ -139,9 +139,9 @@ def test_a_server_that_is_not_there(ask):
 
 
 @pytest.fixture(scope="module")
-def server(home):
+def server(home, interpreter):
     """The address of `transformers serve` with the tiny model."""
-    with transformers_serve(home / "model") as address:
+    with transformers_serve(home / "model", interpreter) as address:
         yield address
 
 

@@ -63,7 +63,7 @@ def evaluated(url):
 def instructed(url):
     def prepare(second):
         shutil.rmtree("photos", ignore_errors=True)
-        for at in range(second, 4):
+        for at in range(second, 3):
             path = Path("photos", ("landmark", "artwork")[at != 0], f"{at}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             make_image(at, 6, 5).resize((96, 80), Image.Resampling.BICUBIC).save(path)

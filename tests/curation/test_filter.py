@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -10,6 +9,7 @@ import signal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stub_jobs import PROCESSES
 from stub_server import StubServer
 
 from mpo.commands import main
@@ -19,8 +19,6 @@ from mpo.generation.server import ServerGenerator
 from mpo.io import read_json_lines
 
 LOOP = "It is a cat. " * 30
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["stub_jobs", "openai.resources.chat", "mpo.pipelines.part"])
 COUNT = 24
 
 

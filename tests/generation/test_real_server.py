@@ -27,11 +27,11 @@ def local():
 
 
 @pytest.fixture(scope="module")
-def server(local, tmp_path_factory):
+def server(local, tmp_path_factory, interpreter):
     folder = tmp_path_factory.mktemp("model")
     local.model.save_pretrained(folder)
     local.processor.save_pretrained(folder)
-    with transformers_serve(folder) as address:
+    with transformers_serve(folder, interpreter) as address:
         yield ServerGenerator(address, template=str(folder), concurrency=1)
 
 

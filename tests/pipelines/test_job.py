@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import multiprocessing
 import os
 import signal
 import time
 from collections import Counter
 
 import pytest
-from stub_jobs import CONCURRENCY, Judge, contents, questions, run_stub_job, stub_job
+from stub_jobs import CONCURRENCY, PROCESSES, Judge, contents, questions, run_stub_job, stub_job
 from stub_server import StubServer
 from support import make_image
 
@@ -21,8 +20,6 @@ from mpo.pipelines.job import Job
 from mpo.pipelines.sample import Sample
 from mpo.pipelines.step import Step
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["stub_jobs", "openai.resources.chat", "mpo.pipelines.part"])
 COUNT = 40
 
 

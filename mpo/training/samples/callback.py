@@ -10,10 +10,11 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from typing_extensions import override
 
+from mpo.data.eval_part import question_text
 from mpo.encoding.turns import Record
 from mpo.generation.local import LocalGenerator
 from mpo.io import append_json_lines, write_text
-from mpo.training.samples.prompts import checked_records, image_names, prompt_text
+from mpo.training.samples.prompts import checked_records, image_names
 from mpo.training.samples.trackers import show_in_trackers
 
 FILE = "samples.jsonl"
@@ -133,7 +134,7 @@ class SampleResponses(UsesTrainer):
             {
                 "step": step,
                 "id": str(record.get("id") or place),
-                "prompt": prompt_text(record),
+                "prompt": question_text(record.get("prompt") or "", " | "),
                 "images": image_names(record),
                 "response": response.text,
                 "tokens": response.tokens,

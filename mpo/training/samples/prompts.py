@@ -7,7 +7,7 @@ from typing import Any
 
 from mpo.data import load_preferences
 from mpo.data.encoded import with_encoded_images
-from mpo.data.eval_part import content_text
+from mpo.data.eval_part import question_text
 from mpo.data.messages import image_parts
 from mpo.data.records import to_prompt
 from mpo.data.shards import LinesShard
@@ -70,7 +70,7 @@ def first_prompts(records: Iterable[Record], count: int, *, on_bad_record: str =
             with bad_record(describe(record)):
                 record = _without_responses(record)
                 images = record_images(record)
-                key = (prompt_text(record), *map(image_key, images))
+                key = (question_text(record.get("prompt") or ""), *map(image_key, images))
         except BadRecord:
             if on_bad_record == "raise":
                 raise
@@ -91,21 +91,6 @@ def _without_responses(record: Record) -> Record:
     has_parts = any(map(image_parts, [*found["prompt"], *found["completion"]]))  # otherwise all images precede the first text
     found["images"] = encoded_images(found)[: count if has_parts else None]
     return {name: value for name, value in found.items() if name not in ("image", "completion", "labelled")}
-
-
-def prompt_text(record: Mapping[str, Any]) -> str:
-    """A prompt as readable text; several turns are shown with their roles.
-
-    >>> prompt_text({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A cat?"}]}]})
-    '<image>A cat?'
-    >>> prompt_text({"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A cat?"}]})
-    'system: Be brief. | user: A cat?'
-    """
-    prompt = record.get("prompt") or ""
-    if isinstance(prompt, str):
-        return prompt
-    turns = [(message["role"], content_text(message["content"])) for message in prompt]
-    return turns[0][1] if len(turns) == 1 else " | ".join(f"{role}: {text}" for role, text in turns)
 
 
 def image_names(record: Mapping[str, Any]) -> list[str]:

@@ -71,7 +71,7 @@ def test_a_json_array(tmp_path, indent):
     path.write_text(json.dumps([line(number) for number in range(7)], indent=indent))
     pairs = load_preferences(path)
     assert asked(pairs) == QUESTIONS
-    assert pairs["id"][1] == f"{path}:{7 if indent else 1}"  # an object takes five lines, after the bracket's
+    assert pairs["id"][1] == f"{path}:{7 if indent else 1.1}"  # an object takes five lines, after the bracket's
     path.write_text(json.dumps(line(3)) + "\n" + json.dumps(line(4)))
     assert asked(load_preferences(path)) == QUESTIONS[3:5]
 

@@ -180,6 +180,8 @@ def _labelled(text: str) -> tuple[str, str]:
     label, equals, rest = text.partition("=")
     if equals and re.fullmatch(r"[\w.@-]+", label) and rest:
         return label, rest
+    if rest and re.fullmatch(r"[^/\\:]+", label) and not Path(text).exists():
+        raise ValueError(f"The label {label!r} of {rest} may have letters, digits and . _ @ - alone. Write it so.")
     return re.sub(r"^https?://", "", text.rstrip("/")).replace("/v1", "") or text, text
 
 

@@ -139,11 +139,19 @@ def _lines(
     """The commands of a run as text, in order."""
     yield from map(shlex.join, preparing(environment()))
     for label, model in models.items():
-        name, url = ("MODEL", model) if is_server(model) else (model, f"http://localhost:{PORT}/v1")
+        name, url, wait, end = "MODEL", model, "", ""
         if not is_server(model):
-            yield shlex.join(serving(model, PORT, device)) + " &"
+            name, url = _name(model), f"http://localhost:{PORT}/v1"
+            wait, end = f"until curl -sf http://localhost:{PORT}/health; do sleep 1; done && ", "; kill $!; wait $!"
+            yield shlex.join(serving(name, PORT, device)) + " &"
         words = running(name, url, tasks, _of(folder, label), **options)
-        yield f"cd {shlex.quote(str(work))} && OPENAI_API_KEY=none {shlex.join(words)}"
+        place = shlex.quote(str(work))
+        yield f"mkdir -p {place} && cd {place} && {wait}OPENAI_API_KEY=none {shlex.join(words)}{end}"
+
+
+def _name(model: str) -> str:
+    """The name that `transformers serve` has for a model."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def _prepare(env: Path) -> None:
@@ -180,7 +188,7 @@ def served(model: str, device: str | None, log: Path, *, seconds: int = 900) -> 
 
         yield model, ServerGenerator(model).identity()["model"]
         return
-    name = str(Path(model).absolute()) if Path(model).is_dir() else model
+    name = _name(model)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -30,6 +30,11 @@ def percent(row: Mapping[str, Any], name: str = "score", *, sign: bool = False) 
     return f"{100 * row[name]:{'+' if sign else ''}.1f} ({low:{'+' if sign else ''}.1f} to {high:{'+' if sign else ''}.1f})"
 
 
+def drawn(name: str) -> str:
+    """A name as matplotlib draws it: no formula between dollar signs, and no line that the legend leaves out."""
+    return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
+
+
 def figure_name(row: Mapping[str, Any]) -> str:
     """The name of a figure with its number of samples."""
     return row["figure"] if row["figure"] == "greedy" else f"{row['figure']}@{row['k']}"
@@ -130,8 +135,8 @@ def _points(rows: Sequence[Mapping[str, Any]], value: str, labels: Sequence[str]
         low, high = row["interval"]
         axes.plot([100 * low, 100 * high], [place, place], color="#666")
         axes.plot([100 * row[value]], [place], "o", color="#1565c0")
-    axes.set_yticks(range(len(rows)), labels)
-    axes.set_xlabel(f"{xlabel}, 95 % interval")
+    axes.set_yticks(range(len(rows)), map(drawn, labels))
+    axes.set_xlabel(drawn(f"{xlabel}, 95 % interval"))
     axes.margins(y=0.2)
     axes.invert_yaxis()
     return figure
@@ -167,9 +172,9 @@ def curves_plot(results: Mapping[str, Any]) -> Figure | None:
     figure = new_figure(5 * len(curves), 4)
     for axes, (name, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         for label, rows in lines.items():
-            axes.plot([row["k"] for row in rows], [100 * row["score"] for row in rows], "o-", label=label)
+            axes.plot([row["k"] for row in rows], [100 * row["score"] for row in rows], "o-", label=drawn(label))
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks := sorted({row["k"] for rows in lines.values() for row in rows}), [str(k) for k in ticks])
-        axes.set(title=", ".join(name), xlabel="samples", ylabel="score in percent")
+        axes.set(title=drawn(", ".join(name)), xlabel="samples", ylabel="score in percent")
         axes.legend(fontsize="small")
     return figure

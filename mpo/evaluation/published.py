@@ -124,9 +124,19 @@ def _questions(name: str, form: Form, rows: Iterator[tuple[str, Any]], root: Pat
             yield to_question(line, where=where, image_root=root)
 
 
+def _listed(value: Any) -> list[Any]:
+    """A list, which some files hold as the text of a Python list."""
+    found = ast.literal_eval(value) if isinstance(value, str) else value
+    if not isinstance(found, list | tuple):
+        raise ValueError(f"expected a list; got {value!r:.80}")
+    return [*found]
+
+
 def _choice(row: Row, choices: Sequence[Any], answer: Any, *, letter: bool = True, **rest: Any) -> dict[str, Any]:
     """A question of several choices; the answer is the `letter` or else the text of one, and becomes its letter."""
-    texts, known = [str(one).strip() for one in choices], str(answer).strip()
+    texts, known = [str(one).strip() for one in _listed(choices)], str(answer).strip()
+    if len(texts) < 2:  # none, or the text of an array, which has no commas
+        raise ValueError(f"expected several choices; got {choices!r:.200}")
     letters = LETTERS[: len(texts)]
     if not (letter and len(known) == 1 and known.upper() in letters):
         if known not in texts:
@@ -137,7 +147,7 @@ def _choice(row: Row, choices: Sequence[Any], answer: Any, *, letter: bool = Tru
 
 def _mmmu(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     """Images stand before the question, which names them by number; options are the text of a Python list."""
-    options = row["options"] if isinstance(row["options"], list) else ast.literal_eval(row["options"])
+    options = _listed(row["options"])
     used = sorted({*re.findall(r"<image (\d)>", " ".join(map(str, (row["question"], *options))))})
     if lost := [number for number in used if row.get(f"image_{number}") is None]:
         raise ValueError(f"it names <image {lost[0]}>, and image_{lost[0]} is empty")
@@ -148,7 +158,10 @@ def _mmmu(row: Row, root: Path) -> Iterator[dict[str, Any]]:
         yield _choice({"question": named[0]}, named[1:], row["answer"], **rest)
     else:
         known = str(row["answer"])
-        answers = [str(one) for one in ast.literal_eval(known)] if re.fullmatch(r"\[.*\]", known) else [known]
+        try:
+            answers = [str(one) for one in _listed(known)]
+        except (ValueError, SyntaxError):  # one answer, such as 8 or [0, 2)
+            answers = [known]
         yield {"question": named[0], "answers": answers, **rest}
 
 
@@ -190,7 +203,8 @@ def _pope(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 def _mmbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     """Every rotation of the choices is a question, and they count as one. Those of its files (10**6 or more) are not read."""
-    if str(row["index"]).isdecimal() and int(row["index"]) >= 10**6:
+    index = str(row["index"]).removesuffix(".0")  # a float, in files of columns with gaps
+    if index.isdecimal() and int(index) >= 10**6:
         return
     given = {key: str(value) for key, value in row.items() if str("" if value is None else value) not in ("", "nan")}
     question = f"{given['hint']}\n{row['question']}" if "hint" in given else row["question"]
@@ -199,15 +213,20 @@ def _mmbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     if answer not in letters:
         raise ValueError(f"the answer {answer!r:.80} is none of the choices {', '.join(letters)}")
     image, right = row["image"], letters.index(answer)
+    if isinstance(image, str) and image.isdecimal():
+        raise ValueError(f"its image is that of row {image}. Write that image into this row")
     if isinstance(image, str) and "." not in image:  # no path: base64, as in its TSV files
         image = {"bytes": b64decode(image), "path": None}
     for shift in range(len(choices)):
-        about: dict[str, Any] = {"id": f"{row['index']}/{shift}", "metadata": {GROUP: str(row["index"])}, "image": image}
+        about: dict[str, Any] = {"id": f"{index}/{shift}", "metadata": {GROUP: index}, "image": image}
         yield _choice({"question": question}, choices[shift:] + choices[:shift], LETTERS[(right - shift) % len(choices)], **about)
 
 
 def _refcoco(row: Row, root: Path) -> Iterator[dict[str, Any]]:
-    """A box is in pixels, as corner and size; the two corners where the row has a `sent`, as in InternVL's files."""
+    """A box is in pixels, as corner and size; the two corners where the row has a `sent`, as in InternVL's files.
+
+    Its evaluation takes boxes from 0 to 1 too, so that each answer is there in both scales.
+    """
     box = [*map(float, row["bbox"])]
     if "sent" in row:
         names, width, height = [row["sent"]], row["width"], row["height"]
@@ -218,11 +237,12 @@ def _refcoco(row: Row, root: Path) -> Iterator[dict[str, Any]]:
         names, box[2:] = row["answer"], [start + size for start, size in zip(box, box[2:], strict=False)]
     if len(box) != 4 or not (width > 0 and height > 0 and box[0] < box[2] and box[1] < box[3]):
         raise ValueError(f"bbox {row['bbox']!r:.80} is no box in an image of {width} x {height} pixels")
-    scaled = [round(value / side * BOX_SCALE, 2) for value, side in zip(box, (width, height, width, height), strict=True)]
+    shares = [value / side for value, side in zip(box, (width, height, width, height), strict=True)]
+    answers = [str([round(share * scale, digits) for share in shares]) for scale, digits in ((BOX_SCALE, 2), (1, 5))]
     for place, name in enumerate([names] if isinstance(names, str) else names):
         given = row.get("question_id", row.get("id"))
         rest = {"id": None if given is None else f"{given}/{place}", "image": row["image"]}
-        yield {"question": f"Where is {name}?", "answer": str(scaled), "kind": "box", **rest}
+        yield {"question": f"Where is {name}?", "answers": answers, "kind": "box", **rest}
 
 
 def _mvbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
@@ -231,8 +251,9 @@ def _mvbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 def _muirbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
     """Images stand where the question and the options name them."""
-    question = "\n".join([row["question"], *(option for option in row["options"] if "<image>" in option)])
-    choices = [option.replace("<image>", "the image") for option in row["options"]]
+    options = [str(option) for option in _listed(row["options"])]
+    question = "\n".join([row["question"], *(option for option in options if "<image>" in option)])
+    choices = [option.replace("<image>", "the image") for option in options]
     yield _choice({"question": question}, choices, row["answer"], id=str(row["idx"]), images=row["image_list"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,8 +57,10 @@ def score_of(response: str, question: Question, correct: bool) -> float:
     if question.metadata.get(SCORE) == ANLS:
         from mpo.verification.texts import document_distance
 
-        answer = final_answer(response, question, kind="document").answer
-        distance = min((document_distance(answer, truth) for truth in question.ground_truths), default=1.0) if answer else 1.0
+        # The published rule takes the whole response; a chain of thought has its answer on the last line.
+        last = re.sub(r"(?i)^\W*(?:final )?answer\W*:\s*", "", (response.strip().splitlines() or [""])[-1])
+        given = {response.strip(), last, final_answer(response, question, kind="document").answer or ""} - {""}
+        distance = min((document_distance(one, truth) for one in given for truth in question.ground_truths), default=1.0)
         return 1 - distance if distance < 0.5 else 0.0
     return float(correct)
 

@@ -185,7 +185,10 @@ def _say_power(data: Mapping[str, Sequence[Record]]) -> None:
         images = len({cluster_of(record) for record in records})
         said = f"{name}: {len(records):,} questions, {images:,} of them independent: two models must differ by"
         least = f"{100 * smallest_difference(images):.1f} points"
-        print(f"{said} {least} to be told apart in 4 of 5 evaluations (if a fifth of the verdicts change).", file=sys.stderr)
+        print(
+            f"{said} {least} to be told apart in 4 of 5 evaluations (if a fifth of the verdicts change, or so many).",
+            file=sys.stderr,
+        )
 
 
 def _check(models: Mapping[str, Any], benchmarks: Mapping[str, Any], modes: Sequence[str], k: Any) -> None:

@@ -195,6 +195,8 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
 def smallest_difference(questions: int, *, changed: float = 0.2, confidence: float = 0.95, power: float = 0.8) -> float:
     """The smallest difference of two accuracies that a paired comparison is likely to show.
 
+    No more verdicts can be better than change: of few questions, as many must change as the difference says.
+
     Args:
         questions: number of independent questions: of images, where several questions share one.
         changed: the expected fraction of questions whose verdict changes.
@@ -208,4 +210,5 @@ def smallest_difference(questions: int, *, changed: float = 0.2, confidence: flo
         said = f"questions={questions}, changed={changed}, power={power}"
         raise ValueError(f"Expected questions >= 1, changed above 0, at most 1, and power between 0 and 1; got {said}.")
     quantiles = _quantile(confidence) + float(norm.ppf(power))
-    return min(1.0, quantiles * math.sqrt(changed / questions))
+    least = quantiles * math.sqrt(changed / questions)
+    return min(1.0, max(least, least**2 / changed))

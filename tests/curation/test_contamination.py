@@ -53,3 +53,11 @@ def test_what_training_has_seen(train, expected):
         name: sum(kind in kinds for kinds in expected.values()) for name, kind in counts.items()
     }
     assert found["total"] == 4 and all(value == "p" for one in found["found"] for key, value in one.items() if key != "id")
+
+
+@pytest.mark.parametrize("size", [(400, 300), (80, 60)])
+def test_a_copy_of_another_size_is_found(size):
+    data = BytesIO()
+    Image.open(BytesIO(noise(2))).resize(size, Image.Resampling.LANCZOS).save(data, "JPEG", quality=60)
+    found = find_contamination([pair("p", "Anything else?", data.getvalue())], QUESTIONS)
+    assert found["found"] == [{"id": "near", "image": "p"}]

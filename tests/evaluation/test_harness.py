@@ -37,7 +37,12 @@ def test_a_dry_run_prints_the_commands(tmp_path, capsys, monkeypatch):
         runs, ("model_version=some/model,base_url=http://localhost:8000/v1", "http://localhost:1/v1"), strict=True
     ):
         assert model in run and "num_concurrent=3" in run and "--tasks pope,chartqa" in run and "--limit 5" in run
-        assert f"--include_path {tmp_path / 'tasks'}" in run and run.startswith(f"cd {tmp_path}/out/harness/empty")
+        assert (
+            f"--include_path {tmp_path / 'tasks'}" in run
+            and f"mkdir -p {(work := tmp_path / 'out/harness/empty')} && cd {work} && " in run
+        )
+    # One model is served at a time, and asked once it answers.
+    assert ["/health" in run for run in runs] == [run.endswith("; kill $!; wait $!") for run in runs] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mpo.verification import verify
 HARNESS = "EvolvingLMMs-Lab/lmms-eval@75571cfe0fa36ca5ec2e6aa2bb268f9d38295af3:lmms_eval/tasks/"
 INTERNVL = "OpenGVLab/InternVL@0355722a139b2564809e70c2c84407f6664067fc:internvl_chat/eval/"
 CHOICE = {"question": "Which colour?", "answer": "B", "image": "a.png"}
+BOXES = ["[200.0, 200.0, 600.0, 600.0]", "[0.2, 0.2, 0.6, 0.6]"]
 ROWS = [
     # name, where the layout is from, the row, then by question: ground truths, kind, choices, a right and a wrong response
     (
@@ -133,15 +134,15 @@ ROWS = [
         HARNESS + "refcoco/utils_rec.py",
         {"question_id": "9", "image": "a.png", "bbox": [20.0, 10.0, 40.0, 20.0], "answer": ["a dog", "the left one"]},
         [
-            (["[200.0, 200.0, 600.0, 600.0]"], "box", None, "[[200, 200, 600, 610]]", "[0, 0, 300, 300]"),
-            (["[200.0, 200.0, 600.0, 600.0]"], "box", None, "Answer: [210, 200, 600, 600]", "Answer: [20, 10, 60, 30]"),
+            (BOXES, "box", None, "[[200, 200, 600, 610]]", "[0, 0, 300, 300]"),
+            (BOXES, "box", None, "Answer: [0.21, 0.2, 0.6, 0.6]", "Answer: [20, 10, 60, 30]"),
         ],
     ),
     (
         "refcoco",
         INTERNVL + "refcoco/evaluate_grounding.py",
         {"image": "a.png", "sent": "a dog", "bbox": [20, 10, 60, 30], "height": 50, "width": 100},
-        [(["[200.0, 200.0, 600.0, 600.0]"], "box", None, "[200, 200, 600, 600]", "[1, 1, 2, 2]")],
+        [(BOXES, "box", None, "[200, 200, 600, 600]", "[1, 1, 2, 2]")],
     ),
     (
         "mvbench",
@@ -251,6 +252,38 @@ def test_documents_score_by_their_distance(tmp_path):
     assert score_of("Jxxx xxxth", question, False) == 0.0
 
 
+@pytest.mark.parametrize("truth", ["T.F. Riehl", "3. Company: ACME", "Jan. 5, 1998", "Fig. 3: Sales", "the answer is 5"])
+@pytest.mark.parametrize("said", ["{}", "Answer: {}", "It is at the top.\n\nFinal answer: {}"])
+def test_a_document_that_is_transcribed_as_it_is_has_the_whole_score(tmp_path, truth, said):
+    row = {**next(row for form, _, row, _ in ROWS if form == "docvqa"), "answers": ["other words", truth]}
+    [question] = load(tmp_path, "docvqa", row)
+    assert score_of(said.format(truth), question, False) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("m3cot", "choices", ["attract", "repel"]),
+        ("muirbench", "options", ["one", "two"]),
+        ("mvbench", "candidates", ["a fall", "a jump"]),
+    ],
+)
+def test_choices_may_be_the_text_of_a_list(tmp_path, name, column, value):
+    row = next(row for form, _, row, _ in ROWS if form == name)
+    assert [question.choices for question in load(tmp_path, name, {**row, column: str(value)})] == [value]
+
+
+def test_an_open_answer_that_is_no_list_is_one_answer(tmp_path):
+    row = next(row for form, _, row, _ in ROWS if form == "mmmu" and row["question_type"] == "open")
+    assert [question.ground_truths for question in load(tmp_path, "mmmu", {**row, "answer": "[0, 2)"})] == [["[0, 2)"]]
+
+
+def test_an_index_that_is_a_float_is_that_number(tmp_path):
+    row = next(row for form, _, row, _ in ROWS if form == "mmbench")
+    found = load(tmp_path, "mmbench", {**row, "index": 5.0}, {**row, "index": 1000005.0})
+    assert [question.id for question in found] == ["5/0", "5/1"]
+
+
 def test_a_benchmark_of_the_hub(tmp_path, monkeypatch):
     """Under its name there, which a folder here has: with the pixels of a column of images."""
     monkeypatch.chdir(tmp_path)
@@ -281,7 +314,10 @@ def test_a_benchmark_that_the_hub_does_not_give(tmp_path, monkeypatch):
         ("refcoco", {"sent": "a dog", "bbox": [1, 2, 3, 4], "width": 0, "height": 0}, "0 x 0 pixels"),
         ("mmmu", {"question": "Is it <image 3>?"}, "image_3 is empty"),
         ("mmbench", {"answer": "C"}, "none of the choices A, B"),
+        ("mmbench", {"image": "241"}, "that of row 241"),
         ("mvbench", {"answer": "B"}, "none of the choices"),
+        ("m3cot", {"choices": "['attract' 'repel']"}, "several choices"),  # an array as text
+        ("m3cot", {"choices": []}, "several choices"),
     ],
 )
 def test_what_a_form_does_not_promise_is_refused(tmp_path, name, change, named):

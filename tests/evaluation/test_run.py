@@ -14,7 +14,7 @@ from support import make_image, perturbed
 
 from mpo.commands import main
 from mpo.curation.dedupe import training_records
-from mpo.evaluation.page import still
+from mpo.evaluation.page import curves_plot, still
 from mpo.evaluation.results import clustered_interval, summarize
 from mpo.evaluation.run import Respond
 from mpo.evaluation.run import evaluate as evaluate_call
@@ -552,3 +552,12 @@ def test_videos(tmp_path, capsys, internvl, processor):
     assert still(tmp_path / "a.mp4").startswith("data:image/jpeg")
     (tmp_path / "a.mp4").write_bytes(b"no video")
     assert still(tmp_path / "a.mp4") is None
+
+
+def test_a_label_or_a_file_of_any_name_is_drawn_as_it_is(questions, tmp_path, capsys):
+    """No formula of matplotlib's, and no line that its legend leaves out; a label that is none is named."""
+    odd = questions.rename(tmp_path / r"q$\frac$.jsonl")
+    with StubServer() as stub:
+        status, results = evaluate(capsys, f"_base={stub.url}", f"tuned={stub.url}", odd, "--n", 2, "--output", tmp_path / "out")
+        assert status == 0 and "start model" in evaluate(capsys, f"start model={stub.url}", odd, "--output", tmp_path / "other")[1]
+    assert [text.get_text() for text in curves_plot(results).axes[0].get_legend().get_texts()][0].strip().startswith("_base")

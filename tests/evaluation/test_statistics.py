@@ -106,10 +106,22 @@ def test_holm_by_hand():
     assert holm({}) == {} and holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
 
 
+@pytest.mark.parametrize("questions", [30, 60, 400])
+def test_the_smallest_difference_is_shown_in_four_of_five(questions):
+    """Where a fifth of the verdicts change, or of few questions as many as the difference."""
+    least = smallest_difference(questions)
+    changed = max(0.2, least)
+    generator, shown = np.random.default_rng(0), 0
+    for turned in generator.random((500, questions)):
+        gained, lost = (turned < (changed + least) / 2).sum(), (turned > 1 - (changed - least) / 2).sum()
+        shown += bool(gained + lost) and compare_paired([0] * gained + [1] * lost, [1] * gained + [0] * lost).p_value < 0.05
+    assert 0.7 < shown / 500 < 0.95
+
+
 def test_the_smallest_difference():
     """(1.96 + 0.84) * sqrt(0.2 / 100) = 0.125; a fourth of the questions doubles it."""
     assert smallest_difference(100) == pytest.approx(0.1253, abs=1e-4)
-    assert smallest_difference(25) == pytest.approx(2 * smallest_difference(100))
+    assert smallest_difference(100) == pytest.approx(2 * smallest_difference(400))
     with pytest.raises(ValueError, match="questions=0"):
         smallest_difference(0)
 

@@ -61,6 +61,9 @@ OPTION = re.compile(
     r"|(?-i:([A-H]|[IJ](?! (?!is\b)[a-z])))(?![A-Za-z'’]))"
 )
 _ENDS = re.compile(r"(?<![\d\s.][.])(?<=[.!?])[*_\"')]{0,3}\s+(?=[A-Z*\"'(#])|(?<=[。！？；])")
+_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|Ft|Gen|Col|Lt|Sgt|Capt|Rev|Gov|Sen|vs|Fig|Vol|Dept)\.$")
+_INITIAL = re.compile(r"\b(?:[A-Z]|Inc|Ltd|Co|Corp|Jr|Sr)\.$")
+_NAME = re.compile(r"(?:[A-Z][\w'’-]*\.?\s){0,3}[A-Z][\w'’-]+(?:[.,;!?)\"*]|$)")
 _OTHERS = re.compile(
     r"(?i)^[\s*]{0,6}(?:not\b|n't\b|wrong|incorrect|different|(?:based|found|given|determined|obtained|clear|as follows"
     r"|because|that (?:it|we))\b|不是|不)"
@@ -166,7 +169,7 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
         return None
     if kind == "choice":
         return _choice(text, method, choices)
-    sentence = _ENDS.split(text, maxsplit=1)[0].strip() if method in {"label", "statement"} else text
+    sentence = _first_sentence(text).strip() if method in {"label", "statement"} else text
     if REFUSAL.search(sentence):
         return no_answer("refusal")
     opening = _OPENING_MATH.match(text)
@@ -181,6 +184,15 @@ def read_statement(text: str, method: str, kind: str | None, choices: Sequence[s
     if kind not in {"list", "interval"} and EITHER.match(sentence) and method != "tag":
         return no_answer("hedge")
     return Extraction(undress(trimmed(sentence)), method) if trimmed(sentence) else None
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence of a text, which does not end after a title (`St. Louis`) or the initials of a name (`T.F. Riehl`)."""
+    for end in _ENDS.finditer(text):
+        before = text[: end.start()]
+        if not (_TITLE.search(before) or (_INITIAL.search(before) and _NAME.match(text, end.end()))):
+            return before
+    return text
 
 
 def trimmed(sentence: str) -> str:

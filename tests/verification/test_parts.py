@@ -1,5 +1,9 @@
 """The parts of verification one by one, each with a few inputs and what it says of them."""
 
+import pytest
+
+from mpo.schema import Question
+from mpo.verification import final_answer
 from mpo.verification.alternatives import without_contrast, without_denied, without_rejected, without_struck
 from mpo.verification.blanks import count_parts, filled, in_parts
 from mpo.verification.choices import named_inside, same_selection
@@ -313,3 +317,19 @@ def test_restated():
         restated("Based on the image, the car is not red.", "Is the car red?"),
         restated("The car is blue.", "Is the car red?"),
     ) == (False, None)
+
+
+@pytest.mark.parametrize("said", ["It is at the bottom.\n\nAnswer: {}", "It says so at the end. The answer is {}. It is in print."])
+@pytest.mark.parametrize("name", ["T.F. Riehl", "Mr. W. E. Jones", "J. K. Rowling", "St. Louis", "U.S. Steel", "vitamin C"])
+def test_a_name_with_initials_is_a_whole_answer(name, said):
+    question = Question([{"role": "user", "content": "Which name does the letter give?"}], ground_truths=[name], kind="text")
+    assert final_answer(said.format(name), question).answer == name
+
+
+def test_sentences_do_not_end_in_abbreviations():
+    assert sentences_of("It was on Jan. 5, 1998. See Fig. 3 on p. 7. I like it in the U.S. The end.") == [
+        "It was on Jan. 5, 1998.",
+        "See Fig. 3 on p. 7.",
+        "I like it in the U.S.",
+        "The end.",
+    ]

@@ -42,7 +42,8 @@ _POLITE = re.compile(
 SENTENCE = re.compile(
     r"(?m)(?<=[.!?])(?<!^[A-J]\.)(?<!\bDr\.)(?<!\b(?:Mr|Ms|St|Mt|Ft|vs)\.)(?<!\bMrs\.)(?<!\b(?:i\.e|e\.g)\.)(?<!\b[ap]\.m\.(?=\s[a-z]))"
     r"(?<!\b(?:Jan|Feb|Apr|Aug|Oct|Nov|Dec|Fig|Vol)\.(?=\s\d))(?<!\bSept\.(?=\s\d))(?<!\bp\.(?=\s\d))"
-    r"(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)(?<!\b[A-Z]\.[A-Z]\.(?=\s[A-Z][\w'’-]{1,30}\W{0,3}$))[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
+    r"(?<!\b[A-Z]\. [A-Z]\.)(?<!\bDr\. [A-Z]\.)(?<!\b[A-Z]\.[A-Z]\.(?=\s[A-Z][\w'’-]{1,30}\W{0,3}$))"
+    r"[*_\"')\]]{0,3}\s+|(?<=[。！？])|\n+"
 )
 HEDGE = re.compile(
     r"(?i)^(?:(?:it|this|that|they)(?:['’]s| is| are| looks like| seems to be| appears to be)\s|(?:(?:most )?(?:probably|likely)"

@@ -178,9 +178,9 @@ def _once(found: dict[str, Any], label: str, value: Any) -> None:
 
 def _labelled(text: str) -> tuple[str, str]:
     label, equals, rest = text.partition("=")
-    if equals and re.fullmatch(r"[\w.@-]+", label) and rest:
-        return label, rest
-    if rest and re.fullmatch(r"[^/\\:]+", label) and not Path(text).exists():
+    if equals and rest and re.fullmatch(r"[^/\\:]+", label) and not Path(text).exists():  # a folder may be called lr=1e-4
+        if re.fullmatch(r"[\w.@-]+", label):
+            return label, rest
         raise ValueError(f"The label {label!r} of {rest} may have letters, digits and . _ @ - alone. Write it so.")
     return re.sub(r"^https?://", "", text.rstrip("/")).replace("/v1", "") or text, text
 

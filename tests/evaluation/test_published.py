@@ -37,6 +37,12 @@ ROWS = [
         [(["red"], "chart", None, "Red", "blue")],
     ),
     (
+        "chartqa",
+        HARNESS + "chartqa/utils.py",  # its relaxed_correctness knows no years
+        {"image": "a.png", "question": "In which year was the peak?", "answer": "2010", "type": "human_test"},
+        [(["2010"], "chart", None, "1990", "1890")],
+    ),
+    (
         "docvqa",
         HARNESS + "docvqa/utils.py",
         {"questionId": "7", "question": "Who signed?", "answers": ["John Smith", "J. Smith"], "image": "a.png", "docId": 3},

@@ -554,10 +554,13 @@ def test_videos(tmp_path, capsys, internvl, processor):
     assert still(tmp_path / "a.mp4") is None
 
 
-def test_a_label_or_a_file_of_any_name_is_drawn_as_it_is(questions, tmp_path, capsys):
+def test_a_label_or_a_file_of_any_name_is_drawn_as_it_is(questions, tmp_path, capsys, monkeypatch):
     """No formula of matplotlib's, and no line that its legend leaves out; a label that is none is named."""
     odd = questions.rename(tmp_path / r"q$\frac$.jsonl")
     with StubServer() as stub:
         status, results = evaluate(capsys, f"_base={stub.url}", f"tuned={stub.url}", odd, "--n", 2, "--output", tmp_path / "out")
         assert status == 0 and "start model" in evaluate(capsys, f"start model={stub.url}", odd, "--output", tmp_path / "other")[1]
+    (tmp_path / "lr=1e-4").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "json in lr=1e-4," in evaluate(capsys, "lr=1e-4", odd, "--output", "other")[1]
     assert [text.get_text() for text in curves_plot(results).axes[0].get_legend().get_texts()][0].strip().startswith("_base")

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,11 @@ def checked_questions(name: str, questions: Iterable[Question]) -> list[dict[str
     records = [to_record(question, place) for place, question in enumerate(questions)]
     if not records:
         raise ValueError(f"Benchmark {name} has no questions.")
+    twice = [one for one, count in Counter(record["id"] for record in records).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} ids of {name} are those of several questions; the first is {twice[0]!r}. Give each its own."
+        )
     without = [record["id"] for record in records if not any(truth.strip() for truth in record.get("ground_truths") or ())]
     if without:
         raise ValueError(

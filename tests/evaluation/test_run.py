@@ -483,6 +483,13 @@ def test_nothing_to_measure_is_refused(tmp_path, wrong):
         evaluate_call(**given)
 
 
+def test_ids_that_are_there_twice_are_named_with_their_benchmark(tmp_path):
+    """Before any model is opened, which would raise here."""
+    twice = [replace(QUESTION, id=name, ground_truths=["7"]) for name in ("x", "y", "x")]
+    with pytest.raises(ValueError, match="1 ids of b are .* 'x'"):
+        evaluate_call({"a": None}, {"b": twice}, tmp_path)
+
+
 def test_a_model_is_let_go_before_the_next_is_opened(tmp_path, internvl, processor):
     opened = []
 

@@ -57,9 +57,11 @@ def score_of(response: str, question: Question, correct: bool) -> float:
     if question.metadata.get(SCORE) == ANLS:
         from mpo.verification.texts import document_distance
 
-        # The published rule takes the whole response; a chain of thought has its answer on the last line.
-        last = re.sub(r"(?i)^\W*(?:final )?answer\W*:\s*", "", (response.strip().splitlines() or [""])[-1])
-        given = {response.strip(), last, final_answer(response, question, kind="document").answer or ""} - {""}
+        # The published rule takes the whole response; a chain of thought has its answer after a label in its last line.
+        stated = re.search(r"(?i)(?:\A|\n)[^\w\n]{0,9}(?:final )?answer\W{0,9}:\s*(\S[^\n]*)\Z", response.strip())
+        given = {response.strip(), stated[1] if stated else "", final_answer(response, question, kind="document").answer or ""} - {
+            ""
+        }
         distance = min((document_distance(one, truth) for one in given for truth in question.ground_truths), default=1.0)
         return 1 - distance if distance < 0.5 else 0.0
     return float(correct)

@@ -290,6 +290,13 @@ def test_an_index_that_is_a_float_is_that_number(tmp_path):
     assert [question.id for question in found] == ["5/0", "5/1"]
 
 
+def test_a_line_that_states_no_answer_is_none(tmp_path):
+    """Two lines are no two answers, of which the better one would count."""
+    row = {**next(row for form, _, row, _ in ROWS if form == "docvqa"), "answers": ["left"]}
+    [question] = load(tmp_path, "docvqa", row)
+    assert min(score_of(said, question, False) for said in ("left\nright", "right\nleft")) == 0.0
+
+
 def test_a_benchmark_of_the_hub(tmp_path, monkeypatch):
     """Under its name there, which a folder here has: with the pixels of a column of images."""
     monkeypatch.chdir(tmp_path)

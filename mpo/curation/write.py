@@ -18,7 +18,7 @@ from PIL import Image
 from mpo.data.eval_part import encoded, image_bytes, key_of, video_key
 from mpo.data.formats import FORMATS, detect
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from mpo.data.records import metadata_of
+from mpo.data.unused import metadata_of
 from mpo.io import json_line, replacing
 from mpo.schema import names
 

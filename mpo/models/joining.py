@@ -157,10 +157,7 @@ def _language(folder: Path, kind: str, dtype: Any) -> tuple[Any, Any]:
     config = transformers_config(official, image_token_id=0).text_config
     state = _renamed(TensorFiles(folder), official, f"{INTERNVL.language}.", f"{INTERNVL.language}.")
     text = _filled(LlamaForCausalLM, config, state, folder)
-    tokenizer = read_tokenizer(folder)
-    if tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer. Copy its files from the original checkpoint.")
-    return text if dtype == "auto" else text.to(dtype), tokenizer
+    return text if dtype == "auto" else text.to(dtype), read_tokenizer(folder)
 
 
 def _parsed(folder: Path, **parts: Any) -> "Chat[Any]":

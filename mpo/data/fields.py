@@ -18,6 +18,8 @@ ROLES |= {"system": "system", "observation": "tool", "tool": "tool"}
 """The role of each name of ShareGPT."""
 IMAGE, VIDEO, SYSTEM = ("image", "images"), ("video", "videos"), ("system", "system_prompt")
 """Fields of which a line has one: its images, its videos, and a system message (`one_of`)."""
+COMMON = (*IMAGE, *VIDEO, *SYSTEM, "id", "chosen", "rejected", "metadata")
+"""Fields that most formats of pairs use."""
 CANNOT = "records have no field for it. Remove it or leave the record out"
 TRL_CANNOT = f"records have no field for it. {OWN_DATA_SET.rstrip('.')}"
 
@@ -81,6 +83,11 @@ def read_common(line: Line, **own: Any) -> Found:
     shared = {"images": IMAGE, "videos": VIDEO, "system": SYSTEM}
     read = {name: one_of(line, *names) for name, names in shared.items() if name not in own}
     return Found(**{"id": line.get("id"), **read, **own})
+
+
+def pair_of(line: Line, **own: Any) -> Found:
+    """Read the fields that most formats of pairs share; ``own`` are the others."""
+    return read_common(line, **{"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own})
 
 
 def settings_of(line: Line) -> dict[str, Any]:

@@ -7,21 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from mpo.data.fields import (
-    CANNOT,
-    IMAGE,
-    SYSTEM,
-    TRL_CANNOT,
-    VIDEO,
-    Format,
-    Found,
-    Line,
-    is_nothing,
-    message_of,
-    one_of,
-    read_common,
-    refuse,
-)
+from mpo.data.fields import CANNOT, COMMON, SYSTEM, TRL_CANNOT, Format, Found, Line, is_nothing, message_of, one_of, pair_of, refuse
 from mpo.io import json_kind, parse_json
 
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
@@ -30,7 +16,6 @@ MAX_PAIRS = 6
 """Maximum pairs per prompt of VLFeedback: all pairs of four completions; of more, the pairs with the largest margins."""
 MAX_RESPONSES = 64
 """Maximum completions per prompt of VLFeedback."""
-_COMMON = (*IMAGE, *VIDEO, *SYSTEM, "id", "chosen", "rejected", "metadata")
 
 
 # MMPR and the data sets with its fields
@@ -41,7 +26,7 @@ class _MMPR(Format):
 
     NAME = "mmpr"
     NEEDS = "question, chosen, rejected; optional: image or video"
-    USES = (*_COMMON, "question", "answer_gt")
+    USES = (*COMMON, "question", "answer_gt")
     ABOUT = ("chosen_meta", "rejected_meta")
 
     def matches(self, line: Line) -> bool:
@@ -49,7 +34,7 @@ class _MMPR(Format):
 
     def read(self, line: Line) -> Iterator[Found]:
         refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
-        yield _pair(line, prompt=line.get("question"), ground_truth=line.get("answer_gt"))
+        yield pair_of(line, prompt=line.get("question"), ground_truth=line.get("answer_gt"))
 
 
 class _RLAIFV(Format):
@@ -73,7 +58,7 @@ class _RLAIFV(Format):
     def _found(line: Line, pair: Line, id: Any, **inner: Any) -> Found:
         image = line.get("image") or line.get("image_path")
         sides = {"chosen": pair.get("chosen"), "rejected": pair.get("rejected")}
-        return _pair(line, prompt=pair.get("question"), **sides, images=image, videos=None, id=id, **inner)
+        return pair_of(line, prompt=pair.get("question"), **sides, images=image, videos=None, id=id, **inner)
 
 
 class _RLHFV(_RLAIFV):
@@ -147,7 +132,7 @@ class _VLFeedback(Format):
                 for name, value in completions[at].items()
                 if name not in ("response", "annotations") and value is not None
             }
-            yield _pair(
+            yield pair_of(
                 line,
                 prompt=line.get("prompt"),
                 chosen=texts[better],
@@ -203,7 +188,7 @@ class _ShareGPT(Format):
 
     NAME = "sharegpt"
     NEEDS = "conversations (or messages), chosen, rejected; optional: images or videos"
-    USES = (*_COMMON, "conversations", "messages")
+    USES = (*COMMON, "conversations", "messages")
 
     def matches(self, line: Line) -> bool:
         if "conversations" in line:
@@ -226,7 +211,7 @@ class _ShareGPT(Format):
             raise ValueError(f"the last turn is the {role}'s, but 'chosen' and 'rejected' reply to a human. Remove that turn.")
         sides = {side: line.get(side) for side in ("chosen", "rejected")}
         sides = {side: [message_of(one, f"{side!r}")] if isinstance(one, Mapping) else one for side, one in sides.items()}
-        yield _pair(line, prompt=prompt, **sides)
+        yield pair_of(line, prompt=prompt, **sides)
 
 
 class _Swift(Format):
@@ -239,7 +224,7 @@ class _Swift(Format):
     NAME = "swift"
     NEEDS = "messages (the last one of the assistant) and rejected_response or rejected_messages; optional: images or videos"
     _REJECTED = ("rejected_response", "rejected_messages")
-    USES = (*_COMMON, *_REJECTED, "messages", "rejected_images", "rejected_videos", "margin")
+    USES = (*COMMON, *_REJECTED, "messages", "rejected_images", "rejected_videos", "margin")
 
     def matches(self, line: Line) -> bool:
         return "messages" in line and any(name in line for name in (*self._REJECTED, "rejected_images"))
@@ -258,7 +243,7 @@ class _Swift(Format):
             if other_prompt != prompt:
                 found = "'rejected_messages' differ from 'messages' up to the last turn of the user"
                 raise ValueError(f"{found}, but a pair has one prompt. Leave the record out.")
-        yield _pair(line, prompt=prompt, chosen=chosen, rejected=rejected, margin=line.get("margin"))
+        yield pair_of(line, prompt=prompt, chosen=chosen, rejected=rejected, margin=line.get("margin"))
 
     @staticmethod
     def _split(messages: Any, name: str) -> tuple[list[Any], list[Any]]:
@@ -291,7 +276,7 @@ class _TRL(Format):
         "optional: images"
     )
     _OWN = ("prompt_id", "source", "ground_truth", "margin")
-    USES = (*_COMMON, *_OWN, "prompt")
+    USES = (*COMMON, *_OWN, "prompt")
 
     def uses(self, line: Line) -> tuple[str, ...]:
         return (*self.USES, *(["answer"] if line.get("ground_truth") is None else []))  # other files call it so
@@ -308,7 +293,7 @@ class _TRL(Format):
         own: dict[str, Any] = {name: line.get(name) for name in self._OWN}
         if own["ground_truth"] is None:
             own["ground_truth"] = line.get("answer")
-        yield _pair(line, prompt=prompt, chosen=chosen, rejected=rejected, **own)
+        yield pair_of(line, prompt=prompt, chosen=chosen, rejected=rejected, **own)
 
 
 def _begins_with(conversation: Any, prompt: str) -> bool:
@@ -367,10 +352,6 @@ def check_format(name: str | None, formats: Mapping[str, Format] = FORMATS) -> N
     """Check the name of a format. Raises ValueError for an unknown name; the message lists the formats."""
     if name is not None and name not in formats:
         raise ValueError(f"format is one of {', '.join(formats)}, or null to detect it; got {name!r}.")
-
-
-def _pair(line: Line, **own: Any) -> Found:
-    return read_common(line, **{"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own})
 
 
 def _has_question(line: Line) -> bool:

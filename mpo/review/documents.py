@@ -62,9 +62,7 @@ class Document:
     def key(self) -> str:
         """Identify the content: id, texts and names of files. Where files lie, and placeholders in front of texts, do not count."""
         names = [_name(one) for own in self.files.values() for one in own]
-        texts = [
-            [one["paths"], one["text"][len(front_of(one["text"])) :] if "text" in one else one["value"]] for one in self.texts()
-        ]
+        texts = [[one["paths"], one["text"][len(front(one["text"])) :] if "text" in one else one["value"]] for one in self.texts()]
         content = [self.id, names, texts]
         return hashlib.blake2b(json.dumps(content, default=str).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
@@ -283,7 +281,7 @@ def _message(one: Any, path: Path, role: str) -> dict[str, Any]:
     return {"role": {"human": "user", "gpt": "assistant"}.get(said, said), "parts": parts}
 
 
-def front_of(text: str) -> str:
+def front(text: str) -> str:
     """The placeholders in front of a text, which a file may leave out."""
     found = PLACEHOLDERS.match(text)
     return found[0] if found else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from mpo.data.formats import FORMATS, detect
 from mpo.io import BadRecord, json_kind, parse_json
-from mpo.review.documents import VERDICTS, at, front_of, kind_of, last_user, read_line, shaped
+from mpo.review.documents import VERDICTS, at, front, kind_of, last_user, read_line, shaped
 
 
 class Stale(ValueError):
@@ -40,9 +40,9 @@ def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str,
     for edit in edits:
         for path in edit["paths"]:
             found, value = at(new, path), edit["value"]
-            front = front_of(found) if isinstance(found, str) and isinstance(edit["old"], str) and found != edit["old"] else ""
-            if front and found == front + edit["old"]:
-                value = front + value
+            before = front(found) if isinstance(found, str) and isinstance(edit["old"], str) and found != edit["old"] else ""
+            if before and found == before + edit["old"]:
+                value = before + value
             elif found != edit["old"]:
                 raise Stale(f"{'/'.join(map(str, path))} is {found!r:.60} and was {edit['old']!r:.60} when it was edited.")
             put(new, path, value)

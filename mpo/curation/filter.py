@@ -183,8 +183,7 @@ def _split(
         zipped = path.lower().endswith(".gz")
         with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if zipped else nullcontext(file) as to:
             if isinstance(shards[0], ParquetShard):
-                table = pq.read_table(path)
-                pq.write_table(table.filter(keep), to)
+                pq.write_table(pq.read_table(path).filter(keep), to)
             elif isinstance(shards[0], ArrayShard):
                 to.write(b"[\n" + b",\n".join(elements) + b"\n]\n")
             else:

@@ -81,8 +81,7 @@ def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> li
             if isinstance(source, str | bytes):
                 opened[source] = images[place]
     for path, own in places.items():
-        frames = open_frames(path, [images[place] for place in own], where=name)
-        for place, frame in zip(own, frames, strict=True):
+        for place, frame in zip(own, open_frames(path, [images[place] for place in own], where=name), strict=True):
             images[place] = frame
     return images
 
@@ -102,8 +101,7 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
     if len(given) > 1:
         raise ValueError(f"{describe(record)} has both 'images' and 'image'. Drop one of the columns.")
     images = given[0]
-    several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-    return list(images) if several else [images]
+    return list(images) if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
 
 
 def render(

@@ -113,9 +113,8 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     where = source / "config.json"
     official, tokenizer = _official(where), read_tokenizer(source)
     tokenizer.add_tokens([IMAGE], special_tokens=True)
-    files = TensorFiles(source)
-    shapes = files.shapes()
-    given = CLIP_L_336 if tower is None else read_config_json(tower / "config.json")
+    shapes = (files := TensorFiles(source)).shapes()
+    given: Mapping[str, Any] = CLIP_L_336 if tower is None else read_config_json(tower / "config.json")
     vision, towers = given.get("vision_config", given), None if tower is None else TensorFiles(tower)
     levels = _levels(official.get("mm_vision_select_layer"), str(where))
     try:

@@ -213,9 +213,8 @@ class Job:
     def _check_records(self, before: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], bool]:
         """Look at all records and their files, and compare them with those in the `job.json` before.
 
-        Returns:
-            two numbers of each record (`_marks`), shape (number, 2); what `job.json` says about the records; and whether those
-            before are others now, or in other places, so that the output is made again.
+        Returns `_marks` of each record, shape (number, 2), what `job.json` says about the records, and whether the output is made
+        again, because those before are others now, or in other places.
         """
         size = before["records"]["number"] if before else 0
         file = self.folder / MARKS

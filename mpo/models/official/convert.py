@@ -222,8 +222,7 @@ def largest_difference(official: Path, ours: Path) -> float:
     with torch.no_grad():
         computed = model(input_ids=ids, pixel_values=pixels).logits
     del model
-    expected = official_logits(checkpoint.files, checkpoint.official, checkpoint.config, ids, pixels)
-    return distance(computed, expected)
+    return distance(computed, official_logits(checkpoint.files, checkpoint.official, checkpoint.config, ids, pixels))
 
 
 def distance(logits: Tensor, expected: Tensor) -> float:

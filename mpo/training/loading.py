@@ -185,7 +185,7 @@ class LoadsBatches(UsesFeatures):
         return self._step_denominator(lengths)
 
     def _step_denominator(self, lengths: Tensor) -> Tensor:
-        """The denominator of a step's loss: its records on all ranks. `lengths`, (records,): their labelled tokens (first completion)."""
+        """The denominator of a step's loss: its records on all ranks. `lengths`, (records,): their labelled tokens."""
         step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
         records: Tensor = step[0].clamp_min(1)  # a step whose records are all bad has a loss of 0
         self._mean_sqrt_tokens = step[1] / records

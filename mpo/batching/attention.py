@@ -198,7 +198,8 @@ for _backend, _name in BACKENDS.items():
 @torch.compiler.disable  # type: ignore[untyped-decorator, no-untyped-call, unused-ignore]
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     """Apply PyTorch's attention to one segment at a time; queries (N, heads, head_dim), keys and values (K, ...)."""
-    shared = _takes_groups(query) and query.shape[1] > key.shape[1]
+    # On GPUs only PyTorch's slowest kernel takes a mask together with enable_gqa.
+    shared = query.device.type == "cpu" and query.shape[1] > key.shape[1]
     if not shared:
         key, value = _for_every_head(query, key, value)
     sizes_q, sizes_k = [queries for queries, _ in segments.lengths], [keys for _, keys in segments.lengths]
@@ -210,11 +211,6 @@ def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, s
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=shared)
         outputs.append(attended[0].transpose(0, 1))
     return torch.cat(outputs)
-
-
-def _takes_groups(query: Tensor) -> bool:
-    """Whether a fast kernel takes a mask together with enable_gqa; on GPUs only PyTorch's slowest one does."""
-    return query.device.type == "cpu"
 
 
 def _for_every_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,8 +170,7 @@ def _with_gradients(
         values = sums(batch)
     if not parameters:
         return values, []
-    gradients = torch.autograd.grad(values.mean(), parameters, allow_unused=True)
-    pairs = zip(gradients, parameters, strict=True)
+    pairs = zip(torch.autograd.grad(values.mean(), parameters, allow_unused=True), parameters, strict=True)
     return values.detach(), [torch.zeros_like(p) if g is None else g for g, p in pairs]
 
 

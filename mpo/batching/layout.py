@@ -61,7 +61,7 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
     token, or the copy would need another image. The prompt has image tokens included, and may be empty (see `Row`).
 
     Raises:
-        ValueError: without completions, for a `loss_mask` of another length than its ids, or when there is nothing to predict.
+        ValueError: without completions, and when there is nothing to predict.
 
     >>> row = lay_out([1, 2], [Completion([3, 4], [True, True]), Completion([5, 6, 7], [True, True, True])])
     >>> row.tokens, row.positions, row.labels
@@ -73,10 +73,6 @@ def lay_out(prompt: Sequence[int], completions: Sequence[Completion]) -> Row:
     """
     if not completions:
         raise ValueError("A row needs at least one completion.")
-    for number, completion in enumerate(completions):
-        if len(completion.ids) != len(completion.loss_mask):
-            found = f"{len(completion.ids)} tokens but {len(completion.loss_mask)} flags in `loss_mask`"
-            raise ValueError(f"Completion {number} has {found}. Give one flag per token.")
     texts = [[*prompt, *completion.ids] for completion in completions]
     tokens: list[int] = []
     positions: list[int] = []

@@ -71,19 +71,12 @@ def completion_logprobs(
         that ends the turn.
 
     Raises:
-        ValueError: for a request or a completion that cannot be encoded or is beyond the context, and a model that packed rows do
-            not fit.
+        ValueError: for what cannot be encoded or is beyond the context, and for packed rows in a model that they do not fit.
     """
-    _check(requests, completions, max_tokens_per_batch, layout)
-    reason = why_not(model)
-    if layout == "packed" and reason is not None:
-        raise ValueError(f"Completions cannot share their prompt in this model: {reason}. Set layout='padded'.")
-    packs = layout != "padded" and reason is None
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    add_logits_to_keep(base.base_model)
-    features = None if tower is None else tower.cache
-    encode = _Continued(processor, tile_budget=tile_budget, context=fixed_context(model), features=features)
-    context = context_of(model)
+    _check(requests, completions, max_tokens_per_batch)
+    packs = _packs(model, layout)
+    add_logits_to_keep((model.get_base_model() if hasattr(model, "get_base_model") else model).base_model)
+    encode = _Continued(processor, tile_budget=tile_budget, context=fixed_context(model), features=getattr(tower, "cache", None))
     found: dict[tuple[int, str], Tensor] = {}
     waiting: list[tuple[list[tuple[int, str]], Row, dict[str, Tensor]]] = []
 
@@ -95,15 +88,7 @@ def completion_logprobs(
             waiting.clear()
 
     with eval_mode(model), torch.no_grad():
-        for number, (request, given) in enumerate(zip(requests, completions, strict=True)):
-            texts = list(dict.fromkeys(given))
-            if not texts:
-                continue
-            keys = [(number, text) for text in texts]
-            record, encode.texts = prompt_record(request, f"request {number}"), texts
-            (encoded,), images, order = encode([record], sides=())
-            check_prompt(describe(record), encoded, request.prefix or "", encode.tokenizer, context)
-            images = in_order(images, order, tower, model.device)
+        for keys, encoded, images in _encoded(encode, requests, completions, model, tower):
             ends_in_image = bool(images) and encoded.prompt_ids[-1] == getattr(processor, "image_token_id", None)
             if not packs or encoded.extra or ends_in_image:
                 values = _padded(model, encoded, images, max_tokens_per_batch, encode.tokenizer.pad_token_id)
@@ -117,9 +102,7 @@ def completion_logprobs(
     return [[found[number, text] for text in given] for number, given in enumerate(completions)]
 
 
-def _check(
-    requests: Sequence[Request], completions: Sequence[Sequence[str]], max_tokens_per_batch: Any, layout: str | None
-) -> None:
+def _check(requests: Sequence[Request], completions: Sequence[Sequence[str]], max_tokens_per_batch: Any) -> None:
     if len(requests) != len(completions):
         raise ValueError(f"Expected completions for every request; got {len(requests)} requests and {len(completions)} of these.")
     for given in completions:
@@ -127,8 +110,28 @@ def _check(
             raise ValueError(f"Expected a list of texts for every request; got {given!r:.80}.")
     if isinstance(max_tokens_per_batch, bool) or not isinstance(max_tokens_per_batch, int) or max_tokens_per_batch < 1:
         raise ValueError(f"Expected max_tokens_per_batch to be 1 or more; got max_tokens_per_batch={max_tokens_per_batch!r}.")
+
+
+def _packs(model: Any, layout: str | None) -> bool:
+    """Whether the completions of a request share its prompt in a packed row."""
+    reason = why_not(model)
+    if layout == "packed" and reason is not None:
+        raise ValueError(f"Completions cannot share their prompt in this model: {reason}. Set layout='padded'.")
     if layout not in (None, "packed", "padded"):
         raise ValueError(f"Expected layout to be packed, padded or None; got layout={layout!r}.")
+    return layout != "padded" and reason is None
+
+
+def _encoded(
+    encode: _Continued, requests: Sequence[Request], completions: Sequence[Sequence[str]], model: Any, tower: Any
+) -> Iterator[tuple[list[tuple[int, str]], Encoded, dict[str, Tensor]]]:
+    """Encode each request with its different completions; yield their keys (its number, the text), the tokens, and the images."""
+    for number, (request, given) in enumerate(zip(requests, completions, strict=True)):
+        if texts := list(dict.fromkeys(given)):
+            record, encode.texts = prompt_record(request, f"request {number}"), texts
+            (encoded,), images, order = encode([record], sides=())
+            check_prompt(describe(record), encoded, request.prefix or "", encode.tokenizer, context_of(model))
+            yield [(number, text) for text in texts], encoded, in_order(images, order, tower, model.device)
 
 
 @dataclass

@@ -53,8 +53,7 @@ def split(batches: Batches, cost: Floats, record_costs: Floats, target: int) -> 
     cuts: list[int] = []
     while heap and len(cuts) < missing:
         _, begin, end = heapq.heappop(heap)
-        each = record_costs[batches.records[begin:end]]
-        sums = np.cumsum(each)
+        sums = np.cumsum(record_costs[batches.records[begin:end]])
         cut = begin + 1 + int(np.argmin(np.abs(2 * sums[:-1] - sums[-1])))
         cuts.append(cut)
         for low, high in ((begin, cut), (cut, end)):

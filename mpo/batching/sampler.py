@@ -345,8 +345,7 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         """Tokens, tiles and query-key pairs of consecutive records; prompt and images count where `is_first`, by default once."""
         costs = self.costs
         is_first = _marked(starts, len(records)) if is_first is None else is_first
-        prompt = costs.prompt[records].astype(np.int64)
-        shared = np.where(is_first, 0, prompt)
+        shared = np.where(is_first, 0, costs.prompt[records].astype(np.int64))
         tokens = np.add.reduceat(costs.tokens()[records] - shared, starts)
         tiles = np.add.reduceat(np.where(is_first, costs.tiles[records], 0), starts, dtype=np.int64)
         attention = np.add.reduceat(costs.attention()[records] - 0.5 * shared.astype(np.float64) ** 2, starts)

@@ -234,8 +234,7 @@ def _alike(one: Any, other: Any, looks: list[int], other_looks: list[int], thres
     least = min(similar.overlap(a[0], b[0]) for a, b in zip(one, other, strict=True))
     if least < threshold:
         return None
-    seen = ", images that look the same" if looks else ""
-    return f"texts that overlap by {least:.0%} or more{seen}"
+    return f"texts that overlap by {least:.0%} or more{', images that look the same' if looks else ''}"
 
 
 # Questions of a benchmark in training data

@@ -108,8 +108,7 @@ class Examiner:
             from mpo.encoding.turns import CONVERSATION, SIDES
             from mpo.models.control_tokens import control_tokens
 
-            sides = CONVERSATION if conversations else SIDES
-            self._measure = RecordMeasure(processor, sides=sides, sampled=0)
+            self._measure = RecordMeasure(processor, sides=CONVERSATION if conversations else SIDES, sampled=0)
             tokens = control_tokens(processor)
             self._controls = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 

@@ -113,22 +113,7 @@ def filter_records(
     if any(inside) or ("**" in source.path and Path(to).is_relative_to(root)):
         raise ValueError(f"{folder} is written to, and {source.path} would be read from it. Give another folder for the output.")
     job = Job(steps, source, folder / JOB, drop_bad=drop_bad).run(**settings)
-    sources: dict[str, str] = {}
-    dropped: dict[str, list[dict[str, Any]]] = {}
-    unscored: set[str] = set()
-    for name in (OUTPUT, DROPPED):
-        with open(folder / JOB / name, "rb") as file:
-            for one in map(json.loads, file):
-                record = one.get("record", one)
-                line = record["line"]
-                sources[line] = record["source"]
-                reasons = one.get("reasons", ())
-                if name == DROPPED and not reasons and on_unscored == "drop":
-                    reasons = [{"rule": one["step"], "value": None, "failed": one["reason"]}]
-                if reasons:
-                    dropped.setdefault(line, []).extend(reasons)
-                elif name == DROPPED or any(None in scores.values() for scores in one.get("scores", {}).values()):
-                    unscored.add(line)
+    sources, dropped, unscored = _outcomes(folder / JOB, on_unscored)
     by_source: dict[str, Counter[str]] = {}
     for line, name in sources.items():
         outcome = ("dropped", f"dropped: {dropped[line][0]['rule']}") if line in dropped else ("kept",)
@@ -151,6 +136,27 @@ def filter_records(
     report["by_source"] = by_source
     write_text(folder / REPORT, json.dumps(report, indent=1) + "\n")
     return {**report, "spent": job["spent"]}
+
+
+def _outcomes(job: Path, on_unscored: str) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]], set[str]]:
+    """The source of each line of a finished job, the reasons of those that are dropped, and the lines without all scores."""
+    sources: dict[str, str] = {}
+    dropped: dict[str, list[dict[str, Any]]] = {}
+    unscored: set[str] = set()
+    for name in (OUTPUT, DROPPED):
+        with open(job / name, "rb") as file:
+            for one in map(json.loads, file):
+                record = one.get("record", one)
+                line = record["line"]
+                sources[line] = record["source"]
+                reasons = one.get("reasons", ())
+                if name == DROPPED and not reasons and on_unscored == "drop":
+                    reasons = [{"rule": one["step"], "value": None, "failed": one["reason"]}]
+                if reasons:
+                    dropped.setdefault(line, []).extend(reasons)
+                elif name == DROPPED or any(None in scores.values() for scores in one.get("scores", {}).values()):
+                    unscored.add(line)
+    return sources, dropped, unscored
 
 
 def _split(
@@ -177,8 +183,7 @@ def _split(
         zipped = path.lower().endswith(".gz")
         with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if zipped else nullcontext(file) as to:
             if isinstance(shards[0], ParquetShard):
-                table = pq.read_table(path)
-                pq.write_table(table.filter(keep), to)
+                pq.write_table(pq.read_table(path).filter(keep), to)
             elif isinstance(shards[0], ArrayShard):
                 to.write(b"[\n" + b",\n".join(elements) + b"\n]\n")
             else:

@@ -18,7 +18,7 @@ from PIL import Image
 from mpo.data.eval_part import encoded, image_bytes, key_of, video_key
 from mpo.data.formats import FORMATS, detect
 from mpo.data.messages import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from mpo.data.records import metadata_of
+from mpo.data.unused import metadata_of
 from mpo.io import json_line, replacing
 from mpo.schema import names
 
@@ -227,10 +227,7 @@ def _without_nulls(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place(file: Mapping[str, Any] | str, target: Path, images: str) -> Path:
-    """Return the path of the file of an image or a video.
-
-    It is copied next to the target, named by the hash of its content, if requested, or if there is no file.
-    """
+    """Return the path of an image or a video: of a copy next to the target, named by its hash, if requested or without a file."""
     path = file if isinstance(file, str) else file.get("path") or ""
     if images == "path" and (isinstance(file, str) or file.get("bytes") is None):
         return Path(path).resolve()

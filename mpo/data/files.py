@@ -179,8 +179,7 @@ def _split_of(name: str, asked: str, *, as_on_hub: bool) -> str:
         return _SPLIT_OF.get(shard[1], shard[1])
     if name.startswith(asked) and not name[len(asked) :][:1].isalnum():
         return _SPLIT_OF.get(asked, asked)
-    words = re.findall(r"[a-z]+", name)
-    return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), "train")
+    return next((_SPLIT_OF[word] for word in re.findall(r"[a-z]+", name) if word in _SPLIT_OF), "train")
 
 
 # File types

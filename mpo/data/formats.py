@@ -3,86 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+from mpo.data.fields import CANNOT, COMMON, SYSTEM, TRL_CANNOT, Format, Found, Line, is_nothing, message_of, one_of, pair_of, refuse
 from mpo.io import json_kind, parse_json
 
-Line = Mapping[str, Any]
-OWN_DATA_SET = (
-    "Load the file with datasets.load_dataset and pass that to the trainer, which reads TRL's columns and drops the None values "
-    "that Arrow adds to calls and tools."
-)
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
 """What a completion of VLFeedback is rated in."""
 MAX_PAIRS = 6
 """Maximum pairs per prompt of VLFeedback: all pairs of four completions; of more, the pairs with the largest margins."""
 MAX_RESPONSES = 64
 """Maximum completions per prompt of VLFeedback."""
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-ROLES |= {"system": "system", "observation": "tool", "tool": "tool"}
-"""The role of each name of ShareGPT."""
-IMAGE, VIDEO, SYSTEM = ("image", "images"), ("video", "videos"), ("system", "system_prompt")
-"""Fields of which a line has one: its images, its videos, and a system message (`one_of`)."""
-_COMMON = (*IMAGE, *VIDEO, *SYSTEM, "id", "chosen", "rejected", "metadata")
-CANNOT = "records have no field for it. Remove it or leave the record out"
-TRL_CANNOT = f"records have no field for it. {OWN_DATA_SET.rstrip('.')}"
-
-
-@dataclass(frozen=True)
-class Found:
-    """A pair or a conversation as read from a file, unchecked: any value may have any type. None: the line has no such value."""
-
-    prompt: Any = None  # of a pair: text with <image> and <video> placeholders, or messages
-    chosen: Any = None  # the preferred completion, text or messages
-    rejected: Any = None
-    messages: Any = None  # of a conversation: all of it
-    tools: Any = None
-    images: Any = None  # one image or several: paths, bytes, or dicts with bytes or path
-    videos: Any = None  # one path or several
-    system: Any = None  # text of a system message in front of the prompt
-    id: Any = None
-    prompt_id: Any = None  # other pairs may have the same
-    source: Any = None
-    ground_truth: Any = None
-    margin: Any = None  # how much better the chosen completion is
-    tiles: Any = None  # how the images are split into tiles: min, max, thumbnail
-    frames: Any = None  # number of frames of each video: min, max
-    augment: Any = None  # whether the images are augmented in training
-    metadata: dict[str, Any] = field(default_factory=dict)  # what is known about the pair and not in a field of the line
-    inner: dict[str, Any] = field(default_factory=dict)  # fields inside of used ones that the format does not use
-    dropped: int = 0  # number of pairs of the line that are dropped after this one
-
-
-class Format:
-    """A format of lines.
-
-    ``NAME`` is the value of ``format=``; ``NEEDS`` says in error messages which fields a line has; ``USES`` are the fields that it
-    reads, and ``ABOUT`` those that its published data sets have besides, which are metadata.
-    """
-
-    NAME: str
-    NEEDS: str
-    USES: tuple[str, ...]
-    ABOUT: tuple[str, ...] = ()
-
-    def matches(self, line: Line) -> bool:
-        """Whether a line is in this format. Raises ValueError for a line that has two prompts."""
-        raise NotImplementedError
-
-    def uses(self, line: Line) -> tuple[str, ...]:
-        """Return the fields that are read of a line."""
-        return self.USES
-
-    def read(self, line: Line) -> Iterator[Found]:
-        """Read the pairs of a line, without checking their values.
-
-        Raises:
-            ValueError: for a line that cannot be read in this format.
-        """
-        raise NotImplementedError
 
 
 # MMPR and the data sets with its fields
@@ -93,7 +26,7 @@ class _MMPR(Format):
 
     NAME = "mmpr"
     NEEDS = "question, chosen, rejected; optional: image or video"
-    USES = (*_COMMON, "question", "answer_gt")
+    USES = (*COMMON, "question", "answer_gt")
     ABOUT = ("chosen_meta", "rejected_meta")
 
     def matches(self, line: Line) -> bool:
@@ -101,7 +34,7 @@ class _MMPR(Format):
 
     def read(self, line: Line) -> Iterator[Found]:
         refuse(line, ["clip"], "only whole videos can be read. Trim the video file and remove 'clip'")
-        yield _pair(line, prompt=line.get("question"), ground_truth=line.get("answer_gt"))
+        yield pair_of(line, prompt=line.get("question"), ground_truth=line.get("answer_gt"))
 
 
 class _RLAIFV(Format):
@@ -125,7 +58,7 @@ class _RLAIFV(Format):
     def _found(line: Line, pair: Line, id: Any, **inner: Any) -> Found:
         image = line.get("image") or line.get("image_path")
         sides = {"chosen": pair.get("chosen"), "rejected": pair.get("rejected")}
-        return _pair(line, prompt=pair.get("question"), **sides, images=image, videos=None, id=id, **inner)
+        return pair_of(line, prompt=pair.get("question"), **sides, images=image, videos=None, id=id, **inner)
 
 
 class _RLHFV(_RLAIFV):
@@ -199,7 +132,7 @@ class _VLFeedback(Format):
                 for name, value in completions[at].items()
                 if name not in ("response", "annotations") and value is not None
             }
-            yield _pair(
+            yield pair_of(
                 line,
                 prompt=line.get("prompt"),
                 chosen=texts[better],
@@ -255,7 +188,7 @@ class _ShareGPT(Format):
 
     NAME = "sharegpt"
     NEEDS = "conversations (or messages), chosen, rejected; optional: images or videos"
-    USES = (*_COMMON, "conversations", "messages")
+    USES = (*COMMON, "conversations", "messages")
 
     def matches(self, line: Line) -> bool:
         if "conversations" in line:
@@ -278,18 +211,7 @@ class _ShareGPT(Format):
             raise ValueError(f"the last turn is the {role}'s, but 'chosen' and 'rejected' reply to a human. Remove that turn.")
         sides = {side: line.get(side) for side in ("chosen", "rejected")}
         sides = {side: [message_of(one, f"{side!r}")] if isinstance(one, Mapping) else one for side, one in sides.items()}
-        yield _pair(line, prompt=prompt, **sides)
-
-
-def message_of(turn: Any, what: str, roles: Mapping[str, str] = ROLES) -> dict[str, Any]:
-    """Convert a turn, with ``from`` and ``value`` or ``role`` and ``content``, to a message. Raises ValueError for another role."""
-    if not isinstance(turn, Mapping):
-        raise ValueError(f"{what} is {json_kind(turn)} instead of an object with 'from' and 'value'.")
-    role = one_of(turn, "from", "role")
-    if not isinstance(role, str) or role not in roles:
-        raise ValueError(f"{what} is from {role!r}; its role must be one of {', '.join(roles)}.")
-    other = {name: value for name, value in turn.items() if name not in ("from", "value")}
-    return {**other, "role": roles[role], "content": one_of(turn, "value", "content")}
+        yield pair_of(line, prompt=prompt, **sides)
 
 
 class _Swift(Format):
@@ -302,7 +224,7 @@ class _Swift(Format):
     NAME = "swift"
     NEEDS = "messages (the last one of the assistant) and rejected_response or rejected_messages; optional: images or videos"
     _REJECTED = ("rejected_response", "rejected_messages")
-    USES = (*_COMMON, *_REJECTED, "messages", "rejected_images", "rejected_videos", "margin")
+    USES = (*COMMON, *_REJECTED, "messages", "rejected_images", "rejected_videos", "margin")
 
     def matches(self, line: Line) -> bool:
         return "messages" in line and any(name in line for name in (*self._REJECTED, "rejected_images"))
@@ -321,7 +243,7 @@ class _Swift(Format):
             if other_prompt != prompt:
                 found = "'rejected_messages' differ from 'messages' up to the last turn of the user"
                 raise ValueError(f"{found}, but a pair has one prompt. Leave the record out.")
-        yield _pair(line, prompt=prompt, chosen=chosen, rejected=rejected, margin=line.get("margin"))
+        yield pair_of(line, prompt=prompt, chosen=chosen, rejected=rejected, margin=line.get("margin"))
 
     @staticmethod
     def _split(messages: Any, name: str) -> tuple[list[Any], list[Any]]:
@@ -354,7 +276,7 @@ class _TRL(Format):
         "optional: images"
     )
     _OWN = ("prompt_id", "source", "ground_truth", "margin")
-    USES = (*_COMMON, *_OWN, "prompt")
+    USES = (*COMMON, *_OWN, "prompt")
 
     def uses(self, line: Line) -> tuple[str, ...]:
         return (*self.USES, *(["answer"] if line.get("ground_truth") is None else []))  # other files call it so
@@ -371,7 +293,7 @@ class _TRL(Format):
         own: dict[str, Any] = {name: line.get(name) for name in self._OWN}
         if own["ground_truth"] is None:
             own["ground_truth"] = line.get("answer")
-        yield _pair(line, prompt=prompt, chosen=chosen, rejected=rejected, **own)
+        yield pair_of(line, prompt=prompt, chosen=chosen, rejected=rejected, **own)
 
 
 def _begins_with(conversation: Any, prompt: str) -> bool:
@@ -430,45 +352,6 @@ def check_format(name: str | None, formats: Mapping[str, Format] = FORMATS) -> N
     """Check the name of a format. Raises ValueError for an unknown name; the message lists the formats."""
     if name is not None and name not in formats:
         raise ValueError(f"format is one of {', '.join(formats)}, or null to detect it; got {name!r}.")
-
-
-def _pair(line: Line, **own: Any) -> Found:
-    return read_common(line, **{"chosen": line.get("chosen"), "rejected": line.get("rejected"), **own})
-
-
-def read_common(line: Line, **own: Any) -> Found:
-    """Read the fields that most formats share; ``own`` are the others."""
-    shared = {"images": IMAGE, "videos": VIDEO, "system": SYSTEM}
-    read = {name: one_of(line, *names) for name, names in shared.items() if name not in own}
-    return Found(**{"id": line.get("id"), **read, **own})
-
-
-def settings_of(line: Line) -> dict[str, Any]:
-    """Return how a line is shown, in any format: ``tiles``, ``augment``, and ``frames``, which may mean images in other files."""
-    found = {name: line[name] for name in ("tiles", "frames", "augment") if line.get(name) is not None}
-    return {name: value for name, value in found.items() if name != "frames" or isinstance(value, Mapping)}
-
-
-def is_nothing(value: Any) -> bool:
-    """Whether a value is null, an empty text, or a list or an object of nothing else."""
-    if isinstance(value, (list, Mapping)):
-        return all(map(is_nothing, value.values() if isinstance(value, Mapping) else value))
-    return value is None or value == ""
-
-
-def one_of(line: Line, *names: str) -> Any:
-    """Return the value of the one field, of several alternatives, that a line has."""
-    found = [name for name in names if not is_nothing(line.get(name))] or [name for name in names if line.get(name) is not None][:1]
-    if len(found) > 1:
-        raise ValueError(f"the line has both {found[0]!r} and {found[1]!r}, which mean the same. Keep one of them.")
-    return line[found[0]] if found else None
-
-
-def refuse(line: Line, fields: Iterable[str], why: str) -> None:
-    """Refuse a line with fields that a record cannot hold."""
-    for name in fields:
-        if not is_nothing(line.get(name)):
-            raise ValueError(f"the line has {name!r}: {why}.")
 
 
 def _has_question(line: Line) -> bool:

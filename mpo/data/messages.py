@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpo.data.formats import OWN_DATA_SET
+from mpo.data.fields import OWN_DATA_SET
 from mpo.io import BadRecord, json_kind, parse_json
 from mpo.schema import IMAGE_COLUMNS, Message
 

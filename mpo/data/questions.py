@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpo.data.fields import ROLES
 from mpo.data.files import open_files
-from mpo.data.formats import ROLES
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.messages import checked_text
 from mpo.data.records import PROMPTS, to_prompt

@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from datasets import Features, Image, List, Value
 
 from mpo.data.conversations import CONVERSATIONS, PAIRS
-from mpo.data.formats import FORMATS, IMAGE, SYSTEM, VIDEO, Format, Found, detect, is_nothing, read_common, refuse, settings_of
+from mpo.data.fields import IMAGE, SYSTEM, VIDEO, Format, Found, listed, read_common, refuse, settings_of
+from mpo.data.formats import FORMATS, detect
 from mpo.data.messages import (
     NEEDED,
     TURNS_NEEDED,
@@ -31,9 +31,9 @@ from mpo.data.messages import (
     with_system,
 )
 from mpo.data.paths import Folders
-from mpo.data.unused import KIND, MESSAGE, check_unused, parsed, plain_name, texts_in
+from mpo.data.unused import TRUTHS, Find, check_unused, merged, metadata_of, texts_in
 from mpo.data.video import checked_frames, checked_limits
-from mpo.io import BadRecord, bad_record, json_kind, nearest, parse_json
+from mpo.io import BadRecord, bad_record, json_kind, nearest
 from mpo.schema import COLUMNS, Column, Preference
 from mpo.schema import CONVERSATIONS as CONVERSATION_COLUMNS
 
@@ -54,8 +54,6 @@ _TYPES = {
 
 PROMPTS = ("question", "prompt", "messages", "conversations")
 """Names of the prompt in any format."""
-TRUTHS = ("answer", "answer_gt", "ground_truth")
-"""Names of the known answer, which is no part of a prompt in any format."""
 PROMPT_USES = (
     *(*IMAGE, *VIDEO, *SYSTEM, "id", "metadata", *TRUTHS),
     *("chosen", "rejected", "chosen_meta", "rejected_meta"),
@@ -63,10 +61,7 @@ PROMPT_USES = (
 """Fields of a line that prompts are read from, completions among them, which are ignored."""
 EQUAL, NOT_THERE = "equal completions", "image not there"
 """Kinds of bad records."""
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-Find = Callable[[str, str], str]
-"""Maps a path in a file and its kind (image, video) to the real path; a ValueError if there is no such file inside the root."""
 Row = dict[str, Any]
 
 
@@ -116,7 +111,7 @@ def to_records(
         chosen = PROMPTS if format is not None else ()  # a given format says which of them is the prompt
         own, rows.unused = metadata_of(reader, line, pairs, called, (*metadata, *chosen), find, kind != "pair")
         for pair in pairs:
-            rows.append(what.row(pair, _merged(own, pair.metadata), where, find, source))
+            rows.append(what.row(pair, merged(own, pair.metadata), where, find, source))
             rows.dropped += pair.dropped
         if kind == "chosen":
             kept = [column.name for column in what.columns if column.name not in ("messages", "tools")]
@@ -126,56 +121,6 @@ def to_records(
         for number, row in enumerate(rows, start=1):
             row["id"] = f"{where}#{number}" if row["id"] == where else row["id"]
     return rows
-
-
-def metadata_of(
-    reader: Format,
-    line: Mapping[str, Any],
-    pairs: Sequence[Found],
-    called: Mapping[str, Any] = NOTHING,
-    names: Sequence[str] = (),
-    find: Find | None = None,
-    labels: bool = False,
-) -> tuple[dict[str, Any], list[str]]:
-    """Return what a line says that its format does not use, as metadata, and the names of these fields.
-
-    The user calls the fields `called` metadata, and `line` is without them; fields `names` are not refused. With `labels`, turns of
-    the assistant are labelled, each for itself.
-
-    Raises:
-        ValueError: for a field that the model should see, and for one that the line's own metadata have with another value.
-    """
-    used = (*reader.uses(line), *settings_of(line))
-    unused = {name: value for name, value in line.items() if name not in used and value is not None}
-    judged = {name: value for name, value in unused.items() if not is_nothing(value)}
-    for pair in pairs:
-        judged |= pair.inner
-    inside: dict[str, Any] = {}
-    for pair in pairs[:1]:
-        alike = next((name for name in judged if plain_name(name) in used and name not in (*used, *names)), None)
-        if alike is not None:
-            meant = f"the field {alike!r} is not used. Did you mean {plain_name(alike)!r}?"
-            raise BadRecord("", f"{meant} Rename it, remove it, or say metadata=[{alike!r}].", KIND)
-        said = {name: getattr(pair, name) for name in ("prompt", "messages", "chosen", "rejected", "system")}
-        files = [*_listed(pair.images, "image"), *_listed(pair.videos, "video")]
-        known = MESSAGE if pair.messages is None else (*MESSAGE, "train")
-        passed, labelled = (*names, *reader.ABOUT, *TRUTHS), ("messages", "chosen") if labels else ()
-        inside = check_unused(judged, said, files, find=find, known=known, passed=passed, labelled=labelled)
-    for name in reader.ABOUT:
-        parsed(unused.get(name), name)
-    own = line.get("metadata")
-    if isinstance(own, str) and own.lstrip()[:1] in ("{", "["):
-        own = parse_json(own, "'metadata'")
-    own = dict(own) if isinstance(own, Mapping) else {} if own in (None, "") else {"metadata": own}
-    more = [name for name in judged if name not in unused]
-    return _merged(own, {**unused, **called, **inside}), [*unused, *called, *more, *inside]
-
-
-def _merged(metadata: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    for name in metadata.keys() & more.keys():
-        if metadata[name] != more[name]:
-            raise ValueError(f"{name!r} has two values, {metadata[name]!r:.50} and {more[name]!r:.50}, in the metadata. Rename it.")
-    return {**metadata, **more}
 
 
 def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata: Sequence[str] = ()) -> Row:
@@ -191,7 +136,7 @@ def to_prompt(line: Mapping[str, Any], *, where: str, image_root: Path, metadata
         given, find = read_common(line), Folders(image_root)
         row = _shared(given, {}, where, find, None)
         unused = {name: value for name, value in line.items() if name not in (field, *PROMPT_USES) and value is not None}
-        check_unused(unused, {"prompt": asked, "system": given.system}, _listed(given.images, "image"), find=find)
+        check_unused(unused, {"prompt": asked, "system": given.system}, listed(given.images, "image"), find=find)
         prompt = with_system(prompt_messages(asked, repr(field), _wanted(row)), given.system)
         return {name: row[name] for name in ("id", "images", "videos") if row[name] is not None} | {"prompt": prompt}
 
@@ -246,7 +191,7 @@ def _wanted(row: Row) -> dict[str, int]:
 
 def _shared(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
     """The columns of pairs and of conversations."""
-    videos = [_found(find, _path(path, "the video"), "video") for path in _listed(pair.videos, "video")]
+    videos = [_found(find, _path(path, "the video"), "video") for path in listed(pair.videos, "video")]
     if not isinstance(pair.augment, bool | None):
         raise ValueError(f"'augment' is {json_kind(pair.augment)} instead of true or false.")
     return {
@@ -265,18 +210,8 @@ def _shared(pair: Found, metadata: dict[str, Any], where: str, find: Find, sourc
 # Images
 
 
-def _listed(value: Any, kind: str) -> Sequence[Any]:
-    if value is None or value == "":
-        return ()
-    if isinstance(value, (str, bytes, Mapping)):
-        return (value,)
-    if not isinstance(value, list):
-        raise ValueError(f"{kind}s must be a path or a list of paths; got {json_kind(value)}.")
-    return value
-
-
 def _images(value: Any, find: Find) -> list[Row]:
-    given = _listed(value, "image")
+    given = listed(value, "image")
     return [_image(image, f"image {place + 1} of {len(given)}", find) for place, image in enumerate(given)]
 
 
@@ -316,7 +251,7 @@ def _prompt_id(prompt: list[Row], pair: Found) -> str:
             text = (part["text"] or "").encode()
             digest.update(f"{part['type']}:{len(text)};".encode() + text)
     for kind, files in (("image", pair.images), ("video", pair.videos)):
-        for file in _listed(files, kind):
+        for file in listed(files, kind):
             if isinstance(file, Mapping):
                 file = file.get("path") if file.get("bytes") is None else file["bytes"]
             data = file.encode() if isinstance(file, str) else file

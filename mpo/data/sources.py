@@ -230,8 +230,7 @@ def _is_current(folder: Path, shards: Callable[[], Sequence[Shard]], reading: Re
         if not part["bad"]:
             continue
         before = dict(part["bad"])
-        lines = ((where, line) for where, line in shard.lines() if where in before)
-        now = reading.rows(lines)
+        now = reading.rows(((where, line) for where, line in shard.lines() if where in before))
         if any(not isinstance(rows, BadRecord) or before.get(rows.where) != rows.reason for rows in now):
             return False
     os.utime(done)

@@ -15,9 +15,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from mpo.data.fields import Format, Found, is_nothing, listed, settings_of
 from mpo.data.messages import MESSAGES_AS_TEXT
 from mpo.io import DUPLICATE_KEY, BadRecord, parse_json
 
+Find = Callable[[str, str], str]
+"""Maps a path in a file and its kind (image, video) to the real path; a ValueError if there is no such file inside the root."""
+TRUTHS = ("answer", "answer_gt", "ground_truth")
+"""Names of the known answer, which is no part of a prompt in any format."""
 KIND = "unused field"
 MAX_LABEL_WORDS = 6
 """Maximum words of a label; two Chinese, Japanese or Korean characters count as a word."""
@@ -69,12 +74,63 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}|[^\s\u3040-\
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 
 
+def metadata_of(
+    reader: Format,
+    line: Mapping[str, Any],
+    pairs: Sequence[Found],
+    called: Mapping[str, Any] | None = None,
+    names: Sequence[str] = (),
+    find: Find | None = None,
+    labels: bool = False,
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what a line says that its format does not use, as metadata, and the names of these fields.
+
+    The user calls the fields `called` metadata, and `line` is without them; fields `names` are not refused. With `labels`, turns of
+    the assistant are labelled, each for itself.
+
+    Raises:
+        ValueError: for a field that the model should see, and for one that the line's own metadata have with another value.
+    """
+    used = (*reader.uses(line), *settings_of(line))
+    unused = {name: value for name, value in line.items() if name not in used and value is not None}
+    judged = {name: value for name, value in unused.items() if not is_nothing(value)}
+    for pair in pairs:
+        judged |= pair.inner
+    inside: dict[str, Any] = {}
+    for pair in pairs[:1]:
+        alike = next((name for name in judged if plain_name(name) in used and name not in (*used, *names)), None)
+        if alike is not None:
+            meant = f"the field {alike!r} is not used. Did you mean {plain_name(alike)!r}?"
+            raise BadRecord("", f"{meant} Rename it, remove it, or say metadata=[{alike!r}].", KIND)
+        said = {name: getattr(pair, name) for name in ("prompt", "messages", "chosen", "rejected", "system")}
+        files = [*listed(pair.images, "image"), *listed(pair.videos, "video")]
+        known = MESSAGE if pair.messages is None else (*MESSAGE, "train")
+        passed, labelled = (*names, *reader.ABOUT, *TRUTHS), ("messages", "chosen") if labels else ()
+        inside = check_unused(judged, said, files, find=find, known=known, passed=passed, labelled=labelled)
+    for name in reader.ABOUT:
+        parsed(unused.get(name), name)
+    own = line.get("metadata")
+    if isinstance(own, str) and own.lstrip()[:1] in ("{", "["):
+        own = parse_json(own, "'metadata'")
+    own = dict(own) if isinstance(own, Mapping) else {} if own in (None, "") else {"metadata": own}
+    more = [name for name in judged if name not in unused]
+    return merged(own, {**unused, **(called or {}), **inside}), [*unused, *(called or ()), *more, *inside]
+
+
+def merged(metadata: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata and more of it. Raises ValueError for a name with two values."""
+    for name in metadata.keys() & more.keys():
+        if metadata[name] != more[name]:
+            raise ValueError(f"{name!r} has two values, {metadata[name]!r:.50} and {more[name]!r:.50}, in the metadata. Rename it.")
+    return {**metadata, **more}
+
+
 def check_unused(
     unused: Mapping[str, Any],
     used: Mapping[str, Any],
     shown: Sequence[Any],
     *,
-    find: Callable[[str, str], str] | None = None,
+    find: Find | None = None,
     known: Collection[str] = MESSAGE,
     passed: Collection[str] = (),
     advice: str = "say metadata=[{!r}]",
@@ -189,7 +245,7 @@ def _is_history(value: Sequence[Any]) -> bool:
     return all(isinstance(one, (list, tuple)) and len(one) == 2 and all(isinstance(text, str) for text in one) for one in value)
 
 
-def _kind(value: Any, path: str, shown: Sequence[Any], find: Callable[[str, str], str] | None) -> str | None:
+def _kind(value: Any, path: str, shown: Sequence[Any], find: Find | None) -> str | None:
     """Say what a value may be that the model should see; None for metadata."""
     name, shows, asks, about = _named(path)
     if isinstance(value, Mapping) and _is_file(value):
@@ -226,7 +282,7 @@ def _named(path: str) -> tuple[str, bool, bool, bool]:
     return words[-1], bool(_SHOWS.search(words[-1])), bool(asks), any(_ABOUT.search(one) for one in words)
 
 
-def _is_shown(file: str, name: str, kind: str, shown: Sequence[Any], find: Callable[[str, str], str] | None) -> bool:
+def _is_shown(file: str, name: str, kind: str, shown: Sequence[Any], find: Find | None) -> bool:
     """Whether the name of a file is that of one of the record, or an address or another name that it may have had."""
     files = [one.get("path") if isinstance(one, Mapping) else getattr(one, "path", one) for one in shown]
     paths = [one for one in files if isinstance(one, str)]
@@ -246,7 +302,7 @@ def _kind_of(file: str) -> str:
     return next((kind for kind, pattern in _FILE.items() if pattern.fullmatch(file)), "an image")
 
 
-def _real(file: str, find: Callable[[str, str], str] | None) -> str | None:
+def _real(file: str, find: Find | None) -> str | None:
     """Return the real path of a file, if it exists."""
     try:
         return find(file, "image") if find else os.path.realpath(file, strict=True)

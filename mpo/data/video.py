@@ -154,8 +154,7 @@ def frames_of(path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_f
         raise ValueError(f"Expected 1 <= min_frames <= max_frames; got min_frames={min_frames} and max_frames={max_frames}.")
     with _named(where):
         header = _header(path)
-    wanted = min(max(round(header.seconds * FRAMES_PER_SECOND), min_frames), max_frames)
-    count = min(wanted, header.frames)
+    count = min(max(round(header.seconds * FRAMES_PER_SECOND), min_frames), max_frames, header.frames)
     return [Frame(path, place, count) for place in range(count)]
 
 

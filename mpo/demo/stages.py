@@ -107,8 +107,7 @@ def pair(folder: DemoFolder, settings: DemoSettings) -> dict[str, Any]:
     counts, responses, kinds = Counter[str](), Counter[str](), Counter[str]()
     for record in read_json_lines(folder.samples):
         judged = verify.finish({**record, "images": [str(folder.data / image) for image in record["images"]]}, ())
-        verdicts = [response["verdict"] for response in judged["responses"]]
-        responses.update(verdicts)
+        responses.update([response["verdict"] for response in judged["responses"]])
         counts.update(all_right=judged["accuracy"] == 1, all_wrong=judged["accuracy"] == 0)
         try:
             made = pairing.finish(judged, ())

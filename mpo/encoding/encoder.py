@@ -160,11 +160,7 @@ class Encoder:
     def _encode_image_prompts(
         self, rendered: list[Rendered], prompts: list[int], limits: list[dict[str, Any]]
     ) -> tuple[dict[int, tuple[list[int], dict[str, Tensor]]], dict[str, Tensor], Tensor | None]:
-        """Run the processor once on all distinct prompts that have images.
-
-        Returns:
-            ids and other per-token outputs by the prompt's index, the processor's image tensors, and the order of tiles.
-        """
+        """Process all prompts with images at once: ids and other outputs by prompt, image tensors, and the order of tiles."""
         places = [prompt for prompt in dict.fromkeys(prompts) if rendered[prompt].images]
         if not places:
             return {}, {}, None

@@ -19,6 +19,11 @@ class Completion:
     ids: list[int]
     loss_mask: list[bool]
 
+    def __post_init__(self) -> None:
+        tokens, flags = len(self.ids), len(self.loss_mask)
+        if tokens != flags:
+            raise ValueError(f"A completion has {tokens} tokens but {flags} flags in `loss_mask`. Give one flag per token.")
+
 
 def encode_with_prompt(
     prompt: str, completions: Sequence[list[Piece]], tokenize: Tokenize, end_of_turn: int | None, where: str = "a record"

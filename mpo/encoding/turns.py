@@ -81,8 +81,7 @@ def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> li
             if isinstance(source, str | bytes):
                 opened[source] = images[place]
     for path, own in places.items():
-        frames = open_frames(path, [images[place] for place in own], where=name)
-        for place, frame in zip(own, frames, strict=True):
+        for place, frame in zip(own, open_frames(path, [images[place] for place in own], where=name), strict=True):
             images[place] = frame
     return images
 
@@ -102,8 +101,7 @@ def encoded_images(record: Mapping[str, Any]) -> list[Any]:
     if len(given) > 1:
         raise ValueError(f"{describe(record)} has both 'images' and 'image'. Drop one of the columns.")
     images = given[0]
-    several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-    return list(images) if several else [images]
+    return list(images) if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
 
 
 def render(
@@ -130,8 +128,6 @@ def render(
             the messages, or a text contains an image token (`mpo.models.control_tokens`).
     """
     where = describe(record)
-    if isinstance(sides, str):
-        raise ValueError(f"sides must be a list of columns, such as [{sides!r}]; got the text {sides!r}.")
     _check_completions(record, sides)
     with bad_record(where):
         check_fields(record, sides, processing_class)
@@ -145,15 +141,12 @@ def render(
     if _are_plain(texts, where):
         return Rendered(texts["prompt"], [[Piece(texts[side], labelled=True)] for side in sides], images, conversational=False)
 
-    later = sum(map(image_parts, texts[sides[0]])) if tuple(sides) == CONVERSATION else 0
+    is_whole = tuple(sides) == CONVERSATION
+    later = sum(map(image_parts, texts[sides[0]])) if is_whole else 0
     first = max(len(images) - later, 0)
     chat = Chat(record, texts["prompt"], images[:first], processing_class, where)
-    captions = tuple(sides) == CONVERSATION and images
-    if not captions and not probe(processing_class).asks and any(text_of(m).strip() for m in chat.prompt if m["role"] == "user"):
-        raise ValueError(
-            f"{where}: the chat template leaves out what the user says; it is for SFT on images and their captions. Use another "
-            "(LLaVA-1.5: chat_template=vicuna), or leave the record out."
-        )
+    if not (is_whole and images):
+        _check_asked(chat)
     if not sides:
         return Rendered(chat.opening(chat.continues), [], images, conversational=True)
     conversations = [chat.completed(texts[side], side, images[first:]) for side in sides]
@@ -171,6 +164,16 @@ def render(
         else:
             completions.append(pieces_of_turns(chat, given, messages[len(given) :], prompt, record.get("labelled")))
     return Rendered(prompt, completions, images, conversational=True, later_images=later)
+
+
+def _check_asked(chat: Chat) -> None:
+    """Refuse what the user says where the chat template leaves it out."""
+    said = [text_of(message) for message in chat.prompt if message["role"] == "user"]
+    if not probe(chat.processing_class).asks and any(map(str.strip, said)):
+        raise ValueError(
+            f"{chat.where}: the chat template leaves out what the user says; it is for SFT on images and their captions. Use "
+            "another (LLaVA-1.5: chat_template=vicuna), or leave the record out."
+        )
 
 
 def _texts(record: Record, sides: Sequence[str]) -> dict[str, Any]:
@@ -231,6 +234,8 @@ def _read_by(template: str) -> frozenset[str]:
 
 def _check_completions(record: Mapping[str, Any], sides: Sequence[str]) -> None:
     where = describe(record)
+    if isinstance(sides, str):
+        raise ValueError(f"sides must be a list of columns, such as [{sides!r}]; got the text {sides!r}.")
     for side in sides:
         if record.get(side) is None:
             raise ValueError(

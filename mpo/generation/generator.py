@@ -58,8 +58,7 @@ class Request:
         messages = self.messages if isinstance(self.messages, str) else list(self.messages)
         if not messages:
             raise ValueError("The request has no messages. Give it one of the user.")
-        wanted = {"image": len(self.images), "video": len(self.videos)}
-        checked = prompt_messages(messages, "the request", wanted)
+        checked = prompt_messages(messages, "the request", {"image": len(self.images), "video": len(self.videos)})
         if (last := checked[-1]["role"]) not in PLACES:
             remedy = "Leave it out; to continue its text, give that as prefix=." if last == "assistant" else "Add the user's."
             raise ValueError(f"The request ends with a message of the {last}, not the user. {remedy}")

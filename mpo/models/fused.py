@@ -306,36 +306,29 @@ def add_fuser(
             repeated, not in order, or not those of `weights`.
     """
     kind = _kind_of(model)
-    fuser = None
-    if weights is not None:
-        if fusion != "mmfuser":
-            raise ValueError(f"The weights are of an MMFuser, but fusion={fusion!r}. Leave one of the two out.")
-        fuser = MMFuser.from_official(weights, num_heads=num_heads)
-        num_points = fuser.cross_attn.num_points
+    if weights is not None and fusion != "mmfuser":
+        raise ValueError(f"The weights are of an MMFuser, but fusion={fusion!r}. Leave one of the two out.")
+    fuser = None if weights is None else MMFuser.from_official(weights, num_heads=num_heads)
+    num_points = num_points if fuser is None else fuser.cross_attn.num_points
     config = fused_config(model.config, layers, fusion=fusion, num_heads=num_heads, num_points=num_points)
     levels, width = len(config.fuser_layers) - 1, config.vision_config.hidden_size
     if fuser is not None and (fuser.num_levels, fuser.width) != (levels, width):
-        raise ValueError(
-            f"The weights are of {fuser.num_levels} shallow layers and width {fuser.width}; fuser_layers={config.fuser_layers} are "
-            f"{levels} and the query, of width {width}."
-        )
+        found, named = f"{fuser.num_levels} shallow layers and width {fuser.width}", f"fuser_layers={config.fuser_layers}"
+        raise ValueError(f"The weights are of {found}; {named} are {levels} and the query, of width {width}.")
     with torch.device("meta"):
         fused = KINDS[kind][3](config)
     old, new = model.model, fused.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        near = next(getattr(old, PROJECTOR).parameters())
+        projector = getattr(old, PROJECTOR)
         if fusion == "mmfuser":
             fuser = fuser or MMFuser(width, num_levels=levels, num_heads=num_heads, num_points=num_points)
-            new.fuser = fuser.to(near.device, near.dtype)
-            setattr(new, PROJECTOR, getattr(old, PROJECTOR))
-        else:
-            setattr(new, PROJECTOR, _widened(getattr(new, PROJECTOR), getattr(old, PROJECTOR), width))
+            new.fuser = fuser.to(next(projector.parameters()))  # their device and type
+        setattr(new, PROJECTOR, projector if fusion == "mmfuser" else _widened(getattr(new, PROJECTOR), projector, width))
     for name in (INTERNVL.vision, INTERNVL.language):
         setattr(new, name, getattr(old, name))
     config.vision_config, config.text_config = model.config.vision_config, model.config.text_config
-    fused.lm_head = model.lm_head
-    fused.generation_config = model.generation_config
+    fused.lm_head, fused.generation_config = model.lm_head, model.generation_config
     fused.tie_weights()
     return fused.train(model.training)
 

@@ -88,8 +88,7 @@ def join(
     model = _put_together(config, tower, projector, text)
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
     sizes = {"image_size": tower.config.image_size[0], "image_seq_length": tokens}
-    processor = templated_processor(tokenizer, "internvl2_5", (1, max_tiles), True, **sizes)
-    return LoadedModel(model.eval(), processor)
+    return LoadedModel(model.eval(), templated_processor(tokenizer, "internvl2_5", (1, max_tiles), True, **sizes))
 
 
 def _put_together(config: InternVLConfig, tower: Any, projector: Any, text: Any) -> InternVLForConditionalGeneration:
@@ -157,10 +156,7 @@ def _language(folder: Path, kind: str, dtype: Any) -> tuple[Any, Any]:
     config = transformers_config(official, image_token_id=0).text_config
     state = _renamed(TensorFiles(folder), official, f"{INTERNVL.language}.", f"{INTERNVL.language}.")
     text = _filled(LlamaForCausalLM, config, state, folder)
-    tokenizer = read_tokenizer(folder)
-    if tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer. Copy its files from the original checkpoint.")
-    return text if dtype == "auto" else text.to(dtype), tokenizer
+    return text if dtype == "auto" else text.to(dtype), read_tokenizer(folder)
 
 
 def _parsed(folder: Path, **parts: Any) -> "Chat[Any]":
@@ -182,8 +178,7 @@ def _filled(cls: Any, config: Any, state: dict[str, Tensor], folder: Path) -> An
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
     check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, str(folder))
-    dtype = next(iter(state.values())).dtype
-    return cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    return cls.from_pretrained(None, config=config, state_dict=state, dtype=next(iter(state.values())).dtype)
 
 
 def _tokens_per_tile(config: Any, name: str) -> int:

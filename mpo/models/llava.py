@@ -110,20 +110,12 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     Raises:
         ValueError: for settings that transformers' LLaVA does not have, and tensors that are not those of the config.
     """
-    where, official = source / "config.json", read_config_json(source / "config.json")
-    for name, known in SETTINGS.items():
-        if official.get(name) not in known:
-            raise ValueError(f"{where}: expected {name} to be {known[0]!r}, as in LLaVA-1.5; got {official.get(name)!r}.")
-    tokenizer = read_tokenizer(source)
-    if tokenizer is None:
-        raise ValueError(f"{source} has no tokenizer. Copy its files from the original checkpoint.")
+    where = source / "config.json"
+    official, tokenizer = _official(where), read_tokenizer(source)
     tokenizer.add_tokens([IMAGE], special_tokens=True)
-    files = TensorFiles(source)
-    shapes = files.shapes()
-    vision, towers = CLIP_L_336, None
-    if tower is not None:
-        given = read_config_json(tower / "config.json")
-        vision, towers = given.get("vision_config", given), TensorFiles(tower)
+    shapes = (files := TensorFiles(source)).shapes()
+    given: Mapping[str, Any] = CLIP_L_336 if tower is None else read_config_json(tower / "config.json")
+    vision, towers = given.get("vision_config", given), None if tower is None else TensorFiles(tower)
     levels = _levels(official.get("mm_vision_select_layer"), str(where))
     try:
         config = _config(official, vision, levels, tokenizer, shapes)
@@ -136,12 +128,10 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     ours = {_renamed(name, inner, len(levels) > 1): (files, name) for name in shapes}
     if not any(name.startswith(f"model.{LLAVA.vision}.") for name in ours):
         if towers is None:
-            raise ValueError(
-                f"{source} has no weights of its vision tower, {official['mm_vision_tower']}. Give its folder with --tower."
-            )
+            raise ValueError(f"{source} has no vision tower ({official['mm_vision_tower']}). Give its folder with --tower.")
         found = (name for name in towers.names() if name.startswith("vision_model."))
         ours |= {f"model.{LLAVA.vision}.{inner}{name.removeprefix('vision_model.')}": (towers, name) for name in found}
-    rows = config.text_config.vocab_size
+    old, rows = official["vocab_size"], config.text_config.vocab_size
 
     def read(name: str) -> Tensor:
         holder, theirs = ours[name]
@@ -152,8 +142,9 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
         return tensor
 
     held = {name: holder.shapes()[theirs] for name, (holder, theirs) in ours.items()}
-    grown = (official["vocab_size"],), (rows,)
-    held |= {name: (rows, *shape[1:]) for name, shape in held.items() if (shape[:1], expected.get(name, ())[:1]) == grown}
+    held |= {
+        name: (rows, *shape[1:]) for name, shape in held.items() if (shape[:1], expected.get(name, ())[:1]) == ((old,), (rows,))
+    }
     check_shapes(held, expected, str(source) if tower else f"{source} with CLIP ViT-L/14-336 (--tower DIR gives another tower)")
     write_shards(target, ((name, read(name)) for name in ours), len(ours), shard_bytes=shard_bytes, progress=progress)
     config.architectures, config.dtype = [type(model).__name__], read("lm_head.weight").dtype
@@ -162,6 +153,15 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     _processor(official, config, tokenizer).save_pretrained(target)
     (target / "official_config.json").write_text(json.dumps(official, indent=2) + "\n")
     return len(ours)
+
+
+def _official(path: Path) -> dict[str, Any]:
+    """Read an official config, whose settings must be those of LLaVA-1.5."""
+    official = read_config_json(path)
+    for name, known in SETTINGS.items():
+        if official.get(name) not in known:
+            raise ValueError(f"{path}: expected {name} to be {known[0]!r}, as in LLaVA-1.5; got {official.get(name)!r}.")
+    return official
 
 
 def _processor(official: Mapping[str, Any], config: Any, tokenizer: Any) -> LlavaProcessor:

@@ -156,33 +156,12 @@ def small_internvl(
     Raises:
         ValueError: for an unknown family, or sizes that do not fit each other or the processor.
     """
-    if text not in get_args(TextFamily):
-        raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama'; got text={text!r}.")
-    tokenizer = processor.tokenizer
     tile, tokens = processor.image_processor.size["height"], processor.image_seq_length
     patch = max(1, tile // round(math.sqrt(tokens) / DOWNSAMPLE_RATIO))
     if _tokens_per_tile(tile, patch) != tokens:
         raise ValueError(f"No size of patches gives {tokens} tokens per {tile}-pixel tile, which the processor writes.")
-    heads = heads or max(2, hidden_size // 32)
-    vision_heads = max(2, vision_hidden_size // 32)
-    for name, size, count in (("", hidden_size, heads), ("vision_", vision_hidden_size, vision_heads)):
-        if size % count or size // count % 2:
-            raise ValueError(f"{name}hidden_size / {name}heads must be an even number, but {size} / {count} is {size / count:g}.")
-    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    text_config = CONFIG_MAPPING[text](
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
-        max_position_embeddings=max_position_embeddings,
-        tie_word_embeddings=tie_word_embeddings,
-        bos_token_id=None,
-        eos_token_id=end_of_turn,
-        pad_token_id=tokenizer.pad_token_id,
-        **({} if text == "qwen2" else {"head_dim": hidden_size // heads}),
-    )
+    settings = {"max_position_embeddings": max_position_embeddings, "tie_word_embeddings": tie_word_embeddings}
+    text_config = _text_config(text, processor.tokenizer, hidden_size, heads, num_hidden_layers=layers, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = untrained_internvl(
@@ -190,13 +169,40 @@ def small_internvl(
             text_config,
             hidden_size=vision_hidden_size,
             num_hidden_layers=vision_layers,
-            num_attention_heads=vision_heads,
+            num_attention_heads=_heads(vision_hidden_size, name="vision_"),
             image_size=[tile, tile],
             patch_size=[patch, patch],
             layer_scale_init_value=layer_scale_init_value,
         )
-    model.generation_config = GenerationConfig(eos_token_id=end_of_turn, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=text_config.eos_token_id, pad_token_id=text_config.pad_token_id)
     return model.eval()
+
+
+def _text_config(text: str, tokenizer: Any, hidden_size: int, heads: int | None, **settings: Any) -> Any:
+    """The config of a language model for the tokens of a tokenizer."""
+    if text not in get_args(TextFamily):
+        raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama'; got text={text!r}.")
+    heads = _heads(hidden_size, heads)
+    return CONFIG_MAPPING[text](
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.pad_token_id,
+        **settings,
+        **({} if text == "qwen2" else {"head_dim": hidden_size // heads}),
+    )
+
+
+def _heads(size: int, count: int | None = None, name: str = "") -> int:
+    """The number of attention heads, by default one per 32 channels (at least 2); their width must be even."""
+    count = count or max(2, size // 32)
+    if size % count or size // count % 2:
+        raise ValueError(f"{name}hidden_size / {name}heads must be an even number, but {size} / {count} is {size / count:g}.")
+    return count
 
 
 def untrained_internvl(processor: InternVLProcessor, text_config: Any, **vision: Any) -> InternVLForConditionalGeneration:

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
 from mpo.data.ids import id_hash, refuse_repeated
 from mpo.data.paths import regular_file
 from mpo.generation.generator import Request, whole_number
 from mpo.io import FULL, atomic_write, read_json_object, write_text
 from mpo.pipelines.flow import BadStep, Record, finished, log, requests_of, step_names
-from mpo.pipelines.ledger import Ledger, content_hash, json_line, plain, request_hash, requests_in
+from mpo.pipelines.ledger import Ledger, content_hash, digestible, json_line, request_hash, requests_in
 from mpo.pipelines.part import DROPPED, LEDGERS, OUTPUT, PROGRESS, SHARDS, Part, base_ledger, locked, total
 from mpo.pipelines.report import Progress, make_report, page
-from mpo.pipelines.step import FILES, Dropped, Step, to_record
+from mpo.pipelines.step import FILES, Dropped, Step, settings_of, to_record
 
 VERSION = 4
 SETTINGS, REPORT, PAGE, IMAGES, MARKS = "job.json", "report.json", "report.html", "images", ".job.marks"
@@ -79,11 +78,10 @@ class Job:
             raise ValueError(
                 "The records can be read only once, and a job reads them several times. Give a list, or load_questions."
             )
-        for name, value in (("shards", 1 if shards is None else shards), ("max_failures", max_failures)):
-            whole_number(name, value)
         self.names = step_names(steps)
         self.steps, self.records, self.folder = list(steps), records, Path(folder).absolute()
-        self.shards, self.max_failures, self.drop_bad = shards, max_failures, drop_bad
+        self.drop_bad, self.max_failures = drop_bad, whole_number("max_failures", max_failures)
+        self.shards = whole_number("shards", shards, optional=True)
         self.concurrency = whole_number("concurrency", concurrency, optional=True)
         self.count = self.divided = 0
         self._base: list[Ledger | None] = []
@@ -154,7 +152,7 @@ class Job:
         path, self._base = self.folder / SETTINGS, []
         before = read_json_object(path) if path.exists() else None
         known = before["steps"] if before else {}
-        steps = {name: _settings(step, known.get(name)) for name, step in zip(self.names, self.steps, strict=True)}
+        steps = {name: settings_of(step, known.get(name)) for name, step in zip(self.names, self.steps, strict=True)}
         own = {"version": VERSION, "order": self.names, "steps": steps}
         several = SHARDS_PER_WORKER * workers
         if before is not None:
@@ -215,9 +213,8 @@ class Job:
     def _check_records(self, before: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], bool]:
         """Look at all records and their files, and compare them with those in the `job.json` before.
 
-        Returns:
-            two numbers of each record (`_marks`), shape (number, 2); what `job.json` says about the records; and whether those
-            before are others now, or in other places, so that the output is made again.
+        Returns `_marks` of each record, shape (number, 2), what `job.json` says about the records, and whether the output is made
+        again, because those before are others now, or in other places.
         """
         size = before["records"]["number"] if before else 0
         file = self.folder / MARKS
@@ -384,27 +381,9 @@ class Job:
             return [line[:SHOWN_BYTES] for line in islice(file, SHOWN_LINES)]
 
 
-def _settings(step: Step, known: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of a step. A server that is away is the one that was asked before: what it has said needs no other answer."""
-    try:
-        return step.settings()
-    except ConnectionError as error:
-        name = ((known or {}).get("generator") or {}).get("model")
-        if not isinstance(name, str) or getattr(step.generator, "name", "") is not None:
-            raise
-        log.warning("%s Without it, only what is in the ledger can be used.", error)
-        step.generator.name = name  # type: ignore[union-attr]
-        return step.settings()
-
-
 def _asked_with(steps: Mapping[str, Any]) -> dict[str, Any]:
     """The model and the sampling of each step, of its settings."""
     return {name: {what: one.get(what) for what in ("generator", "sampling")} for name, one in steps.items()}
-
-
-def digestible(value: Any) -> Any:
-    """What stands in the digest for what JSON lacks."""
-    return content_hash(value) if isinstance(value, bytes | bytearray | Image) else plain(value)
 
 
 def _contents(marks: Any) -> str:

@@ -9,6 +9,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import asdict
 from datetime import date
 from decimal import Decimal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from mpo.generation.generator import Request, Response
 
@@ -105,6 +107,25 @@ def plain(value: Any) -> Any:
     raise ValueError(
         f"a record has a {type(value).__name__}, which JSON cannot hold: {value!r:.80}. Leave it out, or make it text."
     )
+
+
+def digestible(value: Any) -> Any:
+    """What stands in the digest for what JSON lacks."""
+    return content_hash(value) if isinstance(value, bytes | bytearray | Image) else plain(value)
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of what JSON holds, several times as fast as `copy.deepcopy`, which copies anything else in it.
+
+    >>> copied({"a": [1, {"b": "c"}]})
+    {'a': [1, {'b': 'c'}]}
+    """
+    kind = type(value)
+    if kind is dict:
+        return {key: copied(one) for key, one in value.items()}
+    if kind is list:
+        return [copied(one) for one in value]
+    return value if kind in (str, int, float, bool, type(None)) else deepcopy(value)
 
 
 def _digest(data: bytes | bytearray | memoryview) -> str:

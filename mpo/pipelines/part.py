@@ -147,8 +147,7 @@ class Part:
                 log.warning("%s: an unfinished line of %d bytes at its end was cut off", ledger.path, ledger.cut)
             with _Writing(self, ledger, max_failures, proven, show) as writing:
                 flow = Flow(steps, ledger=ledger, asked_with=asked_with, concurrency=concurrency)
-                rest = (record for place, record in enumerate(records) if place >= writing.done)
-                flow.run(rest, writing.emit)
+                flow.run((record for place, record in enumerate(records) if place >= writing.done), writing.emit)
                 writing.end()
 
 

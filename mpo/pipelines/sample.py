@@ -52,8 +52,7 @@ class Sample(Step):
         texts = [place for place, part in enumerate(content) if part["type"] == "text"]
         if not texts:
             raise ValueError("the last turn of the question has no text.")
-        question = "".join(content[place]["text"] for place in texts)
-        start, end = _around(prompt, record.get("choices") or (), question)
+        start, end = _around(prompt, record.get("choices") or (), "".join(content[place]["text"] for place in texts))
         content[texts[0]] = {"type": "text", "text": start + content[texts[0]]["text"]}
         content[texts[-1]] = {"type": "text", "text": content[texts[-1]]["text"] + end}
         asked = [*system, *before, {"role": last["role"], "content": content}]

@@ -146,6 +146,19 @@ def to_record(given: Any, place: int = 0) -> Record:
     return record
 
 
+def settings_of(step: Step, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of a step. A server that is away is the one that was asked before: what it has said needs no other answer."""
+    try:
+        return step.settings()
+    except ConnectionError as error:
+        name = ((known or {}).get("generator") or {}).get("model")
+        if not isinstance(name, str) or getattr(step.generator, "name", "") is not None:
+            raise
+        log.warning("%s Without it, only what is in the ledger can be used.", error)
+        step.generator.name = name  # type: ignore[union-attr]
+        return step.settings()
+
+
 def question_of(record: Mapping[str, Any]) -> Question:
     """The question of a record that was made of one."""
     return Question(**{"messages": [], **{one.name: record[one.name] for one in fields(Question) if one.name in record}})

@@ -191,11 +191,7 @@ def _equal_layers(model: nn.Module) -> list[list[tuple[nn.ModuleList, nn.Module]
 
 
 def _cut(model: nn.Module, lengths: list[int]) -> dict[nn.Module, str]:
-    """Keep the first layers of each run of equal ones.
-
-    Returns:
-        The run of each layer, and whether it is its first, its last, or between: only those grow evenly.
-    """
+    """Keep the first layers of runs of equal ones. Return their runs and places: only those between first and last grow evenly."""
     kept: dict[nn.ModuleList, list[nn.Module]] = {}
     places = {}
     for number, (run, length) in enumerate(zip(_equal_layers(model), lengths, strict=True)):

@@ -12,7 +12,8 @@ from typing import Any
 
 from mpo.io import BadRecord, atomic_write, refuse_existing, write_text
 from mpo.review.agreement import summary
-from mpo.review.documents import Stale, corrected, read_line
+from mpo.review.documents import read_line
+from mpo.review.edits import Stale, corrected
 from mpo.review.facets import keys
 from mpo.review.files import Records, plain
 from mpo.review.log import Event, Log

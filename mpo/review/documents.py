@@ -1,4 +1,4 @@
-"""What a person sees and edits of a line, each text with its paths in the line, and the line that corrections make of it."""
+"""What a person sees and edits of a line, each text with its paths in the line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 from mpo.data.conversations import CONVERSATIONS, PAIRS
 from mpo.data.formats import FORMATS, detect
-from mpo.io import BadRecord, json_kind, parse_json
+from mpo.io import BadRecord, parse_json
 
 Path = tuple[str | int, ...]
 """Where a value stands in a line: keys and indices. A step into a text is one into the JSON that it holds."""
@@ -27,10 +27,6 @@ VERDICTS = ("correct", "wrong_answer", "wrong_format")
 EDITED_TRUTH = {"mmpr": "answer_gt", "trl": "ground_truth", "question": "answer", "responses": "ground_truths"}
 """What a known answer is called where a record has none, by its format or kind."""
 PLACEHOLDERS = re.compile("(<(image|video)>\n)+")
-
-
-class Stale(ValueError):
-    """A decision that was made about another content of a record."""
 
 
 @dataclass
@@ -66,13 +62,13 @@ class Document:
     def key(self) -> str:
         """Identify the content: id, texts and names of files. Where files lie, and placeholders in front of texts, do not count."""
         names = [_name(one) for own in self.files.values() for one in own]
-        texts = [[one["paths"], one["text"][len(_front(one["text"])) :] if "text" in one else one["value"]] for one in self.texts()]
+        texts = [[one["paths"], one["text"][len(front(one["text"])) :] if "text" in one else one["value"]] for one in self.texts()]
         content = [self.id, names, texts]
         return hashlib.blake2b(json.dumps(content, default=str).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 @contextmanager
-def _shaped() -> Iterator[None]:
+def shaped() -> Iterator[None]:
     """Raise BadRecord for a line whose fields have other types than those of a record."""
     try:
         yield
@@ -114,7 +110,7 @@ def _has_assistant(line: Mapping[str, Any]) -> bool:
     )
 
 
-@_shaped()
+@shaped()
 def read_line(line: Mapping[str, Any]) -> Document:
     """Read a line of any kind. What is in none of the known places is shown as `about`, or not at all."""
     kind = kind_of(line)
@@ -175,7 +171,7 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
         used |= {"prompt"}
         return name
     if name == "swift":
-        start = _last_user(line)
+        start = last_user(line)
         shared = _turns(line["messages"][:start], ("messages",), "user")
         found.turns += shared
         sides["chosen"] = _turns(line["messages"][start:], ("messages",), "assistant", start)
@@ -223,7 +219,8 @@ def _stand_twice(turns: Sequence[Any], same: Sequence[Any]) -> None:
                 part["paths"] += again["paths"]
 
 
-def _last_user(line: Mapping[str, Any]) -> int:
+def last_user(line: Mapping[str, Any]) -> int:
+    """The place after the last turn of the user, where the completion begins; without one, the place of the last turn."""
     roles = [one.get("role") if isinstance(one, Mapping) else None for one in line["messages"]]
     return max((place + 1 for place, role in enumerate(roles) if role == "user"), default=max(0, len(roles) - 1))
 
@@ -284,7 +281,7 @@ def _message(one: Any, path: Path, role: str) -> dict[str, Any]:
     return {"role": {"human": "user", "gpt": "assistant"}.get(said, said), "parts": parts}
 
 
-def _front(text: str) -> str:
+def front(text: str) -> str:
     """The placeholders in front of a text, which a file may leave out."""
     found = PLACEHOLDERS.match(text)
     return found[0] if found else ""
@@ -297,9 +294,6 @@ def _name(file: Any) -> str:
     return str(given).replace("\\", "/").rpartition("/")[2]
 
 
-# Corrections
-
-
 def at(value: Any, path: Sequence[str | int]) -> Any:
     """The value at a path; None where there is nothing."""
     for step in path:
@@ -309,165 +303,3 @@ def at(value: Any, path: Sequence[str | int]) -> Any:
         except (LookupError, TypeError):
             return None
     return value
-
-
-def put(value: Any, path: Sequence[str | int], new: Any) -> Any:
-    """Return a value, changed in place where it can be, with another one at a path."""
-    if not path:
-        return new
-    if isinstance(value, str):
-        return json.dumps(put(parse_json(value, "the text"), path, new), ensure_ascii=False)
-    value[path[0]] = put(at(value, path[:1]), path[1:], new)
-    return value
-
-
-@_shaped()
-def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The line that edits (``paths``, the ``old`` value there, the new ``value``) make of a line, and then ``swap``.
-
-    A swap exchanges all that is said of the chosen and of the rejected completion, and drops ``margin``, by how much the one was
-    said to be better. Raises Stale for another value than the old one.
-    """
-    from mpo.pipelines.mmpr.verify import BY_PERSON  # its imports take a second
-
-    new: dict[str, Any] = _copy(line)
-    for edit in edits:
-        for path in edit["paths"]:
-            found, value = at(new, path), edit["value"]
-            front = _front(found) if isinstance(found, str) and isinstance(edit["old"], str) and found != edit["old"] else ""
-            if front and found == front + edit["old"]:
-                value = front + value
-            elif found != edit["old"]:
-                raise Stale(f"{'/'.join(map(str, path))} is {found!r:.60} and was {edit['old']!r:.60} when it was edited.")
-            put(new, path, value)
-            if path[-1] == "verdict":
-                put(new, [*path[:-1], "answer"], at(new, [*path[:-1], "answer"]))  # pairs are told by it
-                put(new, [*path[:-1], "method"], BY_PERSON)
-    judged = new.get("responses")
-    if "accuracy" in new and isinstance(judged, list) and judged:
-        new["accuracy"] = sum(one.get("verdict") == "correct" for one in judged) / len(judged)
-    return _swapped(new) if action == "swap" else new
-
-
-def _copy(value: Any) -> Any:
-    """A copy whose parts are all its own, also where one object stands in two places."""
-    if isinstance(value, Mapping):
-        return {name: _copy(one) for name, one in value.items()}
-    return [_copy(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _swapped(new: dict[str, Any]) -> dict[str, Any]:
-    name = detect(new).NAME if kind_of(new) == "pair" else ""
-    if name in ("", "vlfeedback"):
-        raise ValueError("only a chosen and a rejected completion can be swapped. Edit the record, or reject it.")
-    if name == "swift":
-        start = _last_user(new)
-        if new.get("rejected_response") not in (None, "", []):
-            tail, other = new["messages"][start:], new["rejected_response"]
-            single = isinstance(other, str) and len(tail) == 1 and isinstance(tail[0].get("content"), str)
-            new["rejected_response"] = tail[0]["content"] if single else tail
-            other = {"role": "assistant", "content": other} if isinstance(other, str) else other
-            new["messages"][start:] = [other] if isinstance(other, Mapping) else other
-        else:
-            new["messages"], new["rejected_messages"] = new["rejected_messages"], new["messages"]
-    new = _turned(new, FORMATS[name].USES)
-    for own in ("text", "metadata") if name == "rlhf_v" else ("metadata",):
-        with suppress(ValueError):  # a text that holds no JSON
-            given = new.get(own)
-            inner = parse_json(given, own) if isinstance(given, str) else given
-            if isinstance(inner, dict) and (turned := _turned(inner)) != inner:
-                new[own] = json.dumps(turned, ensure_ascii=False) if isinstance(given, str) else turned
-    metas: Any = [new.get(f"{side}_meta") for side in ("chosen", "rejected")]
-    if all(isinstance(one, dict) for one in metas) and "negative" in metas[0]:  # it says why a completion is the rejected one
-        metas[1]["negative"] = metas[0].pop("negative")
-    new.pop("margin", None)
-    return new
-
-
-def _turned(own: Mapping[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
-    """Let what is said of one completion be said of the other; a name for one side alone turns, but for those `kept`."""
-    sides = {"chosen": "rejected", "rejected": "chosen"}
-    names = {name: re.sub("chosen|rejected", lambda found: sides[found[0]], name) for name in own}
-    return {name if names[name] in own or name in kept else names[name]: own.get(names[name], value) for name, value in own.items()}
-
-
-def new_value(old: Any, given: Any) -> Any:
-    """What is put in the place of a value for what a person wrote: a number stays one where it can.
-
-    Raises:
-        ValueError: for anything but text, or a list of texts for a list.
-    """
-    if isinstance(old, list) or (old is None and isinstance(given, list)):
-        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-            raise ValueError(f"expected a list of texts, got {json_kind(given)}.")
-        kept = {str(one): one for one in old or () if not isinstance(one, str)}
-        return [kept.get(one, one) for one in given]
-    if not isinstance(given, str):
-        raise ValueError(f"expected text, got {json_kind(given)}.")
-    if given.encode("utf-8", "replace") != given.encode("utf-8", "surrogatepass"):
-        raise ValueError("the text has half of a character (a lone surrogate). Write it again.")
-    if isinstance(old, int | float) and not isinstance(old, bool):
-        try:
-            found = parse_json(given, "the number")
-        except BadRecord:
-            return given
-        return found if isinstance(found, int | float) and not isinstance(found, bool) else given
-    return given
-
-
-def refused(line: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Why a corrected line cannot be read as what it was, if the line itself could be; files are not looked for."""
-    found = [_reason(one) for one in (line, new)]
-    return found[1] if found[1] != found[0] else None
-
-
-def _reason(line: Mapping[str, Any]) -> str | None:
-    from mpo.data.records import to_records
-
-    kind = kind_of(line)
-    if kind in ("pair", "conversation"):
-        try:
-            to_records(line, where="", find=lambda path, _: path, kind=kind)
-        except BadRecord as error:
-            return error.reason
-        return None
-    texts = [one for one in read_line(line).turns if any(part.get("text", "").strip() for part in one["parts"])]
-    if kind == "question" and not texts:
-        return "a question needs a text."
-    if kind == "responses" and any(one.get("verdict") not in (None, *VERDICTS) for one in line["responses"]):
-        return f"a verdict is one of {', '.join(VERDICTS)}."
-    return None
-
-
-# What records are filtered and ordered by
-
-
-@_shaped()
-def facets(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
-    """The source, verdict and type of a line, and how hard it is, from 0 to 1.
-
-    The last is the fraction of wrong responses; for a pair with a margin, less for a larger one; 0 where nothing is known.
-    """
-    inner = line.get("metadata")
-    inner = inner if isinstance(inner, Mapping) else {}
-    places = (line, inner)
-    source = next((str(own[name]) for own in places for name in SOURCES if own.get(name)), "")
-    kind = next((str(own[name]) for own in places for name in TYPES if isinstance(own.get(name), str) and own[name]), "")
-    accuracy, margin = line.get("accuracy", inner.get("accuracy")), line.get("margin")
-    verdict = ""
-    responses = line.get("responses")
-    if isinstance(responses, list) and responses and any(isinstance(one, Mapping) and one.get("verdict") for one in responses):
-        right = sum(isinstance(one, Mapping) and one.get("verdict") == "correct" for one in responses)
-        verdict = "all right" if right == len(responses) else "mixed" if right else "all wrong"
-        accuracy = right / len(responses)
-    elif isinstance(line.get("greedy"), list):
-        scores = [float(one.get("score") or 0) for one in line["greedy"] if isinstance(one, Mapping)]
-        verdict = "dropped" if not scores else "right" if min(scores) == 1 else "wrong" if max(scores) == 0 else "partly right"
-        accuracy = sum(scores) / len(scores) if scores else None
-    elif isinstance(line.get("rejected_meta"), Mapping):
-        verdict = str(line["rejected_meta"].get("verdict") or line["rejected_meta"].get("negative") or "")
-    if isinstance(accuracy, int | float) and not isinstance(accuracy, bool):
-        return source, verdict, kind, 1.0 - float(accuracy)
-    if isinstance(margin, int | float) and not isinstance(margin, bool):
-        return source, verdict, kind, 1 / (1 + abs(float(margin)))
-    return source, verdict, kind, 0.0

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpo.io import BadRecord
-from mpo.review.documents import facets, read_line
+from mpo.review.documents import SOURCES, TYPES, read_line, shaped
 from mpo.review.files import Records
 from mpo.review.log import Log
 
@@ -160,3 +160,34 @@ def keys(records: Records) -> dict[str, list[int]]:
     for place in range(len(records)):
         found.setdefault(key_of(records, place), []).append(place)
     return found
+
+
+@shaped()
+def facets(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
+    """The source, verdict and type of a line, and how hard it is, from 0 to 1.
+
+    The last is the fraction of wrong responses; for a pair with a margin, less for a larger one; 0 where nothing is known.
+    """
+    inner = line.get("metadata")
+    inner = inner if isinstance(inner, Mapping) else {}
+    places = (line, inner)
+    source = next((str(own[name]) for own in places for name in SOURCES if own.get(name)), "")
+    kind = next((str(own[name]) for own in places for name in TYPES if isinstance(own.get(name), str) and own[name]), "")
+    accuracy, margin = line.get("accuracy", inner.get("accuracy")), line.get("margin")
+    verdict = ""
+    responses = line.get("responses")
+    if isinstance(responses, list) and responses and any(isinstance(one, Mapping) and one.get("verdict") for one in responses):
+        right = sum(isinstance(one, Mapping) and one.get("verdict") == "correct" for one in responses)
+        verdict = "all right" if right == len(responses) else "mixed" if right else "all wrong"
+        accuracy = right / len(responses)
+    elif isinstance(line.get("greedy"), list):
+        scores = [float(one.get("score") or 0) for one in line["greedy"] if isinstance(one, Mapping)]
+        verdict = "dropped" if not scores else "right" if min(scores) == 1 else "wrong" if max(scores) == 0 else "partly right"
+        accuracy = sum(scores) / len(scores) if scores else None
+    elif isinstance(line.get("rejected_meta"), Mapping):
+        verdict = str(line["rejected_meta"].get("verdict") or line["rejected_meta"].get("negative") or "")
+    if isinstance(accuracy, int | float) and not isinstance(accuracy, bool):
+        return source, verdict, kind, 1.0 - float(accuracy)
+    if isinstance(margin, int | float) and not isinstance(margin, bool):
+        return source, verdict, kind, 1 / (1 + abs(float(margin)))
+    return source, verdict, kind, 0.0

@@ -109,8 +109,7 @@ class Records:
             self._progress.notify_all()
 
     def _is_blank(self, start: int, end: int) -> bool:
-        head = os.pread(self._file.fileno(), min(end - start, 64), start)
-        if head.removeprefix(BOM_UTF8).strip():
+        if os.pread(self._file.fileno(), min(end - start, 64), start).removeprefix(BOM_UTF8).strip():
             return False
         return not os.pread(self._file.fileno(), end - start, start).removeprefix(BOM_UTF8).strip()
 

@@ -236,8 +236,7 @@ class Log:
         """
         with self.mutex:
             last = next((event for event in reversed(self.events) if event["action"] == "file"), None)
-            contents = {event["content"] for event in self.events if event["action"] == "file"}
-            if contents - {content}:
+            if {event["content"] for event in self.events if event["action"] == "file"} - {content}:
                 self._follow(content, keys())
                 self._settle()
             if last is None or last["content"] != content or last.get("state", []) != [*state]:

@@ -70,10 +70,7 @@ class Evaluates(Trainer):  # type: ignore[misc]
         return loss, logits[order], labels[order]
 
     def _gather_rows(self, values: Any) -> Any:
-        """Gather a batch's losses (one per record) or rows (one per completion) that count, over all ranks, in record order.
-
-        transformers would count rows as records and drop some of an incomplete last batch.
-        """
+        """Gather what counts of a batch, losses by record or rows by completion, in record order; transformers counts rows."""
         if self._rows is None:
             return self.accelerator.gather(values)
         size, each, counts = self._rows

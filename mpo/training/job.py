@@ -284,8 +284,7 @@ class TrainJob(TrainedModel):
         """Build the trainer's configuration, on a rank with the whole group `trainer`."""
         trainer = self.trainer if trainer is None else trainer
         given = {name: value for name, value in trainer.items() if name != "global_batch_size"}
-        total = trainer.get("global_batch_size")
-        if total is not None:
+        if (total := trainer.get("global_batch_size")) is not None:
             defaults = self.kind.config.__dataclass_fields__
             size = given.get("per_device_train_batch_size", defaults["per_device_train_batch_size"].default)
             ranks = self.place().world_size
@@ -339,9 +338,7 @@ def without_gpu(trainer: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("bf16") is None and not given.get("fp16"):
         given["bf16"] = True
     if not torch.cuda.is_available():
-        given["use_cpu"] = True
-        given["activation_offloading"] = given["use_liger_kernel"] = False
-        given["tf32"] = None
+        given |= {"use_cpu": True, "activation_offloading": False, "use_liger_kernel": False, "tf32": None}
     return given
 
 

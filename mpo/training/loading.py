@@ -90,10 +90,7 @@ class LoadsBatches(UsesFeatures):
             return self.get_eval_dataloader(dataset)
 
     def _plan(self, dataset: Any) -> tuple[PairBatchSampler, Any, dict[int, str]]:
-        """Plan which records share a batch, on all ranks.
-
-        Returns the sampler, the tokens of each record's prompt, and the indices of those that are skipped, with the reasons.
-        """
+        """Plan the batches of all ranks. Return the sampler, the tokens of each prompt, and what is skipped, with reasons."""
         args = self.args
         with self.accelerator.main_process_first():  # the others find its measurements in the cache of datasets
             rules = {"tile_budget": args.tile_budget, "on_bad_record": args.on_bad_record, **args.encoding_rules()}
@@ -183,17 +180,12 @@ class LoadsBatches(UsesFeatures):
         # Decided before the batches are used: later the data loader's end would be attributed to the first of them.
         if self._sampler is None:  # otherwise padding pairs have their own flag
             batch_samples[-1] = replace(batch_samples[-1], counted=self._counted(batch_samples[-1]))
-        first = [batch.lengths[0, : batch.counted] for batch in batch_samples]
-        lengths = torch.cat(first).to(device).float()
+        lengths = torch.cat([batch.lengths[0, : batch.counted] for batch in batch_samples]).to(device).float()
         self._before_step()
         return self._step_denominator(lengths)
 
     def _step_denominator(self, lengths: Tensor) -> Tensor:
-        """Return the denominator of a step's loss over all ranks: the number of its records.
-
-        Args:
-            lengths: labelled tokens of the first completion of each of this rank's records that count, shape (records,).
-        """
+        """The denominator of a step's loss: its records on all ranks. `lengths`, (records,): their labelled tokens."""
         step = self._over_ranks(torch.stack([torch.ones_like(lengths).sum(), lengths.sqrt().sum()]))
         records: Tensor = step[0].clamp_min(1)  # a step whose records are all bad has a loss of 0
         self._mean_sqrt_tokens = step[1] / records

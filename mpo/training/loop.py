@@ -44,10 +44,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
     layout: str
 
     def _start_loop(self) -> None:
-        """Set up the state of the loop, once the accelerator exists.
-
-        Raises ValueError for the router loss of a model that does not return router logits.
-        """
+        """Set up the loop's state, once the accelerator exists. Raises ValueError for a router loss without router logits."""
         self.aux_loss_enabled = adds_router_loss(self.model.config, self.args)
         self._meters = {"train": Meter(), "eval": Meter()}
         self._whole_run = [0.0, 0.0]  # sum of losses, and of their weights
@@ -85,11 +82,7 @@ class Loop(LoadsBatches, Evaluates, Resumes):
     def _loss(
         self, outputs: Any, batch: Batch, counted: int, step: Tensor | None
     ) -> tuple[Tensor, float | Tensor, Mapping[str, Fraction]]:
-        """Compute the loss of the first `counted` records; `step` is what `_step_denominator` returned, None outside of a step.
-
-        Returns:
-            the loss, a factor for its gradient, and metrics.
-        """
+        """Compute the loss of `counted` records, a factor for its gradient, and metrics; `step`: from `_step_denominator`."""
         raise NotImplementedError
 
     def compute_loss(

@@ -128,9 +128,8 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
     ) -> tuple[PreTrainedModel | None, Any, Any]:
         """Make the reference of a run, before accelerate may shard it.
 
-        Returns:
-            the reference model (None: that of adapters is the model without them), its identity if it is a copy of the policy, and
-            its fingerprint if its log-probs are cached.
+        Returns the model (None: that of adapters is the model without them), its identity if it is a copy of the policy, and its
+        fingerprint if its log-probs are cached.
         """
         if peft_config is None and ref_model is not None and ref_model is not model:
             check_apart(model, ref_model)

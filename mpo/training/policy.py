@@ -48,10 +48,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
     # --- Construction
 
     def _checked_data(self, train_dataset: Any, eval_dataset: Any, processing_class: Any) -> tuple[Any, Any]:
-        """Return the data sets with images left encoded: TRL looks at the first record.
-
-        Raises ValueError for a data set without the columns of a record.
-        """
+        """Return the data sets with images left encoded: TRL looks at the first record. Raises ValueError for missing columns."""
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
             check_columns(dataset, name, self.needed, processing_class)
@@ -60,11 +57,7 @@ class HasPolicy(Trainer):  # type: ignore[misc]
 
     @staticmethod
     def _loaded(model: Any, args: Any, optimizer: Any, quantization_config: Any, peft_config: Any) -> tuple[Any, Any]:
-        """Load a model that is given by name, and check what is to be trained of it.
-
-        Returns:
-            the model, and the `quantization_config` that is left to TRL.
-        """
+        """Load a model that is given by name, and check what is trained of it. Return it and the quantization left to TRL."""
         if peft_config is not None and not isinstance(model, str) and is_peft_model(model):
             raise ValueError("The model has adapters already, and peft_config would add others. Pass one of the two.")
         if isinstance(model, str):

@@ -58,10 +58,7 @@ class Resumes(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _load_callback_state(self) -> None:
-        """Restore the state of callbacks (early stopping's patience), with this run's settings.
-
-        With `restore_callback_states_from_checkpoint`, transformers restores their settings too.
-        """
+        """Restore the state of callbacks (early stopping's patience), not their settings, which transformers may restore too."""
         states = self.state.stateful_callbacks
         if self.args.restore_callback_states_from_checkpoint:
             super()._load_callback_state()

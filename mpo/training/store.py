@@ -270,13 +270,9 @@ def read_fingerprint(folder: Path) -> Fingerprint:
 
 def leftovers(folder: Path, *, min_age_seconds: float = 0.0) -> list[Path]:
     """Return incomplete files of killed writers: shards or meta.json under a temporary name."""
-    found = []
-    for path, status in statuses(sorted(folder.rglob("*.tmp"))):
-        target = TEMPORARY.fullmatch(path.name)
-        if target and (target["name"] == META_FILE or SHARD_NAME.fullmatch(target["name"])) and path.is_file():
-            if time.time() - status.st_mtime >= min_age_seconds:
-                found.append(path)
-    return found
+    old = [path for path, status in statuses(sorted(folder.rglob("*.tmp"))) if time.time() - status.st_mtime >= min_age_seconds]
+    named = [(path, target["name"]) for path in old if (target := TEMPORARY.fullmatch(path.name))]
+    return [path for path, name in named if (name == META_FILE or SHARD_NAME.fullmatch(name)) and path.is_file()]
 
 
 def write_meta(folder: Path, fingerprint: Fingerprint) -> None:
@@ -327,7 +323,7 @@ def write_shard(
     folder: Path, entries: Entries, fingerprint: Fingerprint, tensors: Sequence[Tensor] = (), *, durable: bool = True
 ) -> Path:
     """Write one shard atomically, and return its path."""
-    columns = {name: entries.values[name] for name in _columns(fingerprint)}
+    columns = {name: entries.values[name] for name in entries.values.dtype.names or () if name not in PLACE}
     columns["keys"] = entries.keys.view(np.uint8).reshape(-1, KEY_BYTES)
     parts = {name: torch.from_numpy(column.copy()) for name, column in columns.items()}
     about, path = _about(fingerprint), folder / f"{secrets.token_hex(16)}.safetensors"
@@ -384,10 +380,6 @@ def read_tensor(file: Any, path: Path, fingerprint: Fingerprint, value: Any) -> 
 
 def _about(fingerprint: Fingerprint) -> dict[str, str]:
     return {"format": str(format_of(fingerprint)), "fingerprint": fingerprint.digest}
-
-
-def _columns(fingerprint: Fingerprint) -> list[str]:
-    return [name for name in COLUMNS[what_of(fingerprint)].names or () if name not in PLACE]
 
 
 def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:

@@ -172,8 +172,7 @@ class TrainedModel:
         """
         if self.peft["kind"] != "qlora":
             return None
-        name = self.model.get("name_or_path")
-        if name is None:
+        if self.model.get("name_or_path") is None:
             raise ValueError("peft=qlora needs model.name_or_path, whose config says which parts are not to be quantized.")
         family = self.family(self.config())
         return BitsAndBytesConfig(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mpo.verification.number import ORDINALS
 from mpo.verification.sequences import labelled, read_list
+from mpo.verification.words import ORDINALS
 
 _BLANK = re.compile(
     r"_{2,}|\\_(?:\\_)+|\\underline\{[\s\\,~quad]*\}|[(（]\s{1,20}[)）]|【\s*】|\[\s*(?:blank|mask)\s*\]", re.IGNORECASE

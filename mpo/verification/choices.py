@@ -9,11 +9,12 @@ from functools import lru_cache
 
 from mpo.verification.dress import undress
 from mpo.verification.expressions import equation, latex
-from mpo.verification.number import ORDINALS, find_numbers, read_number, same_number
+from mpo.verification.number import find_numbers, read_number, same_number
 from mpo.verification.prose import REFUSAL, stated_number
 from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
 from mpo.verification.units import singular
+from mpo.verification.words import ORDINALS
 
 _LETTER = r"[A-Za-z]"
 _FULL_WIDTH = {wide: wide - 0xFEE0 for wide in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}

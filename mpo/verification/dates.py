@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from datetime import date
 
-from mpo.verification.number import HAN, read_han, read_number
+from mpo.verification.number import read_number
+from mpo.verification.words import HAN, read_han
 
 _MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 _MONTH = (

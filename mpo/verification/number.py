@@ -13,34 +13,15 @@ from functools import lru_cache
 
 from mpo.verification.dress import plain_sentence, undress
 from mpo.verification.units import DECADE, PURE, canonical_unit, conversion, is_unit, temperatures
+from mpo.verification.words import CLASSIFIER, LARGE, PARTS, PHRASE, SMALL, WORD, WORDS, chinese, english
+from mpo.verification.words import HAN as HAN
+from mpo.verification.words import read_han as read_han
 
 MAX_LENGTH = 400  # longest text that is read as one number, in characters
 _MAX_EXPONENT = 400
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
-_ONES += " nineteen"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_SMALL = dict(zip(_ONES.split(), range(20), strict=True)) | dict(zip(_TENS.split(), range(20, 100, 10), strict=True))
-_LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4, "twelfth": 12, "twelfths": 12}
-ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
-_PARTS |= {word + plural: parts for parts, word in enumerate(ORDINALS[2:], 3) for plural in ("", "s")}
-_SCALES = _LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9, "T": 10**12}
+_SCALES = LARGE | {"k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9, "T": 10**12}
 _SCALES |= {"dozen": 12, "lakh": 10**5, "crore": 10**7}
 _SCALES |= {"千": 10**3, "万": 10**4, "萬": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "億": 10**8}
-_SETS = {"dozen": 12, "couple": 2, "score": 20}
-_CHINESE = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
-_CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
-_WORD = rf"(?:{'|'.join([*_SMALL, *_LARGE])})"
-_PART = rf"(?:{'|'.join(_PARTS)})"
-_MANY = rf"(?:{'|'.join([*_LARGE, *_SETS])})"
-_WORDS = rf"(?<![\w-]){_WORD}(?:[ -](?:and[ -])?{_WORD}){{0,12}}(?![\w-])"
-_PHRASE = (  # half a million, two and a half million, a dozen, three quarters of an hour
-    rf"(?<![\w-])(?:(?:an? )?(?:half|quarter)[ -]{_MANY}"
-    rf"|(?:half|(?:(?:an?|{_WORD}) )?{_PART}) (?:of )?an? (?:{_MANY}|(?=(?:hour|day|year|minute|mile|meter|kilo)))"
-    rf"|(?:an?|{_WORD}) and (?:a|{_WORD})[ -]{_PART}(?: {_MANY})?"
-    rf"|(?:one|{_WORD}(?=-\w+s\b))-{_PART}|(?:half )?(?:an?|{_WORD}) {_MANY})(?![\w-])"
-)
-HAN = "[零〇一二两三四五六七八九十百千万亿]"
 _RATE = r"(?:时速|每(?:小时|分钟?|秒))(?:大?约|为|是){0,2}\s?"
 _EXPONENT = r"(?:[eE][+-]?\d{1,9}(?![\w.])|\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?\^\s?[({]?\s?([+-]?\d{1,9})\s?[)}]?)"
 _DIGITS = r"\d(?:[\d.,'\u2019 ]{0,400}\d)?"
@@ -48,7 +29,6 @@ _SCALE = (
     r"(?:\s?(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|百万|千万|千(?![米克瓦])|[万萬亿億])|(?:M|B|bn|mn)(?![\w/^]|\.C))"
     r"|(?:\s?k|K)(?![\w/^]))"
 )
-_CLASSIFIER = "[个只条张人位年岁米厘件种次天块本辆座棵公千克元度小分周秒倍斤]"
 _CURRENCY = r"(?:US\$|[$€£¥₹￥])"
 _APPROXIMATE = re.compile(
     r"(?i)^(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|only|just|a total of|total of|大约|约为?"
@@ -70,7 +50,7 @@ _FIND = re.compile(
     rf"|(?:\d{{1,3}}(?:,\d{{2,3}})+(?:\.\d{{1,30}})?"
     rf"|(?<!\broom )(?<!\bbus )(?<!\bgate )(?<!\broute )[1-9]\d{{0,2}}(?:[ \u2009\u202f\u00a0]\d{{3}})+(?![\d/])(?:[.,]\d{{1,30}})?"
     rf"|\d{{1,60}}(?:[.,]\d{{1,60}}){{0,6}}|\.\d{{1,30}}){_EXPONENT}?)(?:{_SCALE})?"
-    rf"|{HAN}{{1,12}}(?:点{HAN}{{1,8}})?(?={_CLASSIFIER})|{_PHRASE}|(?:(?:minus|negative) )?{_WORDS})"
+    rf"|{HAN}{{1,12}}(?:点{HAN}{{1,8}})?(?={CLASSIFIER})|{PHRASE}|(?:(?:minus|negative) )?{WORDS})"
 )
 _UNIT_AFTER = re.compile(
     r"\s?(?!(?:out )?of\b)(?:%|％|°\s?[CF]?\b|[A-Za-z°$€£¥Ωμµ%\u4e00-\u9fff][\w°²³/^·-]{0,20}"
@@ -78,7 +58,7 @@ _UNIT_AFTER = re.compile(
 )
 _BELOW_ZERO = r"(?:\s?(?:degrees?|°)(?:\s?(?:C|F|Celsius|Fahrenheit)\b)?)?\sbelow zero"
 SHARE = re.compile(
-    rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{_WORD})(?!\w|[.-]\w)"
+    rf"\s(?:out of|of(?= (?:the |these |those )?\d))\s(?:the |these |those |all |every )?(\d[\d,]{{0,12}}|{WORD})(?!\w|[.-]\w)"
 )
 """What a number is a part of, after it: `out of 15`."""
 _DECADES = "twenties thirties forties fifties sixties seventies eighties nineties".split()
@@ -96,9 +76,6 @@ _NO_UNIT = re.compile(
     r"|plus|minus|past|after|times(?!$)|over|divided|mod|ln|log|factorial|tens|hundreds)\b|^(?:squared|cubed|[ap]\.?m)\b|[或和到是为有]"
 )
 _GROUPED = re.compile(r"(?!0)\d{1,3}(?:([ ,.'\u2019])\d{3})(?:\1\d{3})*|(?!0)\d{1,2}(?:,\d{2})+,\d{3}")
-_VAGUE = re.compile(  # 三四 (three or four), 二三十, 十七八, 一点 (a little)
-    r"^(?:一二|[二两]三|三四|四五|五六|六七|七八|八九)(?![零〇一二三四五六七八九])|[一二两三四五六七八九]{2}(?=[十百千万亿])|(?<=[十百千万亿])[一二两三四五六七八九]{2}|点$"
-)
 _OPERATOR = r"(?:[-+*/^×·÷±_]|\\(?:times|cdot|div|pm)(?![A-Za-z]))"
 _ATOM = (
     r"(?>\d+(?:[.,]\d+)*|(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|log|ln|exp|sqrt)(?![A-Za-z])(?:_\{?\w\}?)?\s?"
@@ -175,7 +152,7 @@ def _decade(found: re.Match[str]) -> Number:
     """The first year of a decade, 1990 for `the nineties`: of the twentieth century where none is said."""
     year, hundreds, word, tens, century, han = found.groups()
     first = Fraction(20 + 10 * _DECADES.index(word.lower())) if word else read_han(year or tens or han or "") or Fraction(0)
-    before = _SMALL[hundreds.lower()] if hundreds else (read_han(century) or 20) - 1 if century else 19
+    before = SMALL[hundreds.lower()] if hundreds else (read_han(century) or 20) - 1 if century else 19
     return Number(first if first >= 100 else first + before * 100, DECADE)
 
 
@@ -220,7 +197,7 @@ def _unit(rest: str) -> str | None:
     words = rest.split()
     if _NO_UNIT.search(rest) or (re.fullmatch(r"[A-Za-z](?:\^?\{?\d\}?)?", rest) and not is_unit(rest)):
         return None  # "2x", "2.5e", "2π"
-    if len(words) > 8 or any(word.lower() in _SMALL or word.lower() in _PARTS for word in words):
+    if len(words) > 8 or any(word.lower() in SMALL or word.lower() in PARTS for word in words):
         return None
     return canonical_unit(rest)
 
@@ -288,113 +265,17 @@ def _worded(text: str) -> Number | None:
     if low in {"none", "nil", "没有", "无"}:
         return Number(Fraction(0))
     positive = low.removeprefix("-")
-    number = (_digits(positive) if low != positive else None) or (_english if low.isascii() else _chinese)(positive)
+    number = (_digits(positive) if low != positive else None) or _in_words(positive)
     return number and replace(number, value=-number.value if low != positive else number.value)
 
 
-def _english(text: str) -> Number | None:
-    """A number in words with what follows as its unit: `two and a half million dollars`, `half an hour`."""
-    text = re.sub(rf"\b(half|quarter)-(?={_MANY}\b)", r"\1 ", text)
-    text = re.sub(rf"^(an?|{_WORD}|\d+) ([a-z]+) and an? ({_PART})$", r"\1 and a \3 \2", text)  # an hour and a half
-    text = re.sub(rf"^(one|{_WORD}(?=-\w+s\b))-({_PART})\b", r"\1 \2", text)  # three-fourths
-    step = Fraction(0)
-    if found := re.match(rf"(?:an? )?({_PART})\b(?!-)", text):
-        value: Fraction | None = Fraction(1, _PARTS[found[1]])
-    elif found := re.match(rf"(?:half )?an? (?={_MANY}\b)|(?=(?:dozen|point)\b)|an? (?=and a {_PART})", text):
-        value = Fraction(not text.startswith("point"))
-    elif found := re.match(rf"{_WORD}(?= and {_WORD}[ -]{_PART}\b)", text) or re.match(_WORDS, text):
-        value = _cardinal(re.split(r"[ -]", found[0]))
-    else:
-        found = re.match(rf"\d{{1,9}}(?= and an? {_PART}\b)", text)
-        value = Fraction(found[0]) if found else None
-    if value is None or found is None:
+def _in_words(text: str) -> Number | None:
+    """A number in words, with what follows as its unit."""
+    found = (english if text.isascii() else chinese)(text)
+    if found is None or (found.unit and found.rest):
         return None
-    rest, part_of = text[found.end() :].strip(), found.re.pattern.startswith("(?:an? )?(")
-    if part := re.match(rf"and (an?|{_WORD})[ -]({_PART})\b", rest):
-        value, rest = value + Fraction(_SMALL.get(part[1], 1), _PARTS[part[2]]), rest[part.end() :].strip()
-    elif not part_of and (part := re.match(rf"({_PART})\b", rest)):
-        value, rest, part_of = value / _PARTS[part[1]], rest[part.end() :].strip(), True
-    elif part := re.match(r"point ((?:[a-z]+ )*[a-z]+)$", rest):
-        tail = [_SMALL.get(word, 99) for word in part[1].split()]
-        if max(tail) > 9:
-            return None
-        step = Fraction(1, 10 ** len(tail))
-        value, rest = value + int("".join(map(str, tail))) * step, ""
-    if text.startswith("point") and not step:  # Point A
-        return None
-    rest = re.sub(r"^(?:of )?an? (?=\w)", "", rest) if part_of else rest
-    if many := re.match(rf"(?:an? )?({_MANY})\b", rest):
-        value, rest = value * (_LARGE | _SETS)[many[1]], re.sub(r"^of ", "", rest[many.end() :].strip())
-    unit = _unit(rest) if rest else ""
-    return None if unit is None else Number(value, unit, step)
-
-
-def _cardinal(words: list[str]) -> Fraction | None:
-    total, current, previous = 0, 0, ""
-    for word in (word for word in words if word != "and"):
-        if word in _SMALL and previous in _SMALL and not (20 <= _SMALL[previous] and _SMALL[word] < 10):
-            return None  # "two three" is two numbers
-        if word in _SMALL or word == "hundred":
-            current = current + _SMALL[word] if word in _SMALL else (current or 1) * 100
-        else:
-            total, current = total + (current or 1) * _LARGE[word], 0
-        previous = word
-    return Fraction(total + current)
-
-
-def read_han(text: str) -> Fraction | None:
-    """The value of Chinese or plain digits; None where there are none."""
-    if re.fullmatch(r"\d+(?:\.\d+)?", text):
-        return Fraction(text)
-    if _VAGUE.search(text):
-        return None
-    for scale in (scale for scale in "亿万" if scale in text):
-        many, rest = (
-            read_han(part) if part else Fraction(default) for part, default in zip(text.split(scale, 1), (1, 0), strict=True)
-        )
-        short = _CHINESE.get(text[-1], 0) if text[-2:-1] == scale else 0  # 一万五 is 15,000
-        return None if many is None or rest is None else many * _SCALES[scale] + (short * _SCALES[scale] // 10 or rest)
-    whole, _, decimals = text.partition("点")
-    if not whole or not set(whole) <= {*_CHINESE, *_CHINESE_UNITS} or not set(decimals) <= set(_CHINESE):
-        return None
-    total, current = 0, 0
-    for place, character in enumerate(whole):
-        if character in _CHINESE_UNITS:
-            total, current = total + (current or 1) * _CHINESE_UNITS[character], 0
-        else:
-            current = current * 10 * (whole[place - 1] in _CHINESE) + _CHINESE[character]
-    if current and not decimals and whole[-2:-1] in {"百", "千"}:  # 一千二 is 1,200
-        current *= _CHINESE_UNITS[whole[-2]] // 10
-    return total + current + Fraction(int("0" + "".join(str(_CHINESE[character]) for character in decimals)), 10 ** len(decimals))
-
-
-def _chinese(text: str) -> Number | None:
-    """A number in Chinese with its unit: `三分之一`, `百分之五`, `一个半小时`."""
-    figure = rf"(?:{HAN[:-1]}点]+|\d+(?:\.\d+)?)"
-    percent = {"百": "%", "千": "‰"}
-    value: Fraction | None = None
-    if found := re.match(rf"(?:({figure})又)?({figure})分之({figure})", text):
-        whole, below, above = (read_han(part or "零") for part in found.groups())
-        if whole is None or above is None or not below:
-            return None
-        value, unit = (above, percent[found[2]]) if found[2] in percent else (whole + above / below, "")
-    elif found := re.match(r"一?半", text):
-        value, unit = Fraction(1, 2), ""
-    elif re.match("[百千万亿](?=[^零〇一二两三四五六七八九十百千万亿])", text):
-        return None  # 千克 is a unit
-    elif found := re.match(rf"({figure})(?=[个打成折]|分之|{_CLASSIFIER}|[^\u4e00-\u9fff]|$)", text):
-        value, unit = read_han(found[1]), ""
-    if found is None or value is None:
-        return None
-    rest = text[found.end() :].strip()
-    if rest[:1] == "打":
-        value, rest = value * 12, rest[1:]
-    elif rest in {"成", "折"}:
-        value, unit, rest = value * 10, "%", ""
-    if half := re.fullmatch(r"(个)半(\S*)|(\S{1,2})半", rest):  # 一个半小时, 两年半
-        value, rest = value + Fraction(1, 2), half[2] or half[3] or ""
-    named = unit if unit or not rest else _unit(rest)
-    return None if named is None or (unit and rest) else Number(value, named)
+    unit = _unit(found.rest) if found.rest else found.unit
+    return None if unit is None else Number(found.value, unit, found.step)
 
 
 def _is_expression(text: str) -> bool:

@@ -53,8 +53,7 @@ def compare(answer: str, truth: str) -> tuple[bool, float | None, float | None]:
     )
     if not given or not known:
         return False, None, None
-    equal = verify(known, given, timeout_seconds=None, raise_on_error=False)
-    return bool(equal), value(given[0]), value(known[0])
+    return bool(verify(known, given, timeout_seconds=None, raise_on_error=False)), value(given[0]), value(known[0])
 
 
 def value(expression: Any) -> float | None:

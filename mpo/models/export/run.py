@@ -74,8 +74,7 @@ def export(
         check: load the folder again and compare the logits of both models on a question.
 
     Raises:
-        ValueError: for a source that cannot be exported, before anything is written; for a result that differs from the trained
-            model.
+        ValueError: for a source that cannot be exported, before anything is written; for a result that differs from the model.
     """
     refuse_existing(target)
     shard_bytes = bytes_of(shard_gb)
@@ -86,33 +85,39 @@ def export(
     processor = trained.processor()
     model = trained.load(dtype)
     _check_rows(source, trained, model, processor)
-    trial = Trial.of(model, processor, moves=not trained.residual) if check else None
-    if trial is not None and trial.moved == 0 and trained.must_change_logits:
-        raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
+    trial = _trial(source, trained, model, processor) if check else None
     model = merged(model, progress=progress)
-    difference = None
     with atomic_folder(target) as partial:
         ours = partial if form == "transformers" else partial / "merged"
-        if model.config.model_type in INTERNVL.types:  # the official format and servers expect these names
-            standard_names(model)
-        model.save_pretrained(ours, max_shard_size=shard_bytes)
-        processor.save_pretrained(ours)
+        _save(model, processor, ours, shard_bytes)
         name = str(model.dtype).removeprefix("torch.")
         del model
         gc.collect()  # peft's layers and their base layers are reference cycles
-        config = AutoConfig.from_pretrained(ours)
-        if config.model_type in INTERNVL.types:  # loading the folder does not check that its names are the standard ones
-            check_shapes(TensorFiles(ours).shapes(), expected_shapes(config), str(ours))
         comparison = None if trial is None else trial.compare(ours)
-        if original is not None:
-            (ours / ORIGINAL).write_text(json.dumps(original[0]))
-            to_official(ours, partial, original[1], shard_bytes, progress)
-            difference = checked_difference(partial, ours, None if check else False)
-            shutil.rmtree(ours)
+        difference = None if original is None else _to_official(original, ours, partial, shard_bytes, check, progress)
         sizes = [path.stat().st_size for path in partial.glob("*.safetensors")]
         tensors = len(TensorFiles(partial).names())
     merged_into = None if trained.adapter is None else trained.weights
     return Export(target, form, name, tensors, len(sizes), sum(sizes), merged_into, comparison, difference)
+
+
+def _trial(source: Path, trained: Trained, model: Any, processor: Any) -> Trial:
+    """Answer a question with the trained model; refuse an adapter that changes nothing."""
+    trial = Trial.of(model, processor, moves=not trained.residual)
+    if trial.moved == 0 and trained.must_change_logits:
+        raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
+    return trial
+
+
+def _save(model: Any, processor: Any, folder: Path, shard_bytes: int) -> None:
+    """Write a merged model and its processor; an InternVL with the names that the official format and servers expect."""
+    is_internvl = model.config.model_type in INTERNVL.types
+    if is_internvl:
+        standard_names(model)
+    model.save_pretrained(folder, max_shard_size=shard_bytes)
+    processor.save_pretrained(folder)
+    if is_internvl:  # loading the folder does not check that its names are the standard ones
+        check_shapes(TensorFiles(folder).shapes(), expected_shapes(AutoConfig.from_pretrained(folder)), str(folder))
 
 
 def _check_rows(source: Path, trained: Trained, model: Any, processor: Any) -> None:
@@ -130,6 +135,18 @@ def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path
     config, folder = (read_official(like, "--like="), like) if like is not None else _official_config(trained)
     check_same_model(config, trained.config, f"{folder or Path(trained.weights) / ORIGINAL} as --like", trained.weights)
     return config, folder
+
+
+def _to_official(
+    original: tuple[dict[str, Any], Path | None], ours: Path, target: Path, shard_bytes: int, check: bool, progress: bool
+) -> float | None:
+    """Replace a folder in transformers' format by one in the official format. Return how much their logits differ, if compared."""
+    config, folder = original
+    (ours / ORIGINAL).write_text(json.dumps(config))
+    to_official(ours, target, folder, shard_bytes, progress)
+    difference = checked_difference(target, ours, None if check else False)
+    shutil.rmtree(ours)
+    return difference
 
 
 def _official_config(trained: Trained) -> tuple[dict[str, Any], Path | None]:

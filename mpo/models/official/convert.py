@@ -215,16 +215,14 @@ def largest_difference(official: Path, ours: Path) -> float:
     model: Any = load_internvl(str(ours), dtype=torch.float32).eval()
     config: Any = model.config
     generator = torch.Generator().manual_seed(0)
-    side = config.vision_config.image_size
-    pixels = torch.randn(1, 3, *side, generator=generator)
+    pixels = torch.randn(1, 3, *config.vision_config.image_size, generator=generator)
     words = torch.randint(0, config.text_config.vocab_size, (2, 8), generator=generator)
     words[words == config.image_token_id] = 0
     ids = torch.cat([words[0], torch.full((config.image_seq_length,), config.image_token_id), words[1]]).unsqueeze(0)
     with torch.no_grad():
         computed = model(input_ids=ids, pixel_values=pixels).logits
     del model
-    expected = official_logits(checkpoint.files, checkpoint.official, checkpoint.config, ids, pixels)
-    return distance(computed, expected)
+    return distance(computed, official_logits(checkpoint.files, checkpoint.official, checkpoint.config, ids, pixels))
 
 
 def distance(logits: Tensor, expected: Tensor) -> float:

@@ -78,7 +78,8 @@ class _Weights:
             query, key, value = self.linear(self.norm(x, f"{at}norm1", eps), f"{at}attn.qkv").chunk(3, dim=-1)
             if vision.qk_normalization:
                 query, key = self.norm(query, f"{at}attn.q_norm", eps), self.norm(key, f"{at}attn.k_norm", eps)
-            attended = F.scaled_dot_product_attention(*(_heads(part, heads) for part in (query, key, value)))
+            parts = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+            attended = F.scaled_dot_product_attention(*parts)
             x = x + self(f"{at}ls1") * self.linear(attended.transpose(1, 2).flatten(2), f"{at}attn.proj")
             inner = act(self.linear(self.norm(x, f"{at}norm2", eps), f"{at}mlp.fc1"))
             x = x + self(f"{at}ls2") * self.linear(inner, f"{at}mlp.fc2")
@@ -114,7 +115,3 @@ def _internlm2(weights: _Weights, llm: Language, x: Tensor) -> Tensor:
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)

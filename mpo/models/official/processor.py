@@ -74,9 +74,12 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Read a tokenizer as it is, without running its code; None if there is none."""
+    """Read a tokenizer as it is, without running its code. Raises ValueError if there is none."""
     path = folder / "tokenizer_config.json"
-    return _tokenizer(folder, read_json(path) if path.exists() else {})
+    tokenizer = _tokenizer(folder, read_json(path) if path.exists() else {})
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer. Copy its files from the original checkpoint.")
+    return tokenizer
 
 
 def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any:

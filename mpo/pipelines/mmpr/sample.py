@@ -68,8 +68,7 @@ class Sample(Step):
             text = "".join(one.get("text") or "" for one in parts)
             record = {**record, "messages": [*before, {**last, "content": parts}]} if text.strip() else record
             hidden = any(choice not in text for choice in record.get("choices") or ())
-        prompt = render(self._prompt.template, record, plain.CHOICES if hidden else "")
-        return self._plain.request(record, prompt)
+        return self._plain.request(record, render(self._prompt.template, record, plain.CHOICES if hidden else ""))
 
     def requests(self, record: Record) -> list[Request]:
         """One request, unless there are enough responses."""

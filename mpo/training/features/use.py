@@ -192,10 +192,7 @@ class UsesFeatures(Trainer):  # type: ignore[misc]
     _cached_tower: CachedTower | None = None
 
     def _open_features(self, others: bool = False) -> None:
-        """Open the cache of vision features, if the run has one; `others`: the reference is no copy of the policy.
-
-        Raises ValueError where features may change, or depend on more than their image.
-        """
+        """Open the run's cache, if any (`others`: the reference is no copy); refuse features that more than an image decides."""
         args, models = self.args, [base_model(self.accelerator.unwrap_model(model)) for model in self._all_models()]
         if args.vision_features == "live":
             return

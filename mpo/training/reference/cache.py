@@ -80,8 +80,7 @@ class ReferenceCache(Store):
         """
         values = torch.as_tensor(logps).detach().float().tolist()
         counts = torch.as_tensor(tokens).detach().tolist()
-        known = self.get(keys).known
-        for key, value, count, old in zip(keys, values, counts, known, strict=True):
+        for key, value, count, old in zip(keys, values, counts, self.get(keys).known, strict=True):
             if not math.isfinite(value):
                 raise ValueError(
                     f"The reference's log-prob of a completion of {count} tokens is {value} (key {bytes(key).hex()}), so it is not "

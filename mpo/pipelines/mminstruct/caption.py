@@ -13,7 +13,7 @@ from mpo.data.degenerate import find_degenerate
 from mpo.generation.generator import Decoding, GenerationError, Generator, Request, Response
 from mpo.pipelines.mminstruct.collect import smaller
 from mpo.pipelines.mminstruct.domains import LANGUAGES, load_domains, prompt, without_placeholders
-from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
+from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language, without_thinking
 from mpo.pipelines.step import Dropped, Record, Step
 
 LENGTHS = {"en": 120, "zh": 200, "ocr": 200}
@@ -89,7 +89,7 @@ class Caption(Step):
         if record.get("caption"):
             return record
         response = responses[0][0]
-        text = response.text.strip()
+        text = without_thinking(response.text)
         if response.finish_reason == "length":  # up to the last whole sentence
             ends = [*_END.finditer(text)]
             text = text[: ends[-1].end()] if ends else ""

@@ -327,6 +327,30 @@ def test_captions(tmp_path):
     assert done["caption"] == good and "fault" not in done and step.requests(done) == []
 
 
+@pytest.mark.parametrize(
+    ("language", "said", "fault"),
+    [
+        ("en", "There is no image in your message. It may show a street.", "refuses"),
+        ("en", "It appears the image did not load, so a street is assumed.", "refuses"),
+        ("en", "Two children share one umbrella; the sign does not display a price.", None),
+        ("zh", "您没有上传图片，请重新上传，谢谢您的配合与理解。", "refuses"),
+        ("zh", "未检测到图片。这可能是一条普通的街道。", "refuses"),
+        ("zh", "墙上没有挂任何照片，桌上放着一本打开的画册。", None),
+        ("en", "A cat sits on a red cushion. 这只猫坐在红色的垫子上，看起来非常放松。", "not in English"),
+        (
+            "en",
+            "A wide wooden sign above the open door reads “欢迎光临本店请勿吸烟谢谢合作” in red and golden paint.",
+            None,
+        ),
+        ("en", "A sign reads 欢迎光临 in red above the door.", None),
+        ("zh", "一只猫坐在红色的垫子上。 The cat looks very relaxed here.", "not in Chinese"),
+    ],
+)
+def test_captions_without_an_image_and_in_two_languages(language, said, fault):
+    found = Caption(Says(str), shortest={"en": 5, "zh": 5}).fault(said, {"language": language})
+    assert (found is None) if fault is None else fault in str(found)
+
+
 def test_languages():
     assert [one["id"] for one in InLanguages([{"id": "a"}], ["en", "zh"])] == ["a:en", "a:zh"]
     for languages in (["de"], []):

@@ -143,7 +143,7 @@ def check_sees(generator: Generator) -> None:
         try:
             ((response,),) = generator.generate([Request.ask("Describe it.", images=images)], temperature=0.0, max_new_tokens=1)
         except GenerationError as error:
-            raise ValueError(f"{name} refuses {what}: {error}. Captions need a model that sees.") from None
+            raise ValueError(f"{name} refuses {what}: {str(error).rstrip('.')}. Captions need a model that sees.") from None
         counts.append(response.prompt_tokens)
     if None not in counts and counts[0] == counts[1]:
         same = f"a prompt has {counts[0]} tokens with one and without"

@@ -374,7 +374,7 @@ class Job:
             settings.pop(name, None)
         write_text(self.folder / PAGE, page(report, settings, *(self._first(name) for name in (OUTPUT, DROPPED))))
         write_text(self.folder / REPORT, json.dumps(report, indent=1) + "\n", durable=True)
-        return {**report, "spent": {**spent}}
+        return {**report, "spent": {name: round(value, 9) for name, value in spent.items()}}  # a sum in any order
 
     def _first(self, name: str) -> list[bytes]:
         with open(self.folder / name, "rb") as file:

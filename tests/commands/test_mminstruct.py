@@ -83,6 +83,7 @@ def test_all_of_it_and_again(make, folder):
     assert report["instructions"] == 40 and report["types"] == {"judgement": 16, "choice": 8, "long": 8, "short": 8}
     assert report["judgements"] == {"Yes": 4, "No": 4, "是": 4, "否": 4} and report["letters"] == dict.fromkeys("ABCD", 2)
     assert report["per instruction"]["of the manual price"] == pytest.approx(report["spent"]["cost"] / 40 / 0.3)
+    assert report["per instruction"]["without the price of"] == "judge"  # what it was told costs more than the report can know
     page = (out / "report.html").read_text()
     assert page.count("<img") == 8 and "0.167" in page and "made here" not in page
     records = read_json_lines(out / "instructions.jsonl")

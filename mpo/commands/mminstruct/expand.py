@@ -30,7 +30,8 @@ def run(args: Args) -> Report:
     wrong = [one for one in args.field or [] if "=" not in one]
     if wrong:
         raise ValueError(f"--field={wrong[0]} is not of the form OURS=THEIRS. Write it such as question=q.")
-    own = {"image_root": args.image_root, "domain": args.image_domain, "licence": args.licence, "limit": args.limit}
+    own = {name: getattr(args, name) for name in ("image_root", "licence", "limit", "drop_bad")}
+    own["domain"] = args.image_domain
     own["fields"] = dict(one.split("=", 1) for one in args.field or [])
     return written(args, [Check()], Expansion(args.set, args.path, domains=load_domains(args.domains or []), **own))
 

@@ -13,7 +13,7 @@ from mpo.data.degenerate import find_degenerate
 from mpo.generation.generator import Decoding, GenerationError, Generator, Request, Response
 from mpo.pipelines.mminstruct.collect import smaller
 from mpo.pipelines.mminstruct.domains import LANGUAGES, load_domains, prompt, without_placeholders
-from mpo.pipelines.mminstruct.language import CJK, found_in, length, other_language
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, length, other_language, without_thinking
 from mpo.pipelines.step import Dropped, Record, Step
 
 LENGTHS = {"en": 120, "zh": 200, "ocr": 200}
@@ -21,6 +21,9 @@ LENGTHS = {"en": 120, "zh": 200, "ocr": 200}
 REFUSAL = 160
 """Characters at the start of a caption in which a refusal is looked for: later on, it may be text in the image."""
 _END = re.compile(r"[.!?。！？][\"'”’」』)）]*(?=\s|$|[^\s\x00-\x7f])")
+
+_QUOTED = re.compile('“[^”]*”|‘[^’]*’|「[^」]*」|『[^』]*』|《[^》]*》|"[^"]*"')
+_SENTENCE_ZH = re.compile(f"[{IDEOGRAPHS}，、；：]{{12,}}")
 
 
 class InLanguages:
@@ -89,7 +92,7 @@ class Caption(Step):
         if record.get("caption"):
             return record
         response = responses[0][0]
-        text = response.text.strip()
+        text = without_thinking(response.text)
         if response.finish_reason == "length":  # up to the last whole sentence
             ends = [*_END.finditer(text)]
             text = text[: ends[-1].end()] if ends else ""
@@ -105,10 +108,10 @@ class Caption(Step):
         count, shortest = length(text, language), self._shortest(record)
         if not text:
             return "the caption is empty or has no whole sentence"
-        if said := found_in(text[:REFUSAL], "refuses"):
+        if said := found_in(text[:REFUSAL], "refuses") or found_in(text[:REFUSAL], "no_image"):
             return f"the caption refuses ({said!r})"
         plain = CJK.sub("", text) if language == "en" and len(CJK.findall(text)) < len(text) / 5 else text  # words on a sign
-        if other_language(plain, language):
+        if other_language(plain, language) or (language == "en" and _sentence_zh(text, record.get("ocr", ""))):
             return f"the caption is not in {'English' if language == 'en' else 'Chinese'}"
         if found := next(find_degenerate(text), None):
             return f"the caption repeats itself ({found.rule})"
@@ -119,6 +122,11 @@ class Caption(Step):
     def _shortest(self, record: Record) -> int:
         least = self.shortest[record.get("language", "en")]
         return max(least, self.shortest["ocr"]) if record.get("ocr") else least
+
+
+def _sentence_zh(text: str, ocr: str) -> bool:
+    """Whether a text has a run of Chinese as long as a sentence that is neither in quotation marks nor text in the image."""
+    return any(run not in ocr for run in _SENTENCE_ZH.findall(_QUOTED.sub("", text)))
 
 
 def check_sees(generator: Generator) -> None:
@@ -135,7 +143,7 @@ def check_sees(generator: Generator) -> None:
         try:
             ((response,),) = generator.generate([Request.ask("Describe it.", images=images)], temperature=0.0, max_new_tokens=1)
         except GenerationError as error:
-            raise ValueError(f"{name} refuses {what}: {error}. Captions need a model that sees.") from None
+            raise ValueError(f"{name} refuses {what}: {str(error).rstrip('.')}. Captions need a model that sees.") from None
         counts.append(response.prompt_tokens)
     if None not in counts and counts[0] == counts[1]:
         same = f"a prompt has {counts[0]} tokens with one and without"

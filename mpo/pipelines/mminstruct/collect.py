@@ -19,6 +19,7 @@ from mpo.generation.generator import Generator, Request, Response
 from mpo.io import BadRecord, read_json_lines, write_json_lines
 from mpo.pipelines.ledger import content_hash
 from mpo.pipelines.mminstruct.domains import Domain, check_domain, load_domains, prompt
+from mpo.pipelines.mminstruct.language import without_thinking
 from mpo.pipelines.step import Dropped, Record, Step
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
@@ -226,7 +227,7 @@ class Classify(Step):
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
         if record.get("domain"):
             return record
-        said = responses[0][0].text
+        said = without_thinking(responses[0][0].text)
         words = re.sub(r"[\W_]+", "_", said.lower()).strip("_")
         found = [name for name in self._known if f"_{name.lower()}_" in f"_{words}_"]
         if len(found) != 1:
@@ -259,7 +260,7 @@ def duplicates(records: Iterable[Record], *, near: bool = True, before: Collecti
     Returns:
         the ids of the duplicates, each with the reason, which names the image that is kept.
     """
-    kept: dict[str, Record] = {}
+    kept: dict[str, Record] = {}  # by the content of each that has been seen
     buckets: dict[tuple[int, int], list[Record]] = {}
     found: dict[str, str] = {}
     records = list(records)
@@ -273,6 +274,7 @@ def duplicates(records: Iterable[Record], *, near: bool = True, before: Collecti
         close = (one for one in earlier.values() if similar.differing_bits(one["look"], record["look"]) <= BITS)
         if same := next((one for one in close if _same(one, record)), None):
             found[record["id"]] = f"it is a copy of {same['id']!r}"
+            kept[record["content"]] = same
             continue
         for key in keys:
             buckets.setdefault(key, []).append(record)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, cast
 import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from mpo.io import did_you_mean
 
@@ -29,7 +29,7 @@ PLACEHOLDER = re.compile(r"<([^<>]*)>")
 Type = Literal["judgement", "choice", "long", "short"]
 Asked = Literal["judgement", "choice", "long", "short", "dialogue"]
 Language = Literal["en", "zh"]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
 class Domain(BaseModel):
@@ -100,8 +100,11 @@ def _read(file: Path, changed: int) -> Domain:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid YAML: {error}. Fix the file.") from None
     except ValidationError as error:
-        one = error.errors()[0]
-        place = ".".join(map(str, one["loc"])) or "the file"
+        one = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt name says why another is missing
+        place = ".".join(str(part) for part in one["loc"] if part != "[key]") or "the file"
+        if one["type"] == "extra_forbidden":
+            known = [*Domain.model_fields]
+            raise ValueError(f"{file}: unknown key {place!r}.{did_you_mean(place, known)} Keys are {', '.join(known)}.") from None
         raise ValueError(f"{file}: {place}: {one['msg'].removeprefix('Value error, ')}; got {one['input']!r:.80}.") from None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from mpo.data.paths import inside
-from mpo.io import bad_record, did_you_mean, read_json_object
+from mpo.io import BadRecord, bad_record, did_you_mean, read_json_object
 from mpo.pipelines.flow import log
 from mpo.pipelines.mminstruct.check import YES_NO, yes_or_no
 from mpo.pipelines.mminstruct.collect import image_of, read_lines
@@ -45,6 +45,7 @@ class Expansion:
         domain, licence: of all its instructions.
         fields: for ``fields``: the names of the set's fields by ours (`FIELDS`); ``question`` and ``answer`` are needed.
         limit: maximum number of instructions.
+        drop_bad: give what cannot be used, such as for an image that is gone, a ``fault`` (`Check` drops it), instead of raising.
         domains: the known domains; None for `load_domains`.
 
     Attributes:
@@ -62,6 +63,7 @@ class Expansion:
     licence: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     limit: int | None = None
+    drop_bad: bool = False
     domains: Mapping[str, Domain] | None = None
 
     def __post_init__(self) -> None:
@@ -81,9 +83,16 @@ class Expansion:
     def __iter__(self) -> Iterator[Record]:
         seen = Counter[str]()
         for number, (where, line) in enumerate(islice(READERS[self.set](self), self.limit)):
-            with bad_record(where):
-                found = self._instruction(line)
-            seen[found["language"]] += 1
+            try:
+                with bad_record(where):
+                    found = self._instruction(line)
+                seen[found["language"]] += 1
+            except BadRecord as error:
+                if not self.drop_bad:
+                    raise
+                seen["none"] += 1
+                found = {"type": "short", "language": "en", "question": "", "answer": "", "fault": f"bad: {error}"}
+                found |= {name: line[name] for name in ("dialogue", "turn") if name in line}
             yield {"id": f"{self.name}/{line.get('id', number)}", "source": str(self.name), **found}
         if not (number := seen.total()):
             raise ValueError(f"{self.path} has no questions of {self.set}. Give its file of questions.")
@@ -95,17 +104,21 @@ class Expansion:
                 log.warning(self.notices[0])
 
     def _instruction(self, line: dict[str, Any]) -> Record:
-        question, answer = (line[name] for name in ("question", "answer"))
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"its question is {question!r:.60}. Expected text.")
+        if lost := [name for name in ("question", "answer", "image") if line.get(name) is None]:
+            raise ValueError(f"it has no {self.fields.get(lost[0], lost[0])!r}. Fill it in, or drop such lines (--drop-bad).")
+        question, answer, choices = line["question"], line["answer"], line.get("choices") or []
+        question = re.sub(r"\s*<image>\s*", " ", question).strip() if isinstance(question, str) else None
+        if not question:
+            raise ValueError(f"its question is {line['question']!r:.60}. Expected text.")
+        if not isinstance(answer, str | int | float):
+            raise ValueError(f"its answer is {answer!r:.60}. Expected text, a number, true or false.")
+        if not isinstance(choices, list | tuple):
+            raise ValueError(f"its choices are {choices!r:.60}. Expected a list.")
         language = line.get("language") or ("zh" if len(CJK.findall(question)) > len(question) / 8 else "en")
         if language not in YES_NO:
             raise ValueError(f"its language is {language!r}. Expected en or zh.")
         answer = YES_NO[language][not answer] if isinstance(answer, bool) else str(answer).strip()
-        choices = [re.sub(r"^\s*[(（]?[A-H][.):：．、）]\s*(?=\S)", "", str(one)) for one in line.get("choices") or ()]
-        if choices and answer not in choices and re.fullmatch(r"[(（]?[A-H][.)）]?", answer):
-            place = "ABCDEFGH".index(re.sub(r"\W", "", answer))
-            answer = choices[place] if place < len(choices) else answer
+        choices, answer = _plain([str(one).strip() for one in choices], answer)
         type = line.get("type") or _type(answer, choices, language)
         if type not in TYPES:
             raise ValueError(f"its type is {type!r}. Expected {', '.join(TYPES)}.")
@@ -120,7 +133,22 @@ class Expansion:
         given = {name: value for name, value in given.items() if value} | {
             one: line[one] for one in ("dialogue", "turn") if one in line
         }
-        return {"images": [image], "type": type, "language": language, "question": question.strip(), "answer": answer, **given}
+        return {"images": [image], "type": type, "language": language, "question": question, "answer": answer, **given}
+
+
+def _plain(choices: list[str], answer: str) -> tuple[list[str], str]:
+    """Options without their letters, if they have them all, and the right one's text where the answer is, or has, its letter."""
+    read = [_LETTERED.fullmatch(one) for one in choices]
+    letters = [one[1] if one else "" for one in read]
+    if sorted(letters) == [*"ABCDEFGH"[: len(choices)]]:
+        choices = [one[2] for one in read if one]
+    else:
+        letters = [*"ABCDEFGH"[: len(choices)]]
+    by_letter = dict(zip(letters, choices, strict=False))
+    said = re.fullmatch(r"[(（]?([A-H])(?:[.):：．、）]\s*(.*))?", answer, re.DOTALL)
+    if answer in choices or not said or said[1] not in by_letter or said[2] not in (None, "", by_letter[said[1]]):
+        return choices, answer
+    return choices, by_letter[said[1]]
 
 
 def _type(answer: str, choices: list[str], language: str) -> str:
@@ -161,7 +189,9 @@ def _geoqa_plus(given: Expansion) -> Lines:
             question = one.get("subject") or "".join(values.get(token, token) for token in one["token_list"])
             choices = one.get("choices") or [f"{value:g}" for value in one["choice_nums"]]
             image = Image.fromarray(one["image"].astype("uint8"))
-            answer = [str(choice) for choice in choices][int(one["label"])]
+            if (label := one["label"]) not in range(len(choices)):
+                raise ValueError(f"its label is {label!r}. Expected 0 to {len(choices) - 1}, the place of the right option.")
+            answer = str(choices[int(label)])
         fields = {"id": str(one.get("id", number)), "image": image, "question": question, "choices": choices, "answer": answer}
         yield f"{path}:{number}", {**fields, "type": "choice"}
 

@@ -16,7 +16,7 @@ from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
 from mpo.pipelines.mminstruct.domains import ASKED, TYPES, check_domain, load_domains, prompt, without_placeholders
-from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, found_in, length, pairs, rule, words
+from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, found_in, length, pairs, rule, without_thinking, words
 from mpo.pipelines.step import Record, Step
 from mpo.verification.dress import undress
 from mpo.verification.texts import read_yes_no, same_text
@@ -149,7 +149,7 @@ class Generate(Step):
         items: list[Record] = []
         for seed, several in zip(record["seeds"], responses, strict=True):
             for place, response in enumerate(several):
-                found = read_items(response.text, seed["type"], cut=response.finish_reason == "length")
+                found = read_items(without_thinking(response.text), seed["type"], cut=response.finish_reason == "length")
                 if seed["type"] == "dialogue":
                     _make_rounds(found, f"{record['id']}/{seed['round']}.{place}", record.get("language", "en"))
                 items += [{"type": seed["type"], "round": seed["round"], **item} for item in found]
@@ -202,7 +202,7 @@ def read_items(text: str, type: str, *, cut: bool = False) -> list[dict[str, Any
     """
     bare = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
     if bare[:1] == "{":
-        return _from_json(bare, type)
+        return _from_json(bare, type, cut)
     tags = list(_TAG.finditer(text))
     found: list[dict[str, Any]] = []
     for number in dict.fromkeys(tag[3] for tag in tags):
@@ -223,8 +223,9 @@ def read_items(text: str, type: str, *, cut: bool = False) -> list[dict[str, Any
     return found or [{"fault": "malformed: the response has no tags", "raw": text}]
 
 
-def _from_json(text: str, type: str) -> list[dict[str, Any]]:
-    nothing = [{"fault": "malformed: the response is not JSON of the schema", "raw": text}]
+def _from_json(text: str, type: str, cut: bool) -> list[dict[str, Any]]:
+    why = "cut off" if cut else "not JSON of the schema"
+    nothing = [{"fault": f"malformed: the response is {why}", "raw": text}]
     try:
         given = parse_json(text, "the response")["items"]
     except (BadRecord, TypeError, KeyError):
@@ -241,6 +242,8 @@ def _of_object(given: Any, type: str, raw: str) -> dict[str, Any]:
         return {"fault": "malformed: an option is no text", "raw": raw}
     if choices and type != "choice" and rule("by_letter").match(answer):
         return {"fault": f"malformed: it has options, and is of the type {type}", "raw": raw}
+    if not any(one.fullmatch(choice) for one in (_LETTERED, _SPACED) for choice in choices):
+        choices = lettered(choices)  # their places in the list are their letters
     return _item(question.strip(), choices if type == "choice" else None, answer.strip(), raw)
 
 
@@ -249,7 +252,9 @@ def _listed(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         return lines
-    return [part.strip(" ;,；，|") for part in re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", text.strip())]
+    return [
+        part.strip(" ;,；，|/") for part in re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", text.strip())
+    ]
 
 
 def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> dict[str, Any]:

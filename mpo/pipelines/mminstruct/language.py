@@ -17,6 +17,7 @@ IDEOGRAPHS = r"\u3400-\u9fff\uf900-\ufaff"
 CJK = re.compile(f"[{IDEOGRAPHS}]")
 _KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uac00-\ud7af]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_THOUGHT = re.compile(r".*</think(?:ing)?>|<think(?:ing)?>.*", re.DOTALL | re.IGNORECASE)
 _LATIN = 0x250
 """The first character after those of Latin scripts with accents."""
 
@@ -57,6 +58,15 @@ def length(text: str, language: str) -> int:
     """
     count = len(re.findall(r"\w+(?:[-'’.,]\w+)*", CJK.sub(" ", text)))
     return count if language == "en" else count + len(CJK.findall(text))
+
+
+def without_thinking(text: str) -> str:
+    r"""A response without what a model thinks before it answers; nothing of one that was cut off while it thinks.
+
+    >>> without_thinking("<think>A cat, so yes.</think>\n\nYes"), without_thinking("<think>A cat, or")
+    ('Yes', '')
+    """
+    return _THOUGHT.sub("", text).strip()
 
 
 def found_in(text: str, name: str) -> str | None:

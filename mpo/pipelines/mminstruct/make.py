@@ -141,7 +141,7 @@ def make(
         config: the configuration.
         output: the folder.
         workers: number of processes (extra ``scale``), with servers alone.
-        drop_bad: drop images that are gone, instead of stopping.
+        drop_bad: drop images that are gone, and lines of sets that cannot be used, instead of stopping.
         retry_dropped: try again what was dropped.
         correct: applied to the instructions of the jobs and to those of ``instructions.jsonl``, such as `mpo.review.Corrected.one`.
 
@@ -159,7 +159,7 @@ def make(
         raise ValueError(f"workers={workers} needs servers, which they share; each would load {local[0]}. Leave it out.")
     how: dict[str, Any] = {"workers": workers, "retry_dropped": retry_dropped}
     domains = load_domains(config.domains)
-    sets = [Expansion(**dict(one), domains=domains) for one in config.expand]
+    sets = [Expansion(**dict(one), domains=domains, drop_bad=drop_bad) for one in config.expand]
     generators: dict[str, Any] = {}
 
     def opened(model: Model) -> Any:

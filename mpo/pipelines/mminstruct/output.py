@@ -204,7 +204,7 @@ def write(
     kept = even(distinct(_reviewed(made, correct, lost), lost), lost, config.seed)
     kept = whole(_reviewed(arrange(kept, config.seed), correct, lost), lost)
     root = os.path.commonpath([os.path.dirname(path) for one in kept for path in one["images"]]) if kept else str(output)
-    report = _report(kept, lost, config.manual_price, collected, [report for _, report in jobs], root)
+    report = _report(kept, lost, config, collected, [report for _, report in jobs], root)
     for name in (META, REPORT, PAGE):  # of other files, and after a kill of none
         (output / name).unlink(missing_ok=True)
     meta = _write_files(output, kept, config.turns, root)
@@ -267,7 +267,7 @@ def _question(one: Record) -> dict[str, Any]:
 
 
 def _report(
-    kept: Sequence[Record], lost: Sequence[Record], price: float | None, collected: Any, jobs: Sequence[dict[str, Any]], root: str
+    kept: Sequence[Record], lost: Sequence[Record], config: Config, collected: Any, jobs: Sequence[dict[str, Any]], root: str
 ) -> dict[str, Any]:
     spent = Counter[str]()
     for one in (*([collected] if collected else []), *jobs):
@@ -275,8 +275,11 @@ def _report(
     number = max(len(kept), 1)
     cost: dict[str, Any] = {f"{name} tokens": round(spent[f"{name}_tokens"] / number, 1) for name in ("prompt", "completion")}
     if "cost" in spent:
-        cost["cost"] = spent["cost"] / number
-        cost |= {"manual price": price, "of the manual price": cost["cost"] / price} if price else {}
+        spent["cost"] = round(spent["cost"], 9)  # type: ignore[assignment]  # whatever the order in which it was added up
+        cost["cost"] = round(spent["cost"] / number, 9)
+        price = config.manual_price
+        cost |= {"manual price": price, "of the manual price": round(cost["cost"] / price, 9)} if price else {}
+        cost |= {"without the price of": ", ".join(free)} if (free := _unpriced(config)) else {}
     unused = sum(job.get("unused", 0) for job in jobs)  # responses to what is gone or has changed
     rounds = Counter(Counter((one["source"], one["dialogue"]) for one in kept if "dialogue" in one).values())
     domains: dict[str, dict[str, int]] = {}
@@ -303,6 +306,12 @@ def _report(
         "image_root": root,
         "jobs": [*jobs],
     }
+
+
+def _unpriced(config: Config) -> list[str]:
+    """The models of a configuration that have no prices."""
+    asked = {name: getattr(config, name) for name in ("collect", "caption", "generate", "blind", "judge")}
+    return [name for name, one in asked.items() if one is not None and one.model is not None and one.model.prices is None]
 
 
 def _mean_lengths(own: Sequence[Record]) -> dict[str, float]:

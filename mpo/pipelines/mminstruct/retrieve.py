@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
@@ -36,7 +37,7 @@ class Index:
         device: where it computes; None for the first accelerator.
 
     Raises:
-        ValueError: for a model that has no such features, and a folder of another model.
+        ValueError: for a model that has no such features, a folder of another model, and an index that lacks a part.
     """
 
     def __init__(self, folder: str | Path, model: str, *, device: str | None = None) -> None:
@@ -53,10 +54,19 @@ class Index:
             kind = type(self._model).__name__
             raise ValueError(f"{model} is a {kind}, which embeds no images and texts. Give a CLIP-like model.")
         self.size = int(self._text(["image"]).shape[1])
-        own, file = {"model": model, "size": self.size}, self.folder / SETTINGS
-        if file.is_file() and (there := read_json_object(file)) != own:
-            raise ValueError(f"{self.folder} is the index of {there.get('model')}, and the model is {model}. Give another folder.")
+        own, file = {"model": model, "size": self.size, "probe": self._probe()}, self.folder / SETTINGS
+        there: dict[str, Any] = read_json_object(file) if file.is_file() else {}
+        if there and not _same_model(there, own):
+            changed = "whose weights have changed since" if there.get("model") == model else f"and the model is {model}"
+            raise ValueError(f"{self.folder} is the index of {there.get('model')}, {changed}. Remove the folder, or give another.")
+        if not there and (self.folder / VECTORS).exists():
+            raise ValueError(f"{self.folder} is an index without its {SETTINGS}. Remove the folder: it is made again.")
         write_text(file, json.dumps(own))
+
+    def _probe(self) -> list[float]:
+        """What the model makes of one image and one text: other weights make something else of them."""
+        image = Image.effect_mandelbrot((64, 64), (-2.0, -1.5, 1.0, 1.5), 64).convert("RGB")
+        return [float(f"{one:.5f}") for one in np.concatenate([self._images([image])[0], self._text(["an image"])[0]])]
 
     def add(self, files: Iterable[str]) -> None:
         """Embed the images that are not there yet. Those that cannot be opened are left out, and logged."""
@@ -82,9 +92,7 @@ class Index:
                 log.warning("%s; it is not in the index", error)
         if not opened:
             return
-        inputs = self._processor(images=[image for *_, image in opened], return_tensors="pt").to(self._model.device)
-        with torch.inference_mode():
-            vectors = _unit(self._model.get_image_features(**inputs))
+        vectors = self._images([image for *_, image in opened])
         with open(self.folder / VECTORS, "ab") as written:
             written.write(vectors.tobytes())
             written.flush()
@@ -99,7 +107,10 @@ class Index:
             names.write_bytes(text[: text.rfind(b"\n") + 1])
         lines = read_json_lines(names) if names.is_file() else []
         wanted = len(lines) * 4 * self.size
-        if vectors.is_file() and vectors.stat().st_size > wanted:
+        size = vectors.stat().st_size if vectors.is_file() else 0
+        if size < wanted:
+            raise ValueError(f"{self.folder} lacks vectors of images that it lists. Remove the folder: it is made again.")
+        if size > wanted:
             os.truncate(vectors, wanted)
         return lines
 
@@ -122,10 +133,23 @@ class Index:
         found = [(lines[place]["content"], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
         return [one for one in found if among is None or one[0] in among][:most]
 
+    def _images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
+        with torch.inference_mode():
+            return _unit(self._model.get_image_features(**inputs))
+
     def _text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         inputs = self._processor(text=list(texts), padding="max_length", truncation=True, return_tensors="pt")
         with torch.inference_mode():
             return _unit(self._model.get_text_features(**inputs.to(self._model.device)))
+
+
+def _same_model(there: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether two probes are the same but for rounding, which differs between devices; an older index has the name alone."""
+    if "probe" not in there or there.get("size") != own["size"]:
+        return there == {name: value for name, value in own.items() if name != "probe"}
+    first, second = (np.reshape(one["probe"], (2, -1)) for one in (there, own))  # of length 1
+    return bool(np.all((first * second).sum(1) > 1 - 1e-3))
 
 
 def _unit(found: Any) -> NDArray[np.float32]:

@@ -51,7 +51,9 @@ def test_suffixes():
     [
         ({"seeds": {}}, "judgement: en"),
         ({"about": {"en": "x"}}, "zh"),
-        ({"more": 1}, "more"),
+        ({"more": 1}, "unknown key 'more'"),
+        ({"seed": {}, "seeds": None}, "unknown key 'seed'. Did you mean 'seeds'"),
+        ({"short": ["  "]}, "seeds.short.en.0"),
         ({"short": ["What is on the <dish>?"]}, "<dish>"),
         ({"short": []}, "seeds.short.en"),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import make_image
 
-from mpo.io import BadRecord
+from mpo.io import BadRecord, read_json_lines
 from mpo.pipelines.mminstruct.expand import READERS, Expansion
 
 
@@ -141,6 +141,56 @@ def test_a_dialogue_stays_one(sets):
     assert [one.id for one in asked] == ["mminstruct/d/0", "mminstruct/e/0", "mminstruct/g/0"]
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer", "found"),
+    [
+        (["C. one", "A. two", "B. three"], "A", (["one", "two", "three"], "two")),
+        (["E. coli", "B. subtilis"], "E. coli", (["E. coli", "B. subtilis"], "E. coli")),
+        (["A. one", "B. two"], "B. two", (["one", "two"], "two")),
+        (["one", "two"], "(B)", (["one", "two"], "two")),
+        (["one", "two"], "B. one", (["one", "two"], "B. one")),
+        (["B", "A"], "B", (["B", "A"], "B")),
+        (["A. 1", "B. 2"], 2, (["1", "2"], "2")),
+    ],
+)
+def test_letters_of_options(sets, choices, answer, found):
+    line = {"q": "<image>\nWhich?", "a": answer, "o": choices, "f": "0.png"}
+    (sets / "fields" / "own.jsonl").write_text(json.dumps(line))
+    (one,) = Expansion("fields", sets / "fields" / "own.jsonl", fields={**FIELDS})
+    assert (one["choices"], one["answer"]) == found and one["question"] == "Which?"
+
+
+def test_lines_that_cannot_be_used(sets, capsys):
+    """Each is named; with --drop-bad, the others become training data."""
+    from mpo.commands import main
+
+    good = {"q": "What is it?", "a": "a cup", "f": "0.png"}
+    bad = {"'a'": {"a": None}, "gone.png": {"f": "gone.png"}, "answer is": {"a": ["x", "y"]}, "choices are": {"o": "x;y"}}
+    path = sets / "fields" / "own.jsonl"
+    path.write_text("".join(json.dumps(good | one) + "\n" for one in ({}, *bad.values(), {"q": "What is near it?"})))
+    for number, name in enumerate(bad, 2):
+        lines = path.read_text().splitlines()
+        (sets / "fields" / "one.jsonl").write_text(lines[number - 1])
+        with pytest.raises(BadRecord, match=name):
+            [*Expansion("fields", sets / "fields" / "one.jsonl", fields=FIELDS)]
+    words = [word for ours, theirs in FIELDS.items() for word in ("--field", f"{ours}={theirs}")]
+    words = ["mminstruct", "expand", "fields", str(path), "--output", str(sets / "out"), *words]
+    assert main(words) == 2 and "own.jsonl:2: it has no 'a'" in capsys.readouterr().err
+    assert main([*words, "--drop-bad"]) == 0
+    assert [one["id"] for one in read_json_lines(sets / "out" / "mminstruct" / "instructions.jsonl")] == ["fields/0", "fields/5"]
+    lost = read_json_lines(sets / "out" / "dropped.jsonl")
+    assert [any(name in one["reason"] for one in lost) for name in bad] == [True] * 4 and {one["kind"] for one in lost} == {"bad"}
+
+
+def test_a_label_that_no_option_has(sets):
+    path = sets / "geoqa_plus4" / "train.pk"
+    (problem, _) = pickle.loads(path.read_bytes())
+    for label in (-1, 4, "B"):
+        path.write_bytes(pickle.dumps([{**problem, "label": label}]))
+        with pytest.raises(BadRecord, match="its label is"):
+            [*Expansion("geoqa_plus", path)]
+
+
 def test_a_set_becomes_training_data(sets, capsys):
     from mpo.commands import main
     from mpo.data import load_conversations
@@ -203,7 +253,6 @@ def test_what_is_no_pickle_is_named(tmp_path, data):
 def test_a_review_of_the_instructions_comes_back(sets, monkeypatch, capsys):
     """One judgement is rejected in the output of its job; the question of another instruction is edited in instructions.jsonl."""
     from mpo.commands import main
-    from mpo.io import read_json_lines
     from mpo.review.documents import read_line
     from mpo.review.log import Log
 

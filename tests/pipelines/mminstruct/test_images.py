@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from small_clip import COLOURS, write_clip
 from stub_server import StubServer
 from support import make_image
@@ -239,6 +241,26 @@ def test_images_are_found_by_text(clip, coloured):
         Index(coloured / "index", clip)
     with pytest.raises(ValueError, match="nowhere"):
         Index(coloured / "new", str(coloured / "nowhere"))
+
+
+def test_an_index_of_other_weights_or_without_a_part(clip, coloured):
+    """A model that was trained further in its folder finds nothing among vectors of before; moved, it is the same model."""
+    own = shutil.copytree(clip, coloured / "clip")
+    files = [one["images"][0] for one in Images(coloured / "in")]
+    Index(coloured / "index", str(own)).add(files)
+    Index(coloured / "index", str(own.rename(coloured / "moved")))
+    weights = load_file(coloured / "moved" / "model.safetensors")
+    weights["visual_projection.weight"] *= -1
+    save_file(weights, coloured / "moved" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="weights have changed"):
+        Index(coloured / "index", str(coloured / "moved"))
+    index = Index(coloured / "index", clip)
+    os.truncate(coloured / "index" / "vectors.f32", 40)
+    with pytest.raises(ValueError, match="lacks vectors"):
+        index.search("red")
+    (coloured / "index" / "index.json").unlink()
+    with pytest.raises(ValueError, match="without its index.json"):
+        Index(coloured / "index", clip)
 
 
 def test_what_is_retrieved(clip, coloured):

@@ -10,6 +10,7 @@ from told import Says
 from mpo.generation.generator import Response
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check, check_all, find_fault
+from mpo.pipelines.mminstruct.collect import Classify
 from mpo.pipelines.mminstruct.generate import Generate, Seed, mark_repeats, read_items
 from mpo.pipelines.mminstruct.output import arrange, balance, conversations, distinct
 from mpo.pipelines.step import Dropped
@@ -45,6 +46,10 @@ CHOICE = "<Q1>Which colour?</Q1><C1>A. red\nB. blue\nC. green</C1><A1>{}</A1>"
         ('{"items": [{"question": "Is it?", "answer": 3}]}', "judgement", ["malformed"]),
         ('{"items": [{"question"', "judgement", ["malformed"]),
         ('{"items": {"question": "Is it?", "answer": "No"}}', "judgement", ["malformed"]),
+        ("<Q1>Which?</Q1><C1>A. red / B. blue / C. green</C1><A1>B. blue</A1>", "choice", ["blue"]),
+        ('{"items": [{"question": "Which?", "choices": ["red", "blue"], "answer": "B"}]}', "choice", ["blue"]),
+        ('{"items": [{"question": "Which?", "choices": ["red", "blue"], "answer": "blue"}]}', "choice", ["blue"]),
+        ('{"items": [{"question": "Which?", "choices": ["B. red", "blue"], "answer": "B"}]}', "choice", ["malformed"]),
         (
             '{"items": [{"question": "Is it?", "answer": "No"}, {"question": "Is it so?", "answer": 3}, "Is it?", null, '
             '{"question": "Is it not?", "choices": [4], "answer": "No"}, {"question": "Was it?", "answer": "Yes"}]}',
@@ -60,6 +65,22 @@ def test_responses_are_parsed_strictly(text, type, found):
 def test_a_truncated_response_keeps_what_is_whole():
     items = read_items("<Q1>Is it?</Q1><A1>Yes</A1><Q2>Is it n", "judgement", cut=True)
     assert items[0]["answer"] == "Yes" and "cut off" in items[1]["fault"]
+    assert "cut off" in read_items('{"items": [{"question": "Is it', "judgement", cut=True)[0]["fault"]
+
+
+def test_what_a_model_thinks_is_no_part_of_what_it_says():
+    """It may name other domains, and have tags of its own; one that is cut off while it thinks has said nothing."""
+    thought = "<think>\nLandmark, or ocr? <Q1>Is it?</Q1><A1>No</A1>\n</think>\n\n"
+    caption, good = Caption(Says(str), shortest={"en": 5}), "A red sign with the word STOP stands at the corner."
+    for said in (thought + good, thought.removeprefix("<think>") + good):
+        assert caption.finish({"id": "a"}, [[Response(said, "stop", 1, 1)]])["caption"] == good
+    with pytest.raises(Dropped, match="empty"):
+        caption.finish({"id": "a"}, [[Response("<think>A red sign with a word on it. So", "length", 1, 1)]])
+    record = {"id": "a", "seeds": [{"type": "judgement", "round": 0}]}
+    for said in ("<Q1>Is it red?</Q1><A1>Yes</A1>", '{"items": [{"question": "Is it red?", "choices": [], "answer": "Yes"}]}'):
+        (made,) = Generate(Says(str)).finish(record, [[Response(thought + said, "stop", 1, 1)]])
+        assert made["question"] == "Is it red?" and "fault" not in made
+    assert Classify(Says(str)).finish({"id": "a"}, [[Response(thought + "artwork", "stop", 1, 1)]])["domain"] == "artwork"
 
 
 EN = {"language": "en", "caption": "A red car and two blue bikes stand before a shop called BÄCKEREI 面包."}
@@ -304,6 +325,30 @@ def test_captions(tmp_path):
     assert "too short (1 words" in again.messages[0]["content"][1]["text"]
     done = step.finish(left, [[Response(good, "stop", 1, 1)]])
     assert done["caption"] == good and "fault" not in done and step.requests(done) == []
+
+
+@pytest.mark.parametrize(
+    ("language", "said", "fault"),
+    [
+        ("en", "There is no image in your message. It may show a street.", "refuses"),
+        ("en", "It appears the image did not load, so a street is assumed.", "refuses"),
+        ("en", "Two children share one umbrella; the sign does not display a price.", None),
+        ("zh", "您没有上传图片，请重新上传，谢谢您的配合与理解。", "refuses"),
+        ("zh", "未检测到图片。这可能是一条普通的街道。", "refuses"),
+        ("zh", "墙上没有挂任何照片，桌上放着一本打开的画册。", None),
+        ("en", "A cat sits on a red cushion. 这只猫坐在红色的垫子上，看起来非常放松。", "not in English"),
+        (
+            "en",
+            "A wide wooden sign above the open door reads “欢迎光临本店请勿吸烟谢谢合作” in red and golden paint.",
+            None,
+        ),
+        ("en", "A sign reads 欢迎光临 in red above the door.", None),
+        ("zh", "一只猫坐在红色的垫子上。 The cat looks very relaxed here.", "not in Chinese"),
+    ],
+)
+def test_captions_without_an_image_and_in_two_languages(language, said, fault):
+    found = Caption(Says(str), shortest={"en": 5, "zh": 5}).fault(said, {"language": language})
+    assert (found is None) if fault is None else fault in str(found)
 
 
 def test_languages():

@@ -1,6 +1,7 @@
 """Packages import in one direction (CONTRIBUTING names it): whoever needs a part needs nothing that stands above it."""
 
 import ast
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,16 @@ def test_losses_import_torch_alone(package):
         f"import sys, mpo.{package}; print(*{{name.split('.')[0] for name in sys.modules}} & {{'transformers', 'trl', 'datasets'}})"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_what_scripts_and_tests_import_is_there():
+    """Nothing runs most of the benchmarks: a name that has moved would be missed only by the next who measures."""
+    missing = []
+    for folder in ("benchmarks", "examples", "tests", ".ci"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for name in imports(path):
+                try:
+                    pkgutil.resolve_name(name)
+                except (ImportError, AttributeError) as error:
+                    missing.append(f"{path.relative_to(ROOT)} imports {name}: {error}")
+    assert not missing

@@ -12,10 +12,11 @@ from comparison.task import PROMPTS, questions
 from mpo import MPOConfig, MPOTrainer
 from mpo.data import load_preferences
 from mpo.demo.stages import reads_digits
-from mpo.evaluation.accuracy import measure_accuracy
 from mpo.generation.local import LocalGenerator
 from mpo.io import read_json_lines
 from mpo.models.loading import LoadedModel, load_model
+from mpo.schema import Question
+from mpo.verification import verify
 
 RESPONSES_PER_BATCH = 250
 
@@ -41,17 +42,18 @@ def measure(model: Path, folder: Path, settings: Settings) -> dict[str, dict[str
     loaded = load_model(str(model), dtype="float32")
     measured = {}
     for form in PROMPTS:
-        found = measure_accuracy(
-            generator_of(loaded),
-            questions(lines, form, folder),
-            [line["ground_truth"] for line in lines],
-            max_new_tokens=settings.max_new_tokens,
-        )
+        asked = questions(lines, form, folder)
+        sampled = generator_of(loaded).generate(asked, temperature=0.0, max_new_tokens=settings.max_new_tokens)
+        texts = [responses[0].text for responses in sampled]
+        found = [
+            verify(text, Question(request.messages, ground_truths=[line["ground_truth"]]))
+            for line, request, text in zip(lines, asked, texts, strict=True)
+        ]
         measured[form] = {
-            "correct": [int(correct) for correct in found.correct],
-            "unparsable": found.unparsable,
-            "tokens": _mean_tokens(loaded, found.responses),
-            "read": sum(reads_digits(text, line["digits"]) for text, line in zip(found.responses, lines, strict=True)),
+            "correct": [int(verdict.correct) for verdict in found],
+            "unparsable": sum(verdict.method == "none" for verdict in found),
+            "tokens": _mean_tokens(loaded, texts),
+            "read": sum(reads_digits(text, line["digits"]) for text, line in zip(texts, lines, strict=True)),
         }
     return measured
 

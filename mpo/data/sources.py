@@ -176,7 +176,7 @@ class Stream:
 # Converting once
 
 
-VERSION = 8
+VERSION = 9
 """Increase it when the same files give different records, so that cached results of earlier versions are not used."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 * 2**20

@@ -222,15 +222,16 @@ class Encoder:
 
     def _check_length(self, record: Record, encoded: Encoded, max_length: int) -> None:
         prompt, longest = len(encoded.prompt_ids), len(encoded.prompt_ids) + encoded.longest()
-        kept, wrong, advice = max_length - prompt, "", ""
+        kept, wrong, other_way = max_length - prompt, "", "leave the record out"
         if longest <= max_length:
             return
         if self.truncation_mode == "keep_end":
-            mode, advice = f"truncation_mode='keep_end' with max_length={max_length}", "Use 'keep_start', or: "
+            mode = f"truncation_mode='keep_end' with max_length={max_length}"
             if encoded.longest() >= max_length:
                 wrong = f"a completion alone has {encoded.longest()} tokens, and {mode} leaves nothing of the prompt"
             elif is_processor(self.processing_class):
                 wrong = f"it has {longest} tokens, and {mode} would remove image tokens at its beginning"
+                other_way = "use 'keep_start'"
         elif kept <= 0:
             wrong = (
                 f"its prompt alone has {prompt} tokens (image tokens included), and max_length={max_length} leaves no completion"
@@ -238,7 +239,7 @@ class Encoder:
         elif any(one.ids[:kept] == other.ids[:kept] for one, other in combinations(encoded.completions, 2)):
             wrong = f"truncated to max_length={max_length}, 'chosen' and 'rejected' are the same"
         if wrong:
-            raise ValueError(f"{describe(record)}: {wrong}. {advice}Raise max_length, set it to None, or leave the record out.")
+            raise ValueError(f"{describe(record)}: {wrong}. Raise max_length, set it to None, or {other_way}.")
 
 
 def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_token: int | None) -> list[int] | None:

@@ -151,7 +151,7 @@ class LoopConfig(_Base):  # type: ignore[misc]
     def _check_rows(self) -> None:
         packed_only = {"packing", "padding_free", "packed_attention", "verify_first_batch"} & self.__dataclass_fields__.keys()
         for name in sorted(packed_only) if self.rows == "padded" else ():
-            if (own := getattr(self, name)) != self.__dataclass_fields__[name].default:
+            if (own := getattr(self, name)) not in (None, self.__dataclass_fields__[name].default):
                 raise ValueError(f"{name}={own!r} needs packed rows, and rows='padded'. Leave one of them out.")
 
     def _check_effect(self) -> None:

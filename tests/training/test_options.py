@@ -115,6 +115,11 @@ def test_what_our_collator_does_is_refused_beside_another(tmp_path, setting):
         )
 
 
+def test_null_in_a_recipe_is_not_set(tmp_path):
+    unset = dict.fromkeys(("padding_free", "verify_first_batch"))
+    assert MPOConfig(str(tmp_path), use_cpu=True, bf16=False, rows="padded", **unset).rows == "padded"
+
+
 def test_pairs_of_one_question_share_a_padded_batch_too(tmp_path):
     """So group_same_prompt is not refused there."""
     trainer = small_run(tmp_path, kind="text", pairs=8, rows="padded", group_same_prompt=2)

@@ -51,7 +51,7 @@ def dropped(records, images):
 
 def kept_by_models(record, image):
     """What is left of a record after a model without the image that knows general facts, and a judge that knows what is right."""
-    truth, items = record["label"] == "good", read(record, image)
+    truth, items = record["label"] == "good", [one for one in read(record, image) if "fault" not in one]
     said = "SUPPORTED" if truth or record["label"] == "no_image" else "CONTRADICTED"
     judged = Agree(seen.Scripted(lambda asked: f"Verdict: {said}"))(items)
     knows = {"choice": "OPTION", "long": "YES"}
@@ -78,7 +78,7 @@ def result(name):
             count = Counter({"faults": 1, "found": found, "with scripted models": found or by_model})
             own.setdefault(name, Counter()).update(count)
     good = [one["id"] for one in records if one["label"] == "good"]
-    lost = sum(not kept_by_models(one, images[one["image"]]) for one in records if one["label"] == "good")
+    lost = sum(not kept_by_models(one, images[one["image"]]) for one in records if one["label"] == "good" and one["id"] not in gone)
     told = {"good": len(good), "good dropped": len({*good} & {*gone}), "good dropped by scripted models": lost, **counts}
     missed = [one["id"] for one in records if one.get("rule_can_know") and one["id"] not in gone]
     return told, {"missed": missed, "dropped": [id for id in good if id in gone]}

@@ -447,14 +447,15 @@ class Letters(Scripted):
         super().__init__(say)
 
 
-def add_to_file(measure, about):
-    """The command of another set: add what it measures, (what is printed, the rest), to a JSON file as a stage."""
+def add_to_file(measure, about, sets=()):
+    """The command of another set, or of one of several: add what it measures, (what is printed, the rest), to a file as a stage."""
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="JSON file, to which the measurement is added")
     parser.add_argument("--stage", default="now", help="name of the measurement")
+    parser.add_argument("--set", choices=sets, required=bool(sets), help="which set")
     args = parser.parse_args()
-    told, rest = measure()
+    told, rest = measure(args.set) if sets else measure()
     print(json.dumps(told, ensure_ascii=False).replace("}, ", "},\n"))
     known = json.loads(args.out.read_text()) if args.out.exists() else {}
     args.out.write_text(json.dumps({**known, args.stage: told | rest}, indent=1, ensure_ascii=False) + "\n")

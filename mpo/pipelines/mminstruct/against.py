@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from itertools import combinations, pairwise
 
 from mpo.data.similar import normalised
-from mpo.pipelines.mminstruct.dialogue import content, said_beside
-from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule, words
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule
 from mpo.pipelines.step import Record
 from mpo.verification.number import HAN, read_han
 from mpo.verification.texts import read_yes_no
@@ -33,7 +31,7 @@ def find_contradiction(item: Record) -> str | None:
     known = f"{item.get('caption', '')}\n{item.get('ocr', '')}".strip()
     if not known:
         return None
-    return _of_series(item, read_series(known), known) or _unknown_decimal(item, known) or _other_colour(item, known)
+    return _of_series(item, read_series(known), known)
 
 
 def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
@@ -116,168 +114,22 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction], known: str
         if values[names[0]] != values[edge[wanted[0]]]:
             return f"contradiction: in the description {' '.join(edge[wanted[0]])!r:.40} has that place, not {' '.join(names[0])!r}"
         numbers = re.findall(_NUMBER, part)  # of what has that place
-        if type == "long" and len(numbers) == 1 and not any(_rounded(numbers[0], values[names[0]] / by) for by in (1, 1000)):
+        if type == "long" and len(numbers) == 1 and not any(rounded(numbers[0], values[names[0]] / by) for by in (1, 1000)):
             return f"contradiction: {numbers[0]}, and the description has another number of {' '.join(names[0])!r:.40}"
     number = re.fullmatch(rf"({_NUMBER})\W*", _plain(answer).strip())
     of_more = any(re.fullmatch(_NUMBER, token) for token in _TOKEN.findall(question))  # "in 2019"
     if type in ("short", "choice") and len(asked) == 1 and number and not of_more and found_in(question, "value_asked"):
-        if not _rounded(number[1], values[asked[0]]):
+        if not rounded(number[1], values[asked[0]]):
             return f"contradiction: {answer!r:.40}, and the description has another value"
     return None
 
 
-def _rounded(text: str, value: Fraction) -> bool:
+def rounded(text: str, value: Fraction) -> bool:
     """Whether a number is a value, as far as it is written out, or, if it ends in zeros, but for 2 %."""
     digits, _, power = text.partition("e")
     off = abs(Fraction(text) - value)
     close = off <= Fraction(10) ** (int(power or 0) - len(digits.partition(".")[2])) / 2
     return close or (re.fullmatch(r"-?\d+0", text) is not None and off <= abs(value) / 50)
-
-
-def _unknown_decimal(item: Record, known: str) -> str | None:
-    """A decimal, or in a long answer a number above 20, that the description has not, also not rounded or computed of two."""
-    asked, answer, known = item["question"], _plain(item["answer"]).strip(), _plain(known)
-    if item["type"] != "long" and not (item["type"] == "choice" and found_in(asked, "value_asked")):
-        return None
-    numbers = [Fraction(one) for one in dict.fromkeys(re.findall(_NUMBER, known))]
-    if not _has_figures(known, asked) or rule("computed").search(f"{asked} {answer}"):
-        return None
-    numbers += [value for one, other in combinations(numbers[:30], 2) for value in (one + other, abs(one - other))]
-    numbers += [one * scale for one in numbers for scale in (100, 1000, Fraction(1, 100), Fraction(1, 1000))]  # percent, kilo
-    for text in re.findall(_NUMBER, answer) if item["type"] == "long" else [answer]:
-        if re.fullmatch(_NUMBER, text) and text[0] != "-" and _exact(text) and not any(_rounded(text, one) for one in numbers):
-            return f"contradiction: {text}, and the description has another number"
-    return None
-
-
-def _exact(number: str) -> bool:
-    """Whether a number is measured or written, and no year: fewer things are counted."""
-    return "." in number or number.startswith("-") or (float(number) > 20 and not re.fullmatch(r"(?:19|20)\d\d", number))
-
-
-def _has_figures(known: str, asked: str) -> bool:
-    """Whether a description has several exact numbers that the question has not, so that it gives the figures of the image."""
-    new = [one for one in {*re.findall(_NUMBER, known)} - {*re.findall(_NUMBER, asked)} if _exact(one)]
-    return len(new) > 3 or sum("." in one for one in new) > 1
-
-
-def _other_colour(item: Record, known: str) -> str | None:
-    """A thing in a colour that the description does not know, and that is in another one there."""
-    if item["type"] == "judgement" and not read_yes_no(item["answer"]):
-        return None
-    for text in (item["question"], *([item["answer"]] if item["type"] == "long" else [])):
-        for colour, thing in _coloured(text):
-            there = {one.casefold() for one, other in _coloured(known) if other.casefold() == thing.casefold()}
-            if there and colour.casefold() not in known.casefold() and not there & _alike(colour.casefold()):
-                return f"contradiction: {colour} {thing}, and the description has another colour"
-    return None
-
-
-def _coloured(text: str) -> list[tuple[str, str]]:
-    return [*rule("coloured").findall(text), *rule("coloured_zh").findall(text)]
-
-
-def _alike(colour: str) -> set[str]:
-    return {other for group in words("colours_alike") for other in group.split("/") if colour in group.split("/")}
-
-
-def unsupported(item: Record) -> str | None:
-    """A choice whose right option is not in the caption, while another one is; values that are computed need not be there."""
-    if rule("computed").search(item["question"]) or max(map(len, item["choices"])) < 2:
-        return None
-    known = figures(f"{item.get('caption', '')} {item.get('ocr', '')}")
-    if not known:
-        return None
-    plain = {one: re.sub(r"^(?:an?|the) (?=\w)", "", figures(one)) for one in item["choices"]}
-    asked = figures(item["question"])  # what the question gives is no answer
-    there = {one: has(known, text) and not has(asked, text) for one, text in plain.items()}
-    words = [word for word in plain[item["answer"]].split() if len(word) > 2]
-    if len(words) > 2 and sum(word in known for word in words) > len(words) / 2:
-        return None  # said in another order
-    if not there[item["answer"]] and sum(there.values()) == 1 and not _derived(plain[item["answer"]], known):
-        other = next(one for one, found in there.items() if found)
-        if found_in(item["question"], "which_colour") and not {*rule("colour").findall(plain[other])} & _colours_of(item):
-            return None
-        counts = found_in(item["question"], "how_many") and re.search(r"\d", plain[item["answer"]])
-        if counts and not said_beside(plain[other], item["question"], known):
-            return None  # it may be of something else
-        return f"contradiction: of the options, the caption has {other!r:.40} alone, not {item['answer']!r:.40}"
-    return None
-
-
-def other_value(item: Record) -> str | None:
-    """What the caption has otherwise, by closed lists: a short answer's colour, unit or figure, and how many things there are."""
-    known = figures(f"{item.get('caption', '')}\n{item.get('ocr', '')}")
-    said, asked = figures(item["answer"]), figures(item["question"])
-    of = "the caption has another"
-    if item["type"] == "judgement" and read_yes_no(item["answer"]) is False:
-        return None
-    for number, thing in rule("counted").findall(f"{asked} {said}" if item["type"] == "short" else asked):
-        there = [int(one) for one, other in rule("counted").findall(known) if other == thing]
-        place = rf"{thing} (?:on|at|in|to) the (?:left|right|top|bottom|middle|front|back)\b|[左右上下前后][边面方]\S{{0,8}}{thing}"
-        some = re.search(place, known)  # not all of them
-        if there and not some and int(number) > max(sum(there), max(there) + 1):
-            return f"contradiction: {number} {thing}, and {of} number"
-    if item["type"] != "short":
-        return None
-    found = re.fullmatch(r"(-?\d+(?:\.\d+)?) ?(\D*)", said)
-    if found and found_in(found[2], "unit") and has(known, found[1]):
-        if not re.search(rf"(?<![^\W\d]){re.escape(found[2])}(?![^\W\d{IDEOGRAPHS}])", f"{known} {asked}"):
-            return f"contradiction: {item['answer']!r:.40}, and the caption has no such unit"
-    if rule("computed").search(item["question"]):
-        return None
-    colours = {*rule("colour").findall(said)} if found_in(item["question"], "which_colour") else set()
-    if colours and not any(one in known for one in colours) and _colours_of(item):
-        return f"contradiction: {item['answer']!r:.40}, and {of} colour"
-    months = [{*rule("month").findall(text)} for text in (item["answer"], item.get("caption", ""), item["question"])]
-    if months[1] and not months[0] <= months[1] | months[2]:
-        return f"contradiction: {item['answer']!r:.40}, and {of} month"
-    if not found:
-        return None
-    units = {*rule("converted").findall(f"{asked} {said}")} - {*rule("converted").findall(known)}
-    powers = (0, -3, -2, -1, 3, 4, 6) if units else (0, -3, 3, 4, 6)
-    counts = _counts_of(item["question"], known) if found_in(item["question"], "how_many") else []
-    beside = " ".join(one for one in counts if not has(asked, one))
-    if beside and not has(known, found[1]) and not _derived(found[1], beside):
-        return f"contradiction: {item['answer']!r:.40}, and {of} number of these"
-    stated = has(known, found[1]) or _derived(found[1].lstrip("-"), known, powers)
-    if _exact(found[1]) and not stated and _has_figures(known, asked):
-        return f"contradiction: {item['answer']!r:.40}, and {of} number"
-    return None
-
-
-def _counts_of(question: str, known: str) -> list[str]:
-    """The numbers that a normalised description has beside what is asked about; none where one is of a part of it."""
-    if re.search(r"\d of (?:the|them|these|which)\b|其中", known):
-        return []
-    return [one for one in dict.fromkeys(re.findall(_NUMBER, known)[:30]) if said_beside(one, question, known)]
-
-
-def _colours_of(item: Record) -> set[str]:
-    """The colours that the description may give what is asked about: not those of other things beside it.
-
-    What the description does not name may be anything in it.
-    """
-    plain, characters = CJK.sub(" ", " ".join(content(item["question"]))).split(), "".join(CJK.findall(item["question"]))
-    things = {word.rstrip("s") for word in plain if len(word) > 2} | {one + other for one, other in pairwise(characters)}
-    parts = [figures(part) for part in re.split(r"[.。!！?？;；\n]", f"{item.get('caption', '')}\n{item.get('ocr', '')}")]
-    own = {at for at, part in enumerate(parts) if any(thing in part for thing in things)}
-    before = {at - 1 for at in own if re.match(r"(?:its?|their|they)\b|[它其]", parts[at])}  # of what it speaks of
-    left = [
-        re.sub(rule("coloured_run"), lambda run: run[0] if any(thing in run[0] for thing in things) else " ", parts[at])
-        for at in own - before
-    ]
-    return {*rule("colour").findall(" ".join([*left, *(parts[at] for at in before)] if own else parts))}
-
-
-def _derived(answer: str, known: str, powers: tuple[int, ...] = (0, -3, 3, 4, 6)) -> bool:
-    """Whether a number is none, one (of an article), or a rounded one, the sum, difference or product of numbers that are known."""
-    if not (said := re.match(r"\d{1,15}(?:\.\d{1,15})?(?![\d])", answer)):
-        return False
-    values = [Fraction(one) for one in re.findall(r"(?<!\d)\d{1,15}(?:\.\d{1,15})?(?!\d)", known)][:30]
-    pairs = {found for one, other in combinations(values, 2) for found in (one + other, abs(one - other), one * other)}
-    scaled = (one * Fraction(10) ** power for one in values for power in powers)  # units, 万
-    return Fraction(said[0]) in {0, 1, sum(values), *pairs} or any(_rounded(said[0], one) for one in scaled)
 
 
 def has(text: str, part: str) -> bool:
@@ -290,10 +142,12 @@ def has(text: str, part: str) -> bool:
 
 def figures(text: str) -> str:
     """A normalised text with its numbers in digits, and colours by one name."""
+    written = text
     text = re.sub(rf"(?<![\d.]){HAN}+", lambda run: str(run[0] if (value := read_han(run[0])) is None else value), text)
-    text = re.sub(r"(?<=\d)_(?=\d)", ".", normalised(whole_numbers(_plain(text))))
+    text = re.sub(r"(?<=\d)_(?=\d)", ".", normalised(whole_numbers(_plain(re.sub(r"(?i)(?<=ty)-(?=[a-z])", " ", text)))))
     text = re.sub(r"(?<=\d)(?=(?:[kcm]?m|kg)\b)", " ", text)
-    return " ".join(pairs("same").get(word, word) for word in text.split())
+    text = " ".join(pairs("same").get(word, word) for word in text.split())
+    return re.sub(r"\b([2-9])0 ([1-9])\b(?= [a-z])", r"\1\2", text) if "ty" in written else text
 
 
 def whole_numbers(text: str) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 from mpo.data.degenerate import find_degenerate
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
-from mpo.pipelines.mminstruct.against import figures, find_contradiction, has, other_value, unsupported, whole_numbers
+from mpo.pipelines.mminstruct.against import figures, find_contradiction, has, whole_numbers
 from mpo.pipelines.mminstruct.dialogue import find_round_fault
 from mpo.pipelines.mminstruct.domains import prompt
 from mpo.pipelines.mminstruct.generate import draw, lettered, mark_repeats, priors, same_answer
 from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, LONGEST_SHORT, SHORTEST_LONG, found_in, length, other_language, rule
+from mpo.pipelines.mminstruct.support import find_unsupported
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
 from mpo.verification.texts import read_yes_no
@@ -58,9 +59,9 @@ def _faults(item: Record) -> Iterator[str]:
     yield from _leaks(item)
     if "earlier" in item and (fault := find_round_fault(item)):
         yield fault
-    if fault := unsupported(item) if item["type"] == "choice" else other_value(item) if known else None:
-        yield fault
     if fault := find_contradiction(item):
+        yield fault
+    if fault := find_unsupported(item):
         yield fault
 
 
@@ -123,7 +124,7 @@ def _of_language(item: Record, known: str) -> Iterator[str]:
     if known and not rule("writing").search(known) and (said := found_in(f"{question}\n{answer}", "of_text")):
         yield f"caption: it speaks of a text ({said!r}), and the image has none"
     names = type == "short" and (not known or rule("writing").search(question))  # what is read in the image is in any language
-    texts = [("question", question)] + [("answer", answer)] * (type in ("long", "short") and not names)
+    texts = [("question", question)] + [("answer", answer)] * (type != "choice" and not names)
     for name, text in [*texts, *(("option", one) for one in _options(item) if known)]:  # without a caption, names are not known
         # What is read in the image is in the other script, and so may be the other options.
         other = (CJK.search(answer) is None) == (language == "zh") and re.search(r"[^\W\d_]", answer)
@@ -145,9 +146,12 @@ def yes_or_no(text: str, language: str) -> bool | None:
     """Read a judgement: True for yes, None if it is neither, takes itself back, or is in another language."""
     if bool(CJK.search(text)) != (language == "zh"):
         return None
+    if language == "zh" and (done := re.match(r"\W*(?:(看不|未|尚未)|[\u3400-\u9fff]{1,2}[了过着](?=\W|$))", text)):
+        return not done[1]  # 画了
     first, _, rest = re.sub(r"[\W]+", " ", text.strip()).partition(" ")
     said, then = read_yes_no(text), read_yes_no(rest) if read_yes_no(first) is not None else None
-    return None if then is not None and then != said or rule("hedged").search(text) else said
+    turned = then is not None and then != said and not re.match("是(?!的?\\W*$)", rest)  # "不是，是二等座"
+    return None if turned or rule("hedged").search(text) else said
 
 
 def _cut(text: str, kind: str, language: str, known: str) -> str | None:
@@ -161,17 +165,24 @@ def _cut(text: str, kind: str, language: str, known: str) -> str | None:
         return None
     if kind == "long":
         listed = re.match(r"\s*(?:[-*•]|\d+[.)、])", text.rsplit("\n", 1)[-1])
+        if _in_a_word(text.rstrip(" ."), known) or re.search(r"\b(?:a|an|the|and|or|of|with|from)\.$", text):
+            return text[-20:]
         return None if listed or re.search(r"[.!?。！？:]\W*$|[|`]$", text) else text[-20:]
     if language == "zh" or re.search(r"[?？]|(?:[.!:)）\"”’'。$]|__)$", text) or _asks_all(text, known):
         return text[:20] if found_in(text, "headless") else None
     return text[-20:]
 
 
+def _in_a_word(text: str, known: str) -> bool:
+    """Whether a text ends with the beginning of a word of the description, which is none itself."""
+    part = re.search(r"[A-Za-z]+$", text)
+    longer = part and re.search(rf"\b{part[0]}(?!\b|e?s\b|e?d\b|ing\b)", known)
+    return bool(part and longer and not re.search(rf"\b{part[0]}\b", known))
+
+
 def _asks_all(text: str, known: str) -> bool:
     """Whether an English question without a mark at its end asks for something, and is not cut off in a phrase or a word."""
-    part = re.search(r"[A-Za-z]+$", text)
-    cut = part and re.search(rf"\b{part[0]}(?!\b|e?s\b|e?d\b|ing\b)", known) and not re.search(rf"\b{part[0]}\b", known)
-    return bool(rule("asks_en").match(text)) and not cut and not rule("open_end").search(text)
+    return bool(rule("asks_en").match(text)) and not _in_a_word(text, known) and not rule("open_end").search(text)
 
 
 def _repeats(text: str, most: int) -> str | None:
@@ -230,8 +241,15 @@ def _open(item: Record, language: str) -> Iterator[str]:
         yield f"malformed: {answer!r:.40} does not answer {question!r:.60}"
     if short and found_in(question, "how_many") and not re.search(r"\d", figures(answer)) and not found_in(answer, "some"):
         yield f"malformed: {answer!r:.40} is no number"
-    if re.fullmatch(r"[\d.,]+", figures(answer)) and found_in(question, "which_colour"):
+    if found_in(question, "which_colour") and found_in(figures(answer), "no_colour"):
         yield f"malformed: {answer!r:.40} is no colour"
+    if (
+        short
+        and re.fullmatch(r"\d{1,2}.?", figures(answer))
+        and not re.search(r"\d", answer)
+        and not found_in(question, "quantity")
+    ):
+        yield f"malformed: {question!r:.60} asks for no number"
 
 
 _FORM = {"judgement": _judgement, "choice": _choice, "long": _open, "short": _open}
@@ -246,6 +264,8 @@ def _leaks(item: Record) -> Iterator[str]:
         yield f"leak: the question says {given[0]!r:.40}"
     if (kind := {"judgement": "told", "choice": "letter"}.get(type)) and (told := found_in(question, kind)):
         yield f"leak: the question says {told!r:.40}"
+    if type == "judgement" and length(said, item.get("language", "en")) > 4 and has(asked, said.partition(" ")[2]):
+        yield "leak: the question says why"
     if type == "long" and (first := normalised(re.split(r"(?<=[.!?。！？])", answer)[0])) and first in asked:
         yield "leak: the question contains the answer's first sentence"
     said = re.sub(r"^(?:an?|the) (?=\w)", "", said)

@@ -15,10 +15,12 @@ from unicodedata import normalize
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
+from mpo.pipelines.mminstruct.description import reworded
 from mpo.pipelines.mminstruct.domains import ASKED, TYPES, check_domain, load_domains, prompt, without_placeholders
 from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, found_in, length, pairs, rule, without_thinking, words
 from mpo.pipelines.step import Record, Step
 from mpo.verification.dress import undress
+from mpo.verification.number import read_number
 from mpo.verification.texts import read_yes_no, same_text
 
 COUNTS = {"judgement": 4, "choice": 3, "long": 3, "short": 3}
@@ -38,11 +40,11 @@ _INSTRUCTION = _object(question=_TEXT, choices={"type": "array", "items": _TEXT}
 SCHEMA = _object(items={"type": "array", "items": _INSTRUCTION})
 RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "instructions", "strict": True, "schema": SCHEMA}}
 """Field of a request by which a server keeps to the schema: OpenAI's, vLLM's, SGLang's; LMDeploy's with guided decoding."""
-_CLAUSE = re.compile(r"[^,:，：?？]{1,100}[,:，：]\s*")
+_CLAUSE = re.compile(r"[^,:，：?？]{1,100}[,:，：?？]\s*(?=\S)")
 _TAG = re.compile(r"<(/?)([QCA])(\d{1,3})>")
-_LETTERED = re.compile(r"\s*(?:[-*•]\s+)?[(（]?([A-HＡ-Ｈ])\s*[.):：．、）]\s*(\S.*?)\s*", re.DOTALL)
+_LETTERED = re.compile(r"\s*(?:[-*•]\s+)?[(（]?([A-HＡ-Ｈ])\s*[.):：．、，）]\s*(\S.*?)\s*", re.DOTALL)
 _SPACED = re.compile(r"\s*([A-H])\s+(\S.*?)\s*", re.DOTALL)
-_LEAD = re.compile(r"^(?:the )?(?:(?:correct|right) )?(?:answer|答案)(?: is|是|为)?\s*[:：]?\s*", re.IGNORECASE)
+_LEAD = re.compile(r"^(?:the )?(?:(?:correct|right) )?(?:answer|option|答案|选项?)(?: is|是|为)?\s*[:：]?\s*(?=\S)", re.IGNORECASE)
 _CURRENCY = re.compile(r"[$€£¥₩₹]")
 _SIGNS = re.compile(r"(?<=[A-Za-z])[#♯♭+]+")
 
@@ -280,11 +282,12 @@ def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> di
 
 
 def mark_repeats(items: Sequence[Record]) -> None:
-    """Give those of an image's instructions a ``fault`` that ask what an earlier one of the same type has asked.
+    """Give those of an image's instructions a ``fault`` that ask what an earlier one has asked.
 
     The same question is one with the same words in the same order, but for words such as "please", "in the image", "is", "of" and
-    "which"; with another answer it is a contradiction, also of a short answer with that of a choice, and of a judgement with its
-    negation. A round that goes on from the earlier ones (`goes_on`) is compared with those alone.
+    "which", of the same type or as a choice and a short one; or, of the same type and answer, one that is `reworded`. With another
+    answer it is a contradiction, also of a short answer with that of a choice, and of a judgement with its negation. A round that
+    goes on from the earlier ones (`goes_on`) is compared with those alone.
     """
     seen: dict[str, list[Record]] = {}
     for item in items:
@@ -309,7 +312,7 @@ def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> 
         alike = type == "long" or _alike(other["answer"], one["answer"])
         if type == "judgement" and one["negated"] != other["negated"]:
             alike = not alike
-        if alike and len(kinds) == 1 and (asks_the_same or plain):
+        if alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or plain):
             yield "repeat: an earlier instruction about the image asks the same"
         in_order = one["key"] == other["key"] and (type == "judgement" or len(one["key"].split()) > 2)
         if not alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or in_order):
@@ -317,9 +320,14 @@ def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> 
     if read_yes_no(one["answer"]) and any(_opposed(one["loose"], other) for other in seen):
         yield "contradiction: an earlier instruction has the same answer to the opposite question"
     for other in seen:
-        if other["type"] == type and other not in same and _slip(other["question"], one["question"]):
-            if _alike(other["answer"], one["answer"]):
+        if other["type"] == type and other not in same and _alike(other["answer"], one["answer"]):
+            told = type != "judgement" or len(normalised(one["answer"])) > 8
+            if _slip(other["question"], one["question"]):
                 yield "repeat: an earlier instruction about the image asks the same, but for a letter"
+            exact = read_number(one["answer"]) is not None
+            told = told and type != "long" and same_answer(other["answer"], one["answer"])
+            if told and reworded(other["loose"], one["loose"], exact=exact):
+                yield "repeat: an earlier instruction about the image asks the same in other words"
 
 
 def _opposed(loose: str, other: Record) -> bool:

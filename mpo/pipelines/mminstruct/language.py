@@ -103,6 +103,7 @@ def other_language(text: str, language: str, known: str = "") -> bool:
         text = re.sub('“[^”]*”|"[^"]*"', "", text) if CJK.search(text) else text  # a slogan, a sign
         runs = [_WORD.findall(run) for run in CJK.split(text)]  # "哪一类 of 柱子", not "Bank of China"
         own = any(len(run) == 1 and run[0] in words("english") and run[0] in new for run in runs)
+        own = own or any(one in new for one in re.findall(rf"(?:^|(?<=[{IDEOGRAPHS}]))[a-z]{{4,}}(?=[{IDEOGRAPHS}])", text))
         own = own or any(len({*_WORD.findall(run)} & {*new}) > 3 for run in CJK.split(text))
         return own or len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(map(_other_script, new)):

@@ -1,5 +1,7 @@
 """Parse, check, balance and arrange instructions; captions that can be used."""
 
+import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -83,8 +85,12 @@ def test_what_a_model_thinks_is_no_part_of_what_it_says():
     assert Classify(Says(str)).finish({"id": "a"}, [[Response(thought + "artwork", "stop", 1, 1)]])["domain"] == "artwork"
 
 
+QUIET = " Nothing else can be made out, as the place is empty at this hour and the weather keeps people at home, where it is warm."
+QUIET_ZH = "除此以外没有别的东西可以辨认，因为这个时候四周空空荡荡，天气让人们都留在暖和的家里。"
+"""What makes a caption long enough to be one that has to support an answer, and says nothing of it."""
 EN = {"language": "en", "caption": "A red car and two blue bikes stand before a shop called BÄCKEREI 面包."}
 ZH = {"language": "zh", "caption": "一辆红色的汽车和两辆蓝色的自行车停在名为 BÄCKEREI 的店前。"}
+LONG = {**EN, "caption": EN["caption"] + QUIET}
 
 
 @pytest.mark.parametrize(
@@ -120,8 +126,8 @@ ZH = {"language": "zh", "caption": "一辆红色的汽车和两辆蓝色的自�
         (EN, "short", "How many bikes are there?", "blue", None, "malformed"),
         (EN, "short", "How many bikes are there?", "A couple", None, None),
         (EN, "short", "What colour are the bikes?", "two", None, "malformed"),
-        (EN, "short", "What colour are the bikes?", "purple", None, "contradiction"),
-        (EN, "short", "Which of the five bikes is blue?", "all", None, "contradiction"),
+        (LONG, "short", "What colour are the bikes?", "purple", None, "unsupported"),
+        (LONG, "short", "What stands before the shop?", "a tram", None, "unsupported"),
         (EN, "short", "What is red?", "a car (the", None, "malformed"),
         (EN, "short", "What is red?", 'a car",', None, "malformed"),
         (EN, "short", "What is red?", "**a car**", None, "malformed"),
@@ -131,7 +137,7 @@ ZH = {"language": "zh", "caption": "一辆红色的汽车和两辆蓝色的自�
         (EN, "long", "What is shown?", "A red car and two bikes. They stand in front of", None, "malformed"),
         (EN, "long", "What is shown?", "A red car and two bikes are shown. Het voorwerp op de tafel is rood.", None, "language"),
         (EN, "short", "Subtract all bikes. How many are left?", "0", None, None),
-        ({"caption": "A is 5.01 and B is 6.59 high."}, "short", "Which value has A?", "50.1", None, "contradiction"),
+        ({"caption": "A is 5.01 and B is 6.59 high." + QUIET}, "short", "Which value has A?", "50.1", None, "unsupported"),
         ({"caption": "The mass M_{200m} on an axis."}, "short", "What is on the axis of M_{200m}?", "mass", None, None),
         (EN, "short", "What is <object>?", "a car", None, "malformed"),
         (EN, "short", "What is shown?", "a very long answer that goes on and on and does not come to any end", None, "malformed"),
@@ -147,7 +153,7 @@ ZH = {"language": "zh", "caption": "一辆红色的汽车和两辆蓝色的自�
         (EN, "choice", "Which colour?", "red", ["red", "Red.", "blue", "green"], "options"),
         (EN, "choice", "How many?", "two", ["two", "2", "three", "four"], "options"),
         (EN, "choice", "Which colour?", "red", ["red", "blue", "All of the above"], "options"),
-        (EN, "choice", "Which colour has the car?", "green", ["green", "red"], "contradiction"),
+        (LONG, "choice", "Which colour has the car?", "green", ["green", "red"], "unsupported"),
         (EN, "choice", "Which colour has the car?", "pink", ["green", "red"], "wrong letter"),
         (EN, "choice", "What is left?", "a car", ["a car", "a bike", "both a bike and a car", "a tram"], "options"),
         (EN, "choice", "What is left?", "a car", ["a car", "a cart", "a red cart", "a tram"], None),
@@ -186,7 +192,11 @@ def test_faults(given, type, question, answer, choices, fault):
         ),
         (("short", "What colour is the car?", "red"), ("short", "What colour is the car?", "blue"), "contradiction"),
         (("choice", "What colour is the car?", "red"), ("short", "What colour is the car?", "blue"), "contradiction"),
-        (("choice", "What colour is the car?", "red"), ("short", "What colour is the car?", "red"), ""),
+        (("choice", "What colour is the car?", "red"), ("short", "What colour is the car?", "red"), "repeat"),
+        (("short", "On which side is the tag?", "left"), ("short", "The tag is on which side?", "left"), "repeat"),
+        (("short", "What does the note say?", "closed"), ("short", "What does the note read?", "closed"), "repeat"),
+        (("short", "How many red cars are there?", "2"), ("short", "How many blue cars are there?", "2"), ""),
+        (("short", "What is to the left of the car?", "a dog"), ("short", "What is to the right of the car?", "a dog"), ""),
         (("judgement", "Is the car left of the bike?", "Yes"), ("judgement", "Is the bike left of the car?", "No"), ""),
         (("judgement", "Is the car red?", "Yes"), ("judgement", "Is the car red?", "No"), "contradiction"),
         (("short", "汽车是什么颜色？", "红色"), ("short", "请问图中汽车是什么颜色？", "红色"), "repeat"),
@@ -429,18 +439,14 @@ def test_what_asks_the_same(type, earlier, later, kind):
         ("short", "Which tag is around the title?", "<title>", None, "A screenshot of code: <title>Home</title>"),
         ("short", "Between the cat and the dog, which is larger?", "The dog", None, "A large dog and a small cat."),
         ("short", "小猫与大狗相比，谁更大？", "大狗", None, "一只大狗和一只小猫。"),
-        ("short", "What colour are the lemons?", "yellow", None, "A red bowl with lemons stands on a blue table."),
-        ("choice", "What colour are the lemons?", "yellow", ["yellow", "red"], "A red bowl with lemons."),
-        ("short", "柠檬是什么颜色？", "黄色", None, "红色的碗里有几个柠檬。"),
         ("short", "What colour is the car?", "scarlet", None, "A red car and two blue bikes."),
         ("choice", "What colour is the car?", "scarlet", ["scarlet", "blue"], "A red car and two blue bikes."),
-        ("choice", "How many cats are there?", "13", ["12", "13"], "12 dogs and some cats play."),
-        ("judgement", "Are there 7 windows in the house?", "Yes", None, "Two windows on the left are open. The house is white."),
     ],
 )
 def test_keeps_right_ones_that_look_like_faults(type, question, answer, choices, caption):
     language = "en" if question.isascii() else "zh"
-    item = {"type": type, "question": question, "answer": answer, "choices": choices, "caption": caption, "language": language}
+    item = {"type": type, "question": question, "answer": answer, "choices": choices, "language": language}
+    item["caption"] = caption + (QUIET if language == "en" else QUIET_ZH)
     assert find_fault(item) is None
 
 
@@ -494,7 +500,7 @@ BARS_ZH = "柱状图中，罗马的柱高为21.5，奥斯陆的柱高为13.4，�
         ("judgement", "Is 21.5 larger than 13.4?", "Yes", "no image needed"),
         ("judgement", "Is the red cup red?", "Yes", "no image needed"),
         ("judgement", "Is the left cup left of the bar?", "Yes", None),
-        ("judgement", "Does the green cup stand?", "Yes", "contradiction"),
+        ("judgement", "Does the green cup stand?", "Yes", "unsupported"),
         ("judgement", "Does a green cup stand there?", "No", None),
         ("short", "Which bar is the highest?", "Oslo", "contradiction"),
         ("short", "Which bar is the second highest?", "Bern", None),
@@ -510,7 +516,7 @@ BARS_ZH = "柱状图中，罗马的柱高为21.5，奥斯陆的柱高为13.4，�
         ("long", "What is shown?", "Rome has the highest bar with 21.5, and Oslo the lowest with 13.4, as a chart.", None),
         ("long", "What is shown?", "Oslo has the highest bar of all, and the others are lower.", "contradiction"),
         ("long", "What is shown?", "Rome has a bar of 21.5, and the one of Oslo is 8.1 lower, as a chart.", None),
-        ("long", "What is shown?", "Rome has a bar of 21.5, and the one of Oslo reaches 14.3 in it.", "contradiction"),
+        ("long", "What is shown?", "Rome has a bar of 21.5, and the one of Oslo reaches 14.3 in it.", "unsupported"),
         ("long", "What is shown?", "The bar of Bern is higher, as 17 is greater than 21.5 in the chart.", "contradiction"),
         ("long", "What is shown?", "A cup stands on the bars. However, there is no cup in the image.", "contradiction"),
         ("long", "What is shown?", "The bars have no cup on them. There is no cup in the image.", None),
@@ -525,7 +531,13 @@ BARS_ZH = "柱状图中，罗马的柱高为21.5，奥斯陆的柱高为13.4，�
 def test_what_contradicts_a_description(type, question, answer, fault):
     zh = any("\u4e00" <= letter for letter in question)
     found = find_fault(
-        {"type": type, "question": question, "answer": answer, "language": "zh" if zh else "en", "caption": BARS_ZH if zh else BARS}
+        {
+            "type": type,
+            "question": question,
+            "answer": answer,
+            "language": "zh" if zh else "en",
+            "caption": BARS_ZH + QUIET_ZH if zh else BARS + QUIET,
+        }
     )
     assert (found and found.partition(":")[0]) == fault, found
 
@@ -558,7 +570,7 @@ LINES = "The line of Oslo has 30.2 degrees, that of Rome 41.7, 1,249.7 in all. A
 )
 def test_rounded_values_and_other_superlatives_are_kept(type, question, answer, kept):
     zh = not question.isascii()
-    caption = "北京的折线终点为30.2度，上海的折线终点为33.8度。" if zh else LINES
+    caption = "北京的折线终点为30.2度，上海的折线终点为33.8度。" + QUIET_ZH if zh else LINES + QUIET
     item = {"type": type, "question": question, "answer": answer, "caption": caption, "language": "zh" if zh else "en"}
     found = find_fault({**item, "choices": [answer, "30.2", "90"] if type == "choice" else []})
     assert (found is None) == kept, found
@@ -575,25 +587,26 @@ def test_rounded_values_and_other_superlatives_are_kept(type, question, answer, 
         ("judgement", "Is the answer on the card yes or no?", "Yes", "A card.", True),
         ("short", "How many rolls are on the plate?", "Eleven", "A plate with two rolls and a jar.", False),
         ("short", "How many rolls are left?", "Seven", "Eight rolls, and one roll is gone.", True),
-        ("short", "How many people wear hats?", "four", "Five people wait. One of the people has no hat.", True),
+        ("short", "How many people wear hats?", "four", "Five people wait. One of the people has no hat.", False),
         ("short", "How tall is the vase approximately?", "32 metres", "A vase, 32 centimetres tall.", False),
         ("short", "How tall is the vase?", "32 cm", "A vase, 32 centimetres tall.", True),
         ("short", "How heavy is it?", "15 kg", "A bag of 15kg.", True),
         ("short", "优惠了多少？", "3.80美元", "优惠3.80元，实付52.00元。", False),
         ("short", "上海的销量是多少？", "45万台", "销量（万台）：北京的销量是32，上海的销量是45，广州的销量是28.5。", True),
         ("short", "Which month is it?", "February", "A calendar shows March.", False),
-        ("short", "What may happen?", "They march on.", "A poster of May.", True),
+        ("short", "What may happen?", "They march on.", "A poster of May, where people march.", True),
     ],
 )
 def test_counts_units_months_and_lists_of_values(type, question, answer, caption, kept):
     language = "en" if question.isascii() else "zh"
+    caption += QUIET if language == "en" else QUIET_ZH
     item = {"type": type, "question": question, "answer": answer, "caption": caption, "language": language}
     assert (find_fault(item) is None) == kept, find_fault(item)
 
 
 def test_hostile_texts():
     """Digits without end cost nothing; separators, ranges, two series and names in Latin letters are read as they are meant."""
-    caption = "A is 3.5 high, B is 5.25 high; 1,200.5 in all, 5.2-6.1, 1.5e999999999, " + "9" * 6000
+    caption = "A is 3.5 high, B is 5.25 high; 1,200.5 in all, 5.2-6.1, 1.5e999999999, " + "9" * 6000 + QUIET
     for answer in (
         "It reaches 1e999999999 and no more in all of this chart.",
         f"It is {'9' * 6000} is greater than {'8' * 6000} there, all in all.",
@@ -606,3 +619,98 @@ def test_hostile_texts():
     assert find_fault({"type": "judgement", "question": "Is A larger than B?", "answer": "Yes", "caption": two}) is None
     for question in ("图中 Bank of China 的标志是什么颜色？", "TensorFlow的标志是什么颜色？"):
         assert find_fault({"type": "short", "question": question, "answer": "红色", "language": "zh"}) is None
+
+
+HARBOUR = (
+    "Three boats lie along the quay on the left: a red one in front, a white one with a blue stripe behind it, and a green one "
+    "farthest away. A man in a yellow coat sits on a crate and mends a net. Two gulls stand on a post at the right edge. "
+    "A board lists prices: cod costs 4.20, plaice 6.10 and sole 9.50. The red boat is 8 metres long, the green boat 12 metres."
+)
+
+
+@pytest.mark.parametrize(
+    ("type", "question", "answer", "choices", "kept"),
+    [
+        ("short", "What does the man mend?", "a net", None, True),
+        ("short", "What does the man mend?", "a bicycle", None, False),
+        ("short", "What does the man mend?", "nets", None, True),
+        ("short", "Which fish has a stripe of blue?", "seven", None, False),
+        ("short", "What does the plaice cost?", "6.10", None, True),
+        ("short", "What does the plaice cost?", "9.50", None, False),
+        ("short", "What do cod and sole cost altogether?", "13.70", None, True),
+        ("short", "How many gulls stand on the post?", "five", None, False),
+        ("short", "What colour is the man's coat?", "green", None, False),
+        ("choice", "What is the man in the coat doing?", "feeding gulls", ["mending a net", "feeding gulls", "painting"], False),
+        ("choice", "What is the man in the coat doing?", "mending a net", ["mending a net", "feeding gulls", "painting"], True),
+        ("choice", "Which fish has the highest price?", "cod", ["cod", "plaice", "sole"], False),
+        ("choice", "Which fish has the highest price?", "sole", ["cod", "plaice", "sole"], True),
+        ("judgement", "Is the red boat longer than the green boat?", "Yes", None, False),
+        ("judgement", "Do you like to read?", "Yes", None, False),
+        ("judgement", "Do two gulls stand on a post? Two gulls stand there.", "Yes, two gulls stand there.", None, False),
+        ("short", "What do you get when you multiply 7 by 8?", "56", None, False),
+        ("short", "What shape has the frame of the image?", "rectangular", None, True),
+        ("short", "What does the text on the sign say?", "Keep off", None, True),
+        ("judgement", "Is the red boat shorter than the green boat?", "Yes", None, True),
+        ("judgement", "Do two gulls stand on a post?", "No", None, False),
+        ("judgement", "Do two gulls stand on a crate?", "No", None, True),
+        ("long", "What is shown?", "Two gulls stand on a post at the left edge, and a man on a crate mends a net.", None, False),
+        ("long", "What is shown?", "Two gulls stand on a post at the right edge, and a man on a crate mends a net.", None, True),
+        ("long", "What is shown?", "A man in a purple coat sits on a crate and mends a net beside the quay.", None, False),
+        (
+            "long",
+            "What is shown?",
+            "The zebras graze under tall acacia trees while a lion sleeps nearby in dry grass.",
+            None,
+            False,
+        ),
+    ],
+)
+def test_what_a_description_supports(type, question, answer, choices, kept):
+    item = {"type": type, "question": question, "answer": answer, "choices": choices, "caption": HARBOUR}
+    assert (find_fault(item) is None) == kept, find_fault(item)
+
+
+PRICES = "A menu on a wall has five prices: soup costs 4.50, fish costs 9.20, rice costs 3.10, cake costs 2.80 and tea costs 2.00. "
+PRICES += "Three rows of eight chairs stand there. The bus line calls at Airport, Museum, Central, Park and Harbour, in that order."
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "kept"),
+    [
+        ("How much cheaper is the tea than the fish?", "7.20", True),
+        ("By how much is fish dearer than soup?", "By 4.7", True),
+        ("How many stops does the bus line have?", "Five", True),
+        ("How many chairs would be left if one row were taken away?", "16", True),
+        ("What does the fish cost?", "9.20", True),
+        ("What does the fish cost?", "3.10", False),
+        ("What does the fish cost?", "8.70", False),
+    ],
+)
+def test_values_that_are_made_of_others(question, answer, kept):
+    assert (find_fault({"type": "short", "question": question, "answer": answer, "caption": PRICES}) is None) == kept
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"), [("不是，是二等座。", None), ("看不见，被遮住了。", None), ("不是，是blue的。", "language")]
+)
+def test_chinese_judgements_that_correct(answer, fault):
+    item = {"type": "judgement", "question": "这张票是一等座吗？", "answer": answer, "language": "zh"}
+    found = find_fault(
+        {**item, "caption": "一张蓝色的火车票平放在木桌上，座位等级为二等座，姓名被黑线遮住了，票旁边放着一副黑色的耳机。"}
+    )
+    assert (found and found.partition(":")[0]) == fault
+
+
+def test_a_judge_that_knows_the_truth_drops_every_contradiction_and_nothing_else():
+    path = Path(__file__).parents[3] / "benchmarks" / "mminstruct_fourth.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    about = {one["image"]: {"caption": one["caption"], "language": one["language"]} for one in lines if "caption" in one}
+    records = [one for one in lines if one.get("label") in ("good", "contradicting") and one["type"] != "choice"]
+    true = {(one["question"], one["answer"]) for one in records if one["label"] == "good"}
+
+    def judge(asked):
+        said = re.search(r"(?:Question|问题)[:：] ?(.*)\n(?:Answer|答案)[:：] ?(.*)", asked)
+        return f"Verdict: {'SUPPORTED' if said.groups() in true else 'CONTRADICTED'}"
+
+    kept = {one["id"] for one in Agree(Says(judge))([{**one, **about[one["image"]]} for one in records])}
+    assert kept == {one["id"] for one in records if one["label"] == "good"} and len(records) - len(kept) > 80

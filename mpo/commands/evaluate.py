@@ -193,7 +193,8 @@ def _benchmark(text: str, args: Args) -> tuple[str, Any]:
     label, equals, path = text.partition("=")
     place = path if equals and FILES.search(path) else text
     named = re.sub(r"[\W_]", "", (label if equals or not FILES.search(text) else FILES.sub("", Path(text).name)).lower())
-    if named.startswith(JUDGED) and not Path(text).is_dir():
+    is_model = not FILES.search(place) and (equals or "/" in text or Path(text).is_dir())  # a model may be called after a benchmark
+    if named.startswith(JUDGED) and not is_model:
         load_benchmark(named)  # refused
     if label.lower() in FORMS:
         given = {"image_root": args.image_root, "limit": args.limit}

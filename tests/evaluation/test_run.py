@@ -194,6 +194,7 @@ def test_plain_adds_nothing_to_the_question(questions, tmp_path, capsys):
         (["m", "Chart_QA=q.jsonl"], "Did you mean chartqa=q.jsonl"),
         (["m", "folder/Chart-QA.jsonl"], "Did you mean chartqa=folder/Chart-QA.jsonl"),
         (["m", "folder/mm_vet.jsonl"], "judging"),
+        (["mmhal-tuned=./gone", "q.jsonl"], "./gone is not a folder"),  # a model of one's own
         (["http://127.0.0.1:1/v1", "other=./gone", "q.jsonl"], "./gone is not a folder"),  # before the first one is asked
         (["mathvistaa", "q.jsonl"], "'mathvista'"),
         (["http://127.0.0.1:1/v1", "chart-qa"], "'chartqa'"),

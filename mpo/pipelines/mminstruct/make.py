@@ -30,13 +30,7 @@ REPORT = "report.json"
 
 
 def collect(
-    sources: Sequence[Any],
-    folder: Path,
-    *,
-    min_side: int = 64,
-    near: bool = True,
-    classify: Classify | None = None,
-    **how: Any,
+    sources: Sequence[Any], folder: Path, *, min_side: int = 64, near: bool = True, classify: Classify | None = None, **how: Any
 ) -> dict[str, Any]:
     """Collect images in a folder: ``output.jsonl``, and ``dropped.jsonl`` with the reason of each that is not in it.
 

@@ -146,9 +146,7 @@ def _of_language(item: Record, known: str) -> Iterator[str]:
 @lru_cache(maxsize=4096)
 def _usable(rounds: tuple[tuple[str, str, str], ...], about: tuple[tuple[str, str], ...]) -> bool:
     """Whether all of the first rounds of a dialogue can be used; remembered, as every later round asks it."""
-    given = [
-        {"type": type, "question": question, "answer": answer, "turn": turn} for turn, (type, question, answer) in enumerate(rounds)
-    ]
+    given = [dict(zip(("type", "question", "answer", "turn"), (*one, turn), strict=True)) for turn, one in enumerate(rounds)]
     return find_fault({**dict(about), **given[-1], "earlier": given[:-1]}) is None
 
 
@@ -253,12 +251,8 @@ def _open(item: Record, language: str) -> Iterator[str]:
         yield f"malformed: {answer!r:.40} is no number"
     if found_in(question, "which_colour") and found_in(figures(answer), "no_colour"):
         yield f"malformed: {answer!r:.40} is no colour"
-    if (
-        short
-        and re.fullmatch(r"\d{1,2}.?", figures(answer))
-        and not re.search(r"\d", answer)
-        and not found_in(question, "quantity")
-    ):
+    written = short and re.fullmatch(r"\d{1,2}.?", figures(answer)) and not re.search(r"\d", answer)
+    if written and not found_in(question, "quantity"):
         yield f"malformed: {question!r:.60} asks for no number"
 
 
@@ -274,14 +268,8 @@ def _leaks(item: Record) -> Iterator[str]:
         yield f"leak: the question says {given[0]!r:.40}"
     if (kind := {"judgement": "told", "choice": "letter"}.get(type)) and (told := found_in(question, kind)):
         yield f"leak: the question says {told!r:.40}"
-    if (
-        type == "judgement"
-        and length(said, item.get("language", "en")) > 4
-        and has(asked, said.partition(" ")[2])
-        and (
-            not CJK.search(said) or re.search("[，,:：(（]", question)  # in Chinese, a statement has the order of its question
-        )
-    ):
+    why = type == "judgement" and length(said, item.get("language", "en")) > 4 and has(asked, said.partition(" ")[2])
+    if why and (not CJK.search(said) or re.search("[，,:：(（]", question)):  # a Chinese statement has the order of its question
         yield "leak: the question says why"
     if type == "long" and (first := normalised(re.split(r"(?<=[.!?。！？])", answer)[0])) and first in asked:
         yield "leak: the question contains the answer's first sentence"

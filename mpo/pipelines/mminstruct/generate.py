@@ -250,9 +250,8 @@ def _listed(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         return lines
-    return [
-        part.strip(" ;,；，|/") for part in re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", text.strip())
-    ]
+    parts = re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", text.strip())
+    return [part.strip(" ;,；，|/") for part in parts]
 
 
 def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> dict[str, Any]:

@@ -102,9 +102,7 @@ def question_key(question: str, *, loose: bool = False) -> str:
 def _frames(clause: str) -> bool:
     """Whether a clause before a question says no more than that it is one, about the image."""
     said = normalised(clause)
-    return all(word in words("framing") for word in CJK.sub(" ", said).split()) and {*CJK.findall(said)} <= {
-        *"".join(words("framing_zh"))
-    }
+    return {*CJK.sub(" ", said).split()} <= words("framing") and {*CJK.findall(said)} <= {*"".join(words("framing_zh"))}
 
 
 def _slip(one: str, other: str) -> bool:

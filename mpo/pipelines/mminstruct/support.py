@@ -70,9 +70,8 @@ def _of_choice(item: Record, known: Description) -> str | None:
     if numbers and not {*numbers} & known.known and not _new_number(numbers, item, known):
         return None  # rounded, none, one or a sum
     beside = known.beside(asked)
-    scores = {
-        one: known.support([*own] or tokens(one), beside) * (bool(own) or not any(names.values())) for one, own in names.items()
-    }
+    none = not any(names.values())
+    scores = {one: known.support([*own] or tokens(one), beside) * (bool(own) or none) for one, own in names.items()}
     best = max(scores, key=scores.__getitem__)
     alone = not numbers and not any(score for one, score in scores.items() if one != best) and all(map(known.has_word, names[best]))
     if scores[best] - scores[answer] > (0.09 if alone else 0.15):
@@ -162,9 +161,8 @@ def _of_judgement(item: Record, known: Description) -> str | None:
     negated[1] |= re.match("no |neither ", sentence[0][2]) is not None and sentence[1:2] == [known.clauses[best]]
     whole = len(asked) > 1 and beside[best] > 0.8 and not rule("side").search(figures(question))
     why = re.sub(r"^\W*\w+\W*", "", item["answer"])
-    if length(why, item.get("language", "en")) > 2 and (
-        fault := _of_statement(why, known, {one for one in asked if not rule("side").search(one)})
-    ):
+    about = {one for one in asked if not rule("side").search(one)}
+    if length(why, item.get("language", "en")) > 2 and (fault := _of_statement(why, known, about)):
         return fault
     if said:
         nouns = rule("exists").search(question)
@@ -283,10 +281,7 @@ def _elsewhere(kind: str, text: str, about: set[str], known: Description, least:
     if not 0 < len(said := {*find.findall(text)}) <= 1 + (kind == "side"):
         return None
     there = [{*find.findall(plain)} for _, _, plain in known.clauses]
-    has = [
-        all(one in clause[2] if CJK.match(one) else one in others for one in said)
-        for others, clause in zip(there, known.clauses, strict=True)
-    ]
+    has = [all(one in (clause[2] if CJK.match(one) else {*find.findall(clause[2])}) for one in said) for clause in known.clauses]
     if kind == "number":  # alike, and not one of a list
         there = [{one for one in others if _form(one) == _form(*said)} if len(others) < 3 else set() for others in there]
     own = {*map(stem, [*said, *find.findall(known.plain)])}

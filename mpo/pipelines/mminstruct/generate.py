@@ -264,11 +264,12 @@ def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> di
     letters = "".join(normalize("NFKC", one[1]) for one in read if one)
     if len(letters) < len(choices) or letters != "ABCDEFGH"[: len(letters)] or len(letters) < 2:
         return {"fault": "malformed: the options are not A, B, ... in order", "raw": raw}
-    texts, answer = [one[2] for one in read if one], _LEAD.sub("", undress(answer))
+    texts, given = [one[2] for one in read if one], undress(answer)
+    answer = _LEAD.sub("", given)
     said = _LETTERED.fullmatch(answer)
     bare = normalize("NFKC", said[1] if said else answer.strip(" .()（）。"))
     same = [at for at, one in enumerate(texts) if bare == letters[at] or (not said and normalised(one) == normalised(bare))]
-    same = same or _named(answer, question, texts)
+    same = same or _named(given, answer, question, texts)
     if len(same) != 1:
         return {"fault": f"wrong letter: {answer!r:.40} is none of the options", "raw": raw}
     right, letter = texts[same[0]], letters[same[0]]
@@ -277,12 +278,12 @@ def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> di
     return {"question": question, "choices": texts, "answer": right}
 
 
-def _named(answer: str, question: str, texts: Sequence[str]) -> list[int]:
+def _named(given: str, answer: str, question: str, texts: Sequence[str]) -> list[int]:
     """The options that an answer names by letter in a sentence without another one's text, or among words of the question alone."""
     plain, *options = (f" {normalised(whole_numbers(text))} " for text in (answer, *texts))
     there = [at for at, one in enumerate(options) if one.strip() and one in plain]
-    if named := [ord(one) - ord("A") for one in re.findall(r"(?i:\boption |选项)([A-H])\b", answer)]:
-        one_alone = len(named) == 1 and there in ([], named) and named[0] < len(texts) and not rule("negated").search(answer)
+    if named := [ord(one) - ord("A") for one in re.findall(r"(?i:\boption |选项)([A-H])\b", given)]:
+        one_alone = len(named) == 1 and there in ([], named) and named[0] < len(texts) and not rule("negated").search(given)
         return named if one_alone else []
     rest = plain.replace(options[there[0]], " ").split() if len(there) == 1 else [""]
     return there if {*rest} <= {*normalised(whole_numbers(question)).split()} else []

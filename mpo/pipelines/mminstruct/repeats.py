@@ -63,6 +63,7 @@ def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> 
     for other in seen:
         if other["type"] == type and other not in same and _alike(other["answer"], one["answer"]):
             owned = any("'s " in two[0] and " of " in two[1] for two in permutations((one["question"], other["question"])))
+            owned = owned and not rule("relation").search(f"{one['question']} {other['question']}")
             told = owned or type != "judgement" or len(normalised(one["answer"])) > 8
             if _slip(other["question"], one["question"]):
                 yield "repeat: an earlier instruction about the image asks the same, but for a letter"

@@ -171,7 +171,7 @@ def _of_judgement(item: Record, known: Description) -> str | None:
         denied = whole and not negated[0] and negated[1] and asked <= known.clauses[best][1]
         return "the description denies it" if denied else _of_statement(question, known)
     new = {*tokens(why)} - asked
-    if new and all(map(known.has_word, new)):  # "No, it is at the south bank."
+    if new and any(new <= own and asked & own for _, own, _ in known.clauses):  # "No, it is at the south bank."
         return None
     if more or plain or rule("quantified").search(question) or beside[best] < 0.8 or negated[0] or negated[2]:
         return None

@@ -113,8 +113,8 @@ class Description:
         given = [one for one in map(Fraction, NUMBER.findall(figures(text))) if one != value]
         for one, other in combinations({*known, *given}, 2):
             made |= {one + other, abs(one - other), one * other, *([one / other, other / one] if one and other else [])}
-        if rule("saved").search(text):
-            made |= {one + other - less for one, other in combinations(known, 2) for less in known}
+        if derived and rule("saved").search(text):  # few of them: there are very many sums
+            made |= {one + other - less for one, other in combinations(known[:20], 2) for less in known[:20]}
         return any(rounded(number, one * by) for one in made for by in (1, 100))
 
     def computes(self, text: str) -> bool:

@@ -13,9 +13,7 @@ from functools import lru_cache
 
 from mpo.verification.dress import plain_sentence, undress
 from mpo.verification.units import DECADE, PURE, canonical_unit, conversion, is_unit, temperatures
-from mpo.verification.words import CLASSIFIER, LARGE, PARTS, PHRASE, SMALL, WORD, WORDS, chinese, english
-from mpo.verification.words import HAN as HAN
-from mpo.verification.words import read_han as read_han
+from mpo.verification.words import CLASSIFIER, HAN, LARGE, PARTS, PHRASE, SMALL, WORD, WORDS, chinese, english, read_han
 
 MAX_LENGTH = 400  # longest text that is read as one number, in characters
 _MAX_EXPONENT = 400

@@ -8,8 +8,8 @@ from fractions import Fraction
 from mpo.data.similar import normalised
 from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule
 from mpo.pipelines.step import Record
-from mpo.verification.number import HAN, read_han
 from mpo.verification.texts import read_yes_no
+from mpo.verification.words import HAN, read_han
 
 _NUMBER = r"(?:(?<![\w.)])-)?(?<![\d.])\d{1,15}(?:\.\d{1,15})?(?:e[+-]?\d{1,2})?(?!\d)"
 _TOKEN = re.compile(rf"{_NUMBER}|[^\W\d{IDEOGRAPHS}][^\W{IDEOGRAPHS}]*|[{IDEOGRAPHS}]", re.IGNORECASE)
@@ -94,16 +94,13 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction], known: str
     asked, said = _named(question, values), read_yes_no(answer)
     edge = {"most": max(values, key=values.__getitem__), "least": min(values, key=values.__getitem__)}
     more, less = (found_in(question, name) is not None for name in ("more", "less"))
-    if type == "judgement" and len(asked) == 2 and more != less and said is not None and values[asked[0]] != values[asked[1]]:
-        if re.search(r"\bthan\b|比", question) and ((values[asked[0]] > values[asked[1]]) == more) != said:
+    judged = type == "judgement" and said is not None
+    compares = re.search(r"\bthan\b|比", question) and len(re.findall(_NUMBER, answer)) < 2
+    if judged and compares and len(asked) == 2 and more != less and values[asked[0]] != values[asked[1]]:
+        if ((values[asked[0]] > values[asked[1]]) == more) != said:
             return "contradiction: the description compares them otherwise"
     wanted = [name for name in ("most", "least") if found_in(question, name)]
-    if (
-        type == "judgement"
-        and len(asked) == len(wanted) == 1
-        and said is not None
-        and not _of_another(question, wanted[0], asked[0], known)
-    ):
+    if judged and len(asked) == len(wanted) == 1 and not _of_another(question, wanted[0], asked[0], known):
         if (values[asked[0]] == values[edge[wanted[0]]]) != said:
             return f"contradiction: in the description {' '.join(edge[wanted[0]])!r:.40} has that place"
     parts = [] if asked or type == "judgement" else [f"{question} {answer}"]

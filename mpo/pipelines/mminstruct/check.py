@@ -17,10 +17,20 @@ from mpo.data.degenerate import find_degenerate
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mminstruct.against import figures, find_contradiction, has, whole_numbers
-from mpo.pipelines.mminstruct.dialogue import find_round_fault
 from mpo.pipelines.mminstruct.domains import prompt
-from mpo.pipelines.mminstruct.generate import draw, lettered, mark_repeats, priors, same_answer
-from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, LONGEST_SHORT, SHORTEST_LONG, found_in, length, other_language, rule
+from mpo.pipelines.mminstruct.generate import draw, lettered, priors
+from mpo.pipelines.mminstruct.language import (
+    CJK,
+    IDEOGRAPHS,
+    LONGEST_SHORT,
+    SHORTEST_LONG,
+    found_in,
+    length,
+    other_language,
+    rule,
+    without_thinking,
+)
+from mpo.pipelines.mminstruct.repeats import find_round_fault, mark_repeats, same_answer
 from mpo.pipelines.mminstruct.support import find_unsupported
 from mpo.pipelines.step import Dropped, Record, Step
 from mpo.verification import match
@@ -136,9 +146,7 @@ def _of_language(item: Record, known: str) -> Iterator[str]:
 @lru_cache(maxsize=4096)
 def _usable(rounds: tuple[tuple[str, str, str], ...], about: tuple[tuple[str, str], ...]) -> bool:
     """Whether all of the first rounds of a dialogue can be used; remembered, as every later round asks it."""
-    given = [
-        {"type": type, "question": question, "answer": answer, "turn": turn} for turn, (type, question, answer) in enumerate(rounds)
-    ]
+    given = [dict(zip(("type", "question", "answer", "turn"), (*one, turn), strict=True)) for turn, one in enumerate(rounds)]
     return find_fault({**dict(about), **given[-1], "earlier": given[:-1]}) is None
 
 
@@ -243,12 +251,8 @@ def _open(item: Record, language: str) -> Iterator[str]:
         yield f"malformed: {answer!r:.40} is no number"
     if found_in(question, "which_colour") and found_in(figures(answer), "no_colour"):
         yield f"malformed: {answer!r:.40} is no colour"
-    if (
-        short
-        and re.fullmatch(r"\d{1,2}.?", figures(answer))
-        and not re.search(r"\d", answer)
-        and not found_in(question, "quantity")
-    ):
+    written = short and re.fullmatch(r"\d{1,2}.?", figures(answer)) and not re.search(r"\d", answer)
+    if written and not found_in(question, "quantity"):
         yield f"malformed: {question!r:.60} asks for no number"
 
 
@@ -264,7 +268,8 @@ def _leaks(item: Record) -> Iterator[str]:
         yield f"leak: the question says {given[0]!r:.40}"
     if (kind := {"judgement": "told", "choice": "letter"}.get(type)) and (told := found_in(question, kind)):
         yield f"leak: the question says {told!r:.40}"
-    if type == "judgement" and length(said, item.get("language", "en")) > 4 and has(asked, said.partition(" ")[2]):
+    why = type == "judgement" and length(said, item.get("language", "en")) > 4 and has(asked, said.partition(" ")[2])
+    if why and (not CJK.search(said) or re.search("[，,:：(（]", question)):  # a Chinese statement has the order of its question
         yield "leak: the question says why"
     if type == "long" and (first := normalised(re.split(r"(?<=[.!?。！？])", answer)[0])) and first in asked:
         yield "leak: the question contains the answer's first sentence"
@@ -272,6 +277,9 @@ def _leaks(item: Record) -> Iterator[str]:
     if type in ("judgement", "long") or said in ("", "a", "i") or not has(asked, said):  # words, too
         return
     rest = re.sub(rf"(?<![A-Za-z]){re.escape(said)}(?![A-Za-z])", " ", asked)
+    if (last := re.search(r"[(（]([^()（）,，、/]*)[)）]\W*$", question)) and re.search(r"\b(?:is|was|are)\b|[是为]", last[1]):
+        if has(normalised(last[1]), said):
+            yield f"leak: the question says {last[0]!r:.40}"
     alternatives = re.search(r"\bor\b|\bamong\b|\bchoose\b|\bcompar|\b(?:of|between)\b.*\band\b|还是|或|[和与跟].*[哪谁]", rest)
     listed = re.search(r"[(（][^()（）]*[,，、][^()（）]*[)）]", question)
     limit = re.fullmatch(r"[\d_]+", said) and rule("bound").search(re.sub(rf"(?<![\w_]){said}(?![\w_])", "#", asked))
@@ -331,7 +339,7 @@ class Blind(Step):
         return [Request.ask(prompt("blind", language, question=one, **given)) for one in asked]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
-        said = [several[0].text.strip() for several in responses]
+        said = [without_thinking(several[0].text) for several in responses]
         if all(self._right(text, record, order) for text, order in zip(said, self._orders(record), strict=True)):
             raise Dropped(f"no image needed: without it, a model says {said[0]!r:.60}", kind="no image needed")
         return record
@@ -375,7 +383,8 @@ class Agree(Step):
         return [Request.ask(prompt("judge", record.get("language", "en"), **given))]
 
     def finish(self, record: Record, responses: Sequence[Sequence[Response]]) -> Record:  # noqa: D102
-        found = _VERDICT.findall(responses[0][0].text) if responses else []
+        said = without_thinking(responses[0][0].text) if responses else ""
+        found = _VERDICT.findall(said)
         if found and found[-1].upper() == "CONTRADICTED":
-            raise Dropped(f"contradiction: a judge says {responses[0][0].text.strip()!r:.120}", kind="contradiction")
+            raise Dropped(f"contradiction: a judge says {said!r:.120}", kind="contradiction")
         return {**record, "verdict": found[-1].lower()} if found else record

@@ -57,13 +57,10 @@ def reworded(one: str, other: str, *, exact: bool = False) -> bool:
     >>> reworded("Which side is the red tag on?", "On which side is the tag?"), reworded("Who sits on the left?", "Who sits?")
     (False, False)
     """
-    first, second = (
-        {*tokens(" ".join(pairs("reworded").get(word, word) for word in normalised(text).split()))} for text in (one, other)
-    )
-    apart = first ^ second
-    closed = any(rule(name).search(word) for word in apart for name in ("colour", "side", "negated", "reckoned")) or any(
-        map(str.isdigit, apart)
-    )
+    same, texts = pairs("reworded"), (normalised(text).split() for text in (one, other))
+    first, second = ({*tokens(" ".join(same.get(word, word) for word in text))} for text in texts)
+    apart, kinds = first ^ second, ("colour", "side", "negated", "reckoned")
+    closed = any(word.isdigit() or any(rule(kind).search(word) for kind in kinds) for word in apart)
     return bool(first & second) and not closed and len(apart) <= (not exact and len(first & second) > 2)
 
 
@@ -96,9 +93,8 @@ class Description:
         """Whether it has a token, another form of it, or in Chinese its characters."""
         if CJK.match(word):
             return all(one in self.plain for one in word)
-        return word in self.known or any(
-            min(len(one), len(word)) > 3 and one[: len(word)] == word[: len(one)] for one in self.known
-        )
+        long = (one for one in self.known if min(len(one), len(word)) > 3)
+        return word in self.known or any(one[: len(word)] == word[: len(one)] for one in long)
 
     def has_number(self, number: str, text: str, derived: bool = False) -> bool:
         """Whether it has a number, also rounded or in another unit; if `derived` or a text computes, those of which it is made."""
@@ -113,12 +109,12 @@ class Description:
             return True
         if not (self.computes(text) or derived or rule("reckoned").search(text)):
             return False
-        made: set[Fraction] = {
-            sum(known, Fraction()),
-            *(sum(map(Fraction, {*NUMBER.findall(plain)}), Fraction()) for _, _, plain in self.clauses),
-        }
-        for one, other in combinations(known, 2):
+        made = {sum(map(Fraction, {*NUMBER.findall(plain)}), Fraction()) for _, _, plain in self.clauses} | {sum(known, Fraction())}
+        given = [one for one in map(Fraction, NUMBER.findall(figures(text))) if one != value]
+        for one, other in combinations({*known, *given}, 2):
             made |= {one + other, abs(one - other), one * other, *([one / other, other / one] if one and other else [])}
+        if derived and rule("saved").search(text):  # few of them: there are very many sums
+            made |= {one + other - less for one, other in combinations(known[:20], 2) for less in known[:20]}
         return any(rounded(number, one * by) for one in made for by in (1, 100))
 
     def computes(self, text: str) -> bool:
@@ -134,9 +130,7 @@ class Description:
             places = [(at, clause[0]) for at, clause in enumerate(self.clauses) if one in clause[1]]
             for at, (sentence, _, plain) in enumerate(self.clauses):
                 near = [_NEAR[min(abs(at - place), 2)] for place, other in places if other == sentence]
-                near += [0.2 for _, other in places if other == sentence - 1] + [
-                    0.05 for _, other in places if other == sentence + 1
-                ]
+                near += [0.2 if other < sentence else 0.05 for _, other in places if abs(other - sentence) == 1]
                 of_other_side = sides and (own := {*rule("side").findall(plain)}) and not own & sides
                 found[at] += max(near, default=0.0) * (0.2 if of_other_side else 1.0) * self.weight[one] / total
         return found

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from itertools import pairwise
-from os.path import commonprefix
 from typing import Any
 from unicodedata import normalize
 
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.io import BadRecord, parse_json
-from mpo.pipelines.mminstruct.description import reworded
+from mpo.pipelines.mminstruct.against import whole_numbers
 from mpo.pipelines.mminstruct.domains import ASKED, TYPES, check_domain, load_domains, prompt, without_placeholders
-from mpo.pipelines.mminstruct.language import CJK, LONGEST_SHORT, found_in, length, pairs, rule, without_thinking, words
+from mpo.pipelines.mminstruct.language import LONGEST_SHORT, found_in, length, rule, without_thinking
+from mpo.pipelines.mminstruct.repeats import mark_repeats
 from mpo.pipelines.step import Record, Step
 from mpo.verification.dress import undress
-from mpo.verification.number import read_number
-from mpo.verification.texts import read_yes_no, same_text
+from mpo.verification.texts import read_yes_no
 
 COUNTS = {"judgement": 4, "choice": 3, "long": 3, "short": 3}
 """Instructions that are asked for at a time, by type: two Yes and two No, as in the paper's code."""
@@ -40,13 +39,10 @@ _INSTRUCTION = _object(question=_TEXT, choices={"type": "array", "items": _TEXT}
 SCHEMA = _object(items={"type": "array", "items": _INSTRUCTION})
 RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "instructions", "strict": True, "schema": SCHEMA}}
 """Field of a request by which a server keeps to the schema: OpenAI's, vLLM's, SGLang's; LMDeploy's with guided decoding."""
-_CLAUSE = re.compile(r"[^,:，：?？]{1,100}[,:，：?？]\s*(?=\S)")
 _TAG = re.compile(r"<(/?)([QCA])(\d{1,3})>")
 _LETTERED = re.compile(r"\s*(?:[-*•]\s+)?[(（]?([A-HＡ-Ｈ])\s*[.):：．、，）]\s*(\S.*?)\s*", re.DOTALL)
 _SPACED = re.compile(r"\s*([A-H])\s+(\S.*?)\s*", re.DOTALL)
 _LEAD = re.compile(r"^(?:the )?(?:(?:correct|right) )?(?:answer|option|答案|选项?)(?: is|是|为)?\s*[:：]?\s*(?=\S)", re.IGNORECASE)
-_CURRENCY = re.compile(r"[$€£¥₩₹]")
-_SIGNS = re.compile(r"(?<=[A-Za-z])[#♯♭+]+")
 
 
 def draw(*parts: Any) -> random.Random:
@@ -254,9 +250,8 @@ def _listed(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         return lines
-    return [
-        part.strip(" ;,；，|/") for part in re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", text.strip())
-    ]
+    parts = re.split(r"(?:(?<=\s)|(?<=[;,；，|]))(?=[(（]?[B-H]\s*[.):：．、）])", text.strip())
+    return [part.strip(" ;,；，|/") for part in parts]
 
 
 def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> dict[str, Any]:
@@ -269,10 +264,12 @@ def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> di
     letters = "".join(normalize("NFKC", one[1]) for one in read if one)
     if len(letters) < len(choices) or letters != "ABCDEFGH"[: len(letters)] or len(letters) < 2:
         return {"fault": "malformed: the options are not A, B, ... in order", "raw": raw}
-    texts, answer = [one[2] for one in read if one], _LEAD.sub("", undress(answer))
+    texts, given = [one[2] for one in read if one], undress(answer)
+    answer = _LEAD.sub("", given)
     said = _LETTERED.fullmatch(answer)
     bare = normalize("NFKC", said[1] if said else answer.strip(" .()（）。"))
     same = [at for at, one in enumerate(texts) if bare == letters[at] or (not said and normalised(one) == normalised(bare))]
+    same = same or _named(given, answer, question, texts)
     if len(same) != 1:
         return {"fault": f"wrong letter: {answer!r:.40} is none of the options", "raw": raw}
     right, letter = texts[same[0]], letters[same[0]]
@@ -281,123 +278,12 @@ def _item(question: str, choices: list[str] | None, answer: str, raw: str) -> di
     return {"question": question, "choices": texts, "answer": right}
 
 
-def mark_repeats(items: Sequence[Record]) -> None:
-    """Give those of an image's instructions a ``fault`` that ask what an earlier one has asked.
-
-    The same question is one with the same words in the same order, but for words such as "please", "in the image", "is", "of" and
-    "which", of the same type or as a choice and a short one; or, of the same type and answer, one that is `reworded`. With another
-    answer it is a contradiction, also of a short answer with that of a choice, and of a judgement with its negation. A round that
-    goes on from the earlier ones (`goes_on`) is compared with those alone.
-    """
-    seen: dict[str, list[Record]] = {}
-    for item in items:
-        if item.get("fault") or not item.get("question") or (item.get("earlier") and rule("goes_on").search(item["question"])):
-            continue
-        loose, negation = question_key(item["question"], loose=True), rule("negation")
-        negated = item["type"] == "judgement" and negation.search(loose) is not None
-        key = " ".join((negation.sub("", loose) if negated else loose).split())
-        one = {**item, "strict": question_key(item["question"]), "loose": loose, "key": key, "negated": negated}
-        same = seen.setdefault("".join(sorted(key)) if CJK.search(key) else key, [])
-        if fault := next(_repeats_of(one, same, [other for own in seen.values() for other in own]), None):
-            item["fault"] = fault
-        else:
-            same.append(one)
-
-
-def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> Iterator[str]:
-    """What an instruction repeats or contradicts of `seen`, among them the `same` words in their order."""
-    type, plain = one["type"], one["type"] != "long" or len(one["key"].split()) > 2
-    for other in same:
-        asks_the_same, kinds = one["strict"] == other["strict"], {type, other["type"]}
-        alike = type == "long" or _alike(other["answer"], one["answer"])
-        if type == "judgement" and one["negated"] != other["negated"]:
-            alike = not alike
-        if alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or plain):
-            yield "repeat: an earlier instruction about the image asks the same"
-        in_order = one["key"] == other["key"] and (type == "judgement" or len(one["key"].split()) > 2)
-        if not alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or in_order):
-            yield f"contradiction: an earlier instruction has the same question and the answer {other['answer']!r:.60}"
-    if read_yes_no(one["answer"]) and any(_opposed(one["loose"], other) for other in seen):
-        yield "contradiction: an earlier instruction has the same answer to the opposite question"
-    for other in seen:
-        if other["type"] == type and other not in same and _alike(other["answer"], one["answer"]):
-            told = type != "judgement" or len(normalised(one["answer"])) > 8
-            if _slip(other["question"], one["question"]):
-                yield "repeat: an earlier instruction about the image asks the same, but for a letter"
-            exact = read_number(one["answer"]) is not None
-            told = told and type != "long" and same_answer(other["answer"], one["answer"])
-            if told and reworded(other["loose"], one["loose"], exact=exact):
-                yield "repeat: an earlier instruction about the image asks the same in other words"
-
-
-def _opposed(loose: str, other: Record) -> bool:
-    """Whether a comparison is the opposite of one that was answered by yes: by a word, or by what is compared with what."""
-    if other["type"] != "judgement" or not read_yes_no(other["answer"]):
-        return False
-    split = [[*text] if CJK.search(text) else text.split() for text in (loose, other["loose"])]
-    plain = [[pairs("opposite").get(word, word) for word in said] for said in split]
-    if sorted(plain[0]) != sorted(plain[1]) or not {"than", "比"} & {*plain[0]}:
-        return False
-    return sum(word in pairs("opposite") for said in split for word in said) % 2 != (plain[0] != plain[1])
-
-
-def question_key(question: str, *, loose: bool = False) -> str:
-    """A question without words that do not change what is asked; loose: without those that seldom do.
-
-    >>> question_key("Please tell me, what colour is the car in this picture?") == question_key("What color is the car?")
-    True
-    """
-    question = rule("asked").sub("", question)
-    while (clause := _CLAUSE.match(question)) and _frames(clause[0]):
-        question = question[clause.end() :]
-    said = rule("in_image").sub(" ", normalised(question).replace("colour", "color").replace("grey", "gray"))
-    if loose:
-        said = rule("loose_zh").sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
-    left_out = words("fillers") | words("loose") if loose else words("fillers")
-    return " ".join(word for word in said.split() if word not in left_out)
-
-
-def _frames(clause: str) -> bool:
-    """Whether a clause before a question says no more than that it is one, about the image."""
-    said = normalised(clause)
-    return all(word in words("framing") for word in CJK.sub(" ", said).split()) and {*CJK.findall(said)} <= {
-        *"".join(words("framing_zh"))
-    }
-
-
-def _slip(one: str, other: str) -> bool:
-    """Whether two questions differ by a letter that one of them lacks, or by spaces, and not by two words, such as he and she."""
-    matched = zip(re.findall(r"\w+", one), re.findall(r"\w+", other), strict=False)
-    differ = [word for pair in matched if pair[0].casefold() != pair[1].casefold() for word in pair]
-    if all(word.isupper() or word.casefold() in words("english") - {"the"} for word in differ):
-        return False
-    short, long = sorted((normalised(text).replace(" ", "") for text in (one, other)), key=len)
-    if len(short) < 12 or len(long) - len(short) > 1:
-        return False
-    at = len(commonprefix((short, long)))
-    turned = len(short) == len(long) and short[at + 2 :] == long[at + 2 :] and short[at : at + 2] == long[at : at + 2][::-1]
-    if turned and short[at : at + 2].isalpha() and not CJK.search(short[at : at + 2]):
-        return True
-    return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha() and not CJK.match(long[at]))
-
-
-def _alike(one: str, other: str) -> bool:
-    if None not in (said := (read_yes_no(one), read_yes_no(other))):
-        return said[0] == said[1]
-    first, second = normalised(one), normalised(other)
-    return first in second or second in first or same_answer(one, other)
-
-
-def same_answer(one: str, other: str) -> bool:
-    """Whether two short answers are the same: numbers in any notation, other texts but for case, articles and punctuation.
-
-    >>> same_answer("two", "2"), same_answer("Red.", "red"), same_answer("12", "21"), same_answer("25 $", "25 €")
-    (True, True, False, False)
-    >>> same_answer("C", "C#")
-    False
-    """
-    if _SIGNS.findall(one) != _SIGNS.findall(other):
-        return False
-    if {*_CURRENCY.findall(one)} != {*_CURRENCY.findall(other)} and _CURRENCY.search(one) and _CURRENCY.search(other):
-        return False
-    return same_text(one.rstrip("的"), other.rstrip("的"))[0] or (normalised(one) or one) == (normalised(other) or other)
+def _named(given: str, answer: str, question: str, texts: Sequence[str]) -> list[int]:
+    """The options that an answer names by letter in a sentence without another one's text, or among words of the question alone."""
+    plain, *options = (f" {normalised(whole_numbers(text))} " for text in (answer, *texts))
+    there = [at for at, one in enumerate(options) if one.strip() and one in plain]
+    if named := [ord(one) - ord("A") for one in re.findall(r"(?i:\boption |选项)([A-H])\b", given)]:
+        one_alone = len(named) == 1 and there in ([], named) and named[0] < len(texts) and not rule("negated").search(given)
+        return named if one_alone else []
+    rest = plain.replace(options[there[0]], " ").split() if len(there) == 1 else [""]
+    return there if {*rest} <= {*normalised(whole_numbers(question)).split()} else []

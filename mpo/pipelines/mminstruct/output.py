@@ -68,9 +68,8 @@ def distinct(instructions: Iterable[Record], lost: list[Record]) -> list[Record]
             bands = [(at, band.tobytes()) for at, band in enumerate(minima)]
             before = next((first[band] for band in bands if band in first and _same(first[band]["answer"], one["answer"])), None)
             if before is not None:
-                lost.append(
-                    _lost(one, "distinct", f"repeat: the same was said before, about this image or another ({before['id']})")
-                )
+                why = f"repeat: the same was said before, about this image or another ({before['id']})"
+                lost.append(_lost(one, "distinct", why))
                 continue
             for band in bands:
                 first.setdefault(band, one)

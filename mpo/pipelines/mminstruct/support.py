@@ -53,6 +53,8 @@ def _of_choice(item: Record, known: Description) -> str | None:
     question, answer = item["question"], item["answer"]
     if known.computes(question) or found_in(re.sub(r"\bof th(?:em|[eo]se)\b|其中|这些", "", question), "not_plain"):
         return None
+    if rule("ordinal").match(answer):
+        return None  # "2 in the first row, 3 in the second"
     asked = {*tokens(question)}
     names: dict[str, set[str]] = {one: {*tokens(one)} - asked for one in item["choices"]}
     shared = set.intersection(*names.values())
@@ -68,9 +70,8 @@ def _of_choice(item: Record, known: Description) -> str | None:
     if numbers and not {*numbers} & known.known and not _new_number(numbers, item, known):
         return None  # rounded, none, one or a sum
     beside = known.beside(asked)
-    scores = {
-        one: known.support([*own] or tokens(one), beside) * (bool(own) or not any(names.values())) for one, own in names.items()
-    }
+    none = not any(names.values())
+    scores = {one: known.support([*own] or tokens(one), beside) * (bool(own) or none) for one, own in names.items()}
     best = max(scores, key=scores.__getitem__)
     alone = not numbers and not any(score for one, score in scores.items() if one != best) and all(map(known.has_word, names[best]))
     if scores[best] - scores[answer] > (0.09 if alone else 0.15):
@@ -117,6 +118,10 @@ def _of_closed_lists(item: Record, known: Description) -> str | None:
     plain, asked = figures(item["answer"]), figures(item["question"])
     number = re.fullmatch(r"-?\d+(?:\.\d+)? ?(\D*)", plain)
     if number and found_in(number[1], "unit"):
+        value = plain[: number.start(1)].strip()
+        clock = rf"(?<!\d){value}:\d\d" if re.match("hour|小时", number[1]) else rf"\d:{value}(?!\d)"
+        if re.match("hour|minute|second|小时|分|秒", number[1]) and re.search(clock, item["caption"]):
+            return None
         if not re.search(rf"(?<![^\W\d]){re.escape(number[1])}(?![^\W\d{IDEOGRAPHS}])", f"{known.plain} {asked}"):
             return f"the description has no unit {number[1]!r}"
     months = [{*rule("month").findall(text)} for text in (item["answer"], item["caption"], item["question"])]
@@ -136,7 +141,8 @@ def _of_judgement(item: Record, known: Description) -> str | None:
     """A comparison of two values, a yes to what the description has otherwise, or a no to what it says."""
     question, said = item["question"], read_yes_no(item["answer"])
     more, less, plain = (found_in(question, name) is not None for name in ("more", "less", "not_plain"))
-    if (compared := re.fullmatch(r"(.+?)(?:\bthan\b|比)(.+)", question)) and more != less and not plain:
+    compared = re.fullmatch(r"(.+?)(?:\bthan\b|比)(.+)", question) if len(NUMBER.findall(figures(item["answer"]))) < 2 else None
+    if compared and more != less and not plain:
         compared_by = rule("more" if more else "less")
         one, other = ({*tokens(compared_by.sub(" ", part))} & known.known for part in compared.groups())
         one, other = known.rarest(one - other), known.rarest(other - one)
@@ -155,9 +161,8 @@ def _of_judgement(item: Record, known: Description) -> str | None:
     negated[1] |= re.match("no |neither ", sentence[0][2]) is not None and sentence[1:2] == [known.clauses[best]]
     whole = len(asked) > 1 and beside[best] > 0.8 and not rule("side").search(figures(question))
     why = re.sub(r"^\W*\w+\W*", "", item["answer"])
-    if length(why, item.get("language", "en")) > 2 and (
-        fault := _of_statement(why, known, {one for one in asked if not rule("side").search(one)})
-    ):
+    about = {one for one in asked if not rule("side").search(one)}
+    if length(why, item.get("language", "en")) > 2 and (fault := _of_statement(why, known, about)):
         return fault
     if said:
         nouns = rule("exists").search(question)
@@ -165,6 +170,9 @@ def _of_judgement(item: Record, known: Description) -> str | None:
             return f"the description has no {nouns[1] or nouns[2]!r:.40}"
         denied = whole and not negated[0] and negated[1] and asked <= known.clauses[best][1]
         return "the description denies it" if denied else _of_statement(question, known)
+    new = {*tokens(why)} - asked
+    if new and any(new <= own and asked & own for _, own, _ in known.clauses):  # "No, it is at the south bank."
+        return None
     if more or plain or rule("quantified").search(question) or beside[best] < 0.8 or negated[0] or negated[2]:
         return None
     there = frozenset().union(*(clause[1] for clause in sentence))
@@ -210,7 +218,7 @@ def _other_count(item: Record, known: Description) -> str | None:
     """A number of things in a question, "the five bars", that the description counts otherwise: "three blue bars"."""
     for number, *things in rule("counted").findall(figures(item["question"])) if item["type"] != "judgement" else []:
         most = max((int(one) for one, *others in rule("counted").findall(known.plain) if others == things), default=int(number))
-        if int(number) > most:  # fewer are some of them
+        if int(number) > most and not found_in(things[0], "unit"):  # fewer are some of them
             return f"the description has {most} {''.join(things)}, not {number}"
     return None
 
@@ -273,13 +281,11 @@ def _elsewhere(kind: str, text: str, about: set[str], known: Description, least:
     if not 0 < len(said := {*find.findall(text)}) <= 1 + (kind == "side"):
         return None
     there = [{*find.findall(plain)} for _, _, plain in known.clauses]
-    has = [
-        all(one in clause[2] if CJK.match(one) else one in others for one in said)
-        for others, clause in zip(there, known.clauses, strict=True)
-    ]
+    has = [all(one in (clause[2] if CJK.match(one) else {*find.findall(clause[2])}) for one in said) for clause in known.clauses]
     if kind == "number":  # alike, and not one of a list
         there = [{one for one in others if _form(one) == _form(*said)} if len(others) < 3 else set() for others in there]
-    asked = {one for one in about & known.known if not find.fullmatch(one) and one not in {*map(stem, said)}}
+    own = {*map(stem, [*said, *find.findall(known.plain)])}
+    asked = {one for one in about & known.known if not find.fullmatch(one) and one not in own}
     asked -= {one for one in asked if kind != "number" and NUMBER.fullmatch(one)}
     if len(asked) < least:
         return None

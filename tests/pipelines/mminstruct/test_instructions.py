@@ -13,11 +13,13 @@ from mpo.generation.generator import Response
 from mpo.pipelines.mminstruct.caption import Caption, InLanguages
 from mpo.pipelines.mminstruct.check import Agree, Blind, Check, check_all, find_fault
 from mpo.pipelines.mminstruct.collect import Classify
-from mpo.pipelines.mminstruct.generate import Generate, Seed, mark_repeats, read_items
+from mpo.pipelines.mminstruct.generate import Generate, Seed, read_items
 from mpo.pipelines.mminstruct.output import arrange, balance, conversations, distinct
+from mpo.pipelines.mminstruct.repeats import mark_repeats
 from mpo.pipelines.step import Dropped
 
 CHOICE = "<Q1>Which colour?</Q1><C1>A. red\nB. blue\nC. green</C1><A1>{}</A1>"
+CONTRADICTED = "Verdict: CONTRADICTED"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,12 @@ CHOICE = "<Q1>Which colour?</Q1><C1>A. red\nB. blue\nC. green</C1><A1>{}</A1>"
         ("<Q1>Which?</Q1><C1>A. red B. blue C. green</C1><A1>C</A1>", "choice", ["green"]),
         ('{"items": [{"question": "Which?", "choices": ["A. red", "B. blue"], "answer": "A. red"}]}', "choice", ["red"]),
         ('```json\n{"items": [{"question": "Is it?", "choices": [], "answer": "No"}]}\n```', "judgement", ["No"]),
+        (CHOICE.format("It has that of option B, blue."), "choice", ["blue"]),
+        ("<Q1>Which bus is it?</Q1><C1>A. 4\nB. 8</C1><A1>Bus 8</A1>", "choice", ["8"]),
+        ("<Q1>Which of the 5 is it?</Q1><C1>A. 2\nB. 8</C1><A1>2.5</A1>", "choice", ["wrong letter"]),
+        (CHOICE.format("It has that of option B, green."), "choice", ["wrong letter"]),
+        (CHOICE.format("It is not option B."), "choice", ["wrong letter"]),
+        (CHOICE.format("Option B rather than option C"), "choice", ["wrong letter"]),
         (CHOICE.format("B. red"), "choice", ["wrong letter"]),
         (CHOICE.format("D"), "choice", ["wrong letter"]),
         (CHOICE.format("purple"), "choice", ["wrong letter"]),
@@ -223,11 +231,17 @@ def test_what_a_model_knows_without_the_image():
     assert not Blind(Says(right))([item])
     assert Blind(Says(lambda asked: "A"))([item])  # in another order each time
     assert Blind(Says(lambda asked: "UNKNOWN"))([item])
+    assert not Blind(Says(lambda asked: f"<think>Rome? No.</think>\n\n{right(asked)}"))([item])
+    assert Blind(Says(lambda asked: f"<think>It may be {right(asked)}"))([item])  # cut off while it thinks
     judgement = {"id": "b", "type": "judgement", "question": "Is Paris in France?", "answer": "Yes"}
     assert not Blind(Says(lambda asked: "Yes."))([judgement]) and Blind(Says(lambda asked: "No"))([judgement])
 
 
-@pytest.mark.parametrize(("said", "kept"), [("Verdict: CONTRADICTED", 0), ("**Verdict:** supported", 1), ("I cannot say", 1)])
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("Verdict: CONTRADICTED", 0), ("**Verdict:** supported", 1), ("I cannot say", 1), (f"<think>{CONTRADICTED}", 1)]
+    + [(f"<think>{CONTRADICTED}? It is red.</think>I cannot say", 1), (f"<think>Verdict: SUPPORTED?</think>{CONTRADICTED}", 0)],
+)
 def test_a_judge(said, kept):
     item = {"id": "a", "type": "short", "question": "Which colour?", "answer": "red", "caption": "A red car."}
     assert len(Agree(Says(lambda asked: said))([item])) == kept
@@ -401,6 +415,15 @@ def test_records_and_faults_of_another_author():
         ("short", ("What is the colour of the cup?", "red"), ("What colour does the cup have?", "blue"), "contradiction"),
         ("long", ("What does the man do?", "He reads a long paper."), ("What is the man?", "He is a priest in black."), None),
         ("judgement", ("有猫吗？", "有"), ("有没有猫？", "没有"), "contradiction"),
+        ("short", ("帽子是哪种颜色？", "红色"), ("帽子是什么颜色的？", "红色"), "repeat"),
+        ("short", ("桥上有多少个人在钓鱼？", "三个"), ("有多少个人在桥上钓鱼？", "三个"), "repeat"),
+        ("short", ("How high is the tower?", "90 m"), ("What is the height of the tower?", "90 m"), "repeat"),
+        ("short", ("How high is the tower?", "90 m"), ("How far away is the tower?", "90 m"), None),
+        ("judgement", ("Is the lid of the jar red?", "Yes"), ("Is the jar's lid red?", "Yes"), "repeat"),
+        ("judgement", ("Is the lid of the jar red?", "Yes"), ("Is the jar's label red?", "Yes"), None),
+        ("judgement", ("Is the lamp green?", "Yes"), ("The lamp is green, isn't it?", "Yes"), "repeat"),
+        ("judgement", ("Is Al's bag left of the bin?", "Yes"), ("Is the bin left of the bag of Al?", "Yes"), None),
+        ("short", ("How old is the tree?", "20"), ("How high is the tree?", "20"), None),
         ("judgement", ("Is the lamp green?", "Yes"), ("Looking at the image, is the lamp green?", "No"), "contradiction"),
         ("judgement", ("左边的灯亮着吗？", "是"), ("请看图，左边的灯亮着吗？", "否"), "contradiction"),
         ("judgement", ("On the left, is the lamp green?", "Yes"), ("On the right, is the lamp green?", "Yes"), None),
@@ -653,6 +676,7 @@ HARBOUR = (
         ("judgement", "Is the red boat shorter than the green boat?", "Yes", None, True),
         ("judgement", "Do two gulls stand on a post?", "No", None, False),
         ("judgement", "Do two gulls stand on a crate?", "No", None, True),
+        ("judgement", "Do two gulls stand on a post?", "No, the man has a coat.", None, False),
         ("long", "What is shown?", "Two gulls stand on a post at the left edge, and a man on a crate mends a net.", None, False),
         ("long", "What is shown?", "Two gulls stand on a post at the right edge, and a man on a crate mends a net.", None, True),
         ("long", "What is shown?", "A man in a purple coat sits on a crate and mends a net beside the quay.", None, False),
@@ -672,6 +696,7 @@ def test_what_a_description_supports(type, question, answer, choices, kept):
 
 PRICES = "A menu on a wall has five prices: soup costs 4.50, fish costs 9.20, rice costs 3.10, cake costs 2.80 and tea costs 2.00. "
 PRICES += "Three rows of eight chairs stand there. The bus line calls at Airport, Museum, Central, Park and Harbour, in that order."
+PRICES += " A clock over the door shows 0:25."
 
 
 @pytest.mark.parametrize(
@@ -684,6 +709,10 @@ PRICES += "Three rows of eight chairs stand there. The bus line calls at Airport
         ("What does the fish cost?", "9.20", True),
         ("What does the fish cost?", "3.10", False),
         ("What does the fish cost?", "8.70", False),
+        ("What do 4 cakes cost?", "11.20", True),
+        ("How much does a guest save who pays 7.00 for soup and cake?", "0.30", True),
+        ("How many minutes does it take?", "25 minutes", True),
+        ("How many seconds does it take?", "26 seconds", False),
     ],
 )
 def test_values_that_are_made_of_others(question, answer, kept):
@@ -699,6 +728,41 @@ def test_chinese_judgements_that_correct(answer, fault):
         {**item, "caption": "一张蓝色的火车票平放在木桌上，座位等级为二等座，姓名被黑线遮住了，票旁边放着一副黑色的耳机。"}
     )
     assert (found and found.partition(":")[0]) == fault
+
+
+BRIDGE = "一座红色的石桥跨过小河。河的西岸有面馆和书店，东岸有邮局和一家浅绿色的茶馆。邮局门口注明“周日休息”。"
+BRIDGE += "甲班身高160，体重52；乙班身高165，体重49。"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "kept"),
+    [
+        ("邮局在河的西岸吗？", "不在，邮局在东岸。", True),
+        ("面馆在河的西岸吗？", "不在，面馆在西岸。", False),
+        ("邮局星期日开门吗？", "不开门，周日休息。", True),
+        ("甲班的体重比乙班大吗？", "是的，52比49大。", True),
+        ("甲班的体重比乙班大吗？", "是的，49大于52。", False),
+        ("茶馆是浅绿色的吗？", "是的，茶馆是浅绿色的。", True),
+        ("茶馆是灰色的吗？", "是的，茶馆是灰色的。", False),
+    ],
+)
+def test_chinese_judgements_with_a_reason(question, answer, kept):
+    item = {"type": "judgement", "question": question, "answer": answer, "language": "zh", "caption": BRIDGE}
+    assert (find_fault(item) is None) == kept, find_fault(item)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "kind"),
+    [
+        ("Write two questions about the image. What does the man mend?", "a net", "malformed"),
+        ("What does the man mend?", "</answer> a net", "malformed"),
+        ("What does the man mend? (It is a net.)", "a net", "leak"),
+        ("What lies between the quay and the post? (It is a net.)", "a net", "leak"),
+        ("If 4 boats cost 80 euros, what does one boat cost?", "20 euros", "no image needed"),
+    ],
+)
+def test_what_is_around_a_question(question, answer, kind):
+    assert (find_fault({"type": "short", "question": question, "answer": answer, "caption": HARBOUR}) or "").startswith(kind)
 
 
 def test_a_judge_that_knows_the_truth_drops_every_contradiction_and_nothing_else():

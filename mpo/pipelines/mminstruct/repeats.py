@@ -1,0 +1,210 @@
+"""What repeats or contradicts another instruction about an image, and what is wrong with a round of a dialogue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+from os.path import commonprefix
+
+from mpo.data.similar import normalised
+from mpo.pipelines.mminstruct.description import reworded
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule, words
+from mpo.pipelines.step import Record
+from mpo.verification.number import read_number
+from mpo.verification.texts import read_yes_no, same_text
+
+_WORD = re.compile(f"{CJK.pattern}|[^\\W{IDEOGRAPHS}]+")
+_JOINING = r"(?:is|are|was|were|has|have|had|shows?|reads?|says?)"
+_NEAR = rf"(?:\s+(?!(?:and|or|with|of|in|on|at|by|to|from|is|are)\b|{_JOINING}\b)\w+)?\s+"
+_CLAUSE = re.compile(r"[^,:，：?？]{1,100}[,:，：?？]\s*(?=\S)")
+_CURRENCY = re.compile(r"[$€£¥₩₹]")
+_SIGNS = re.compile(r"(?<=[A-Za-z])[#♯♭+]+")
+
+
+def mark_repeats(items: Sequence[Record]) -> None:
+    """Give those of an image's instructions a ``fault`` that ask what an earlier one has asked.
+
+    The same question is one with the same words in the same order, but for words such as "please", "in the image", "is", "of" and
+    "which", of the same type or as a choice and a short one; or, of the same type and answer, one that is `reworded`. With another
+    answer it is a contradiction, also of a short answer with that of a choice, and of a judgement with its negation. A round that
+    goes on from the earlier ones (`goes_on`) is compared with those alone.
+    """
+    seen: dict[str, list[Record]] = {}
+    for item in items:
+        if item.get("fault") or not item.get("question") or (item.get("earlier") and rule("goes_on").search(item["question"])):
+            continue
+        loose, negation = question_key(item["question"], loose=True), rule("negation")
+        negated = item["type"] == "judgement" and negation.search(loose) is not None
+        key = " ".join((negation.sub("", loose) if negated else loose).split())
+        one = {**item, "strict": question_key(item["question"]), "loose": loose, "key": key, "negated": negated}
+        same = seen.setdefault("".join(sorted(key)) if CJK.search(key) else key, [])
+        if fault := next(_repeats_of(one, same, [other for own in seen.values() for other in own]), None):
+            item["fault"] = fault
+        else:
+            same.append(one)
+
+
+def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> Iterator[str]:
+    """What an instruction repeats or contradicts of `seen`, among them the `same` words in their order."""
+    type, plain = one["type"], one["type"] != "long" or len(one["key"].split()) > 2
+    for other in same:
+        asks_the_same, kinds = one["strict"] == other["strict"], {type, other["type"]}
+        alike = type == "long" or _alike(other["answer"], one["answer"])
+        if type == "judgement" and one["negated"] != other["negated"]:
+            alike = not alike
+        if alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or plain):
+            yield "repeat: an earlier instruction about the image asks the same"
+        in_order = one["key"] == other["key"] and (type == "judgement" or len(one["key"].split()) > 2)
+        if not alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or in_order):
+            yield f"contradiction: an earlier instruction has the same question and the answer {other['answer']!r:.60}"
+    if read_yes_no(one["answer"]) and any(_opposed(one["loose"], other) for other in seen):
+        yield "contradiction: an earlier instruction has the same answer to the opposite question"
+    for other in seen:
+        if other["type"] == type and other not in same and _alike(other["answer"], one["answer"]):
+            owned = any("'s " in two[0] and " of " in two[1] for two in permutations((one["question"], other["question"])))
+            owned = owned and not rule("relation").search(f"{one['question']} {other['question']}")
+            told = owned or type != "judgement" or len(normalised(one["answer"])) > 8
+            if _slip(other["question"], one["question"]):
+                yield "repeat: an earlier instruction about the image asks the same, but for a letter"
+            exact = owned or read_number(one["answer"]) is not None
+            told = told and type != "long" and same_answer(other["answer"], one["answer"])
+            if told and reworded(other["loose"], one["loose"], exact=exact):
+                yield "repeat: an earlier instruction about the image asks the same in other words"
+
+
+def _opposed(loose: str, other: Record) -> bool:
+    """Whether a comparison is the opposite of one that was answered by yes: by a word, or by what is compared with what."""
+    if other["type"] != "judgement" or not read_yes_no(other["answer"]):
+        return False
+    split = [[*text] if CJK.search(text) else text.split() for text in (loose, other["loose"])]
+    plain = [[pairs("opposite").get(word, word) for word in said] for said in split]
+    if sorted(plain[0]) != sorted(plain[1]) or not {"than", "比"} & {*plain[0]}:
+        return False
+    return sum(word in pairs("opposite") for said in split for word in said) % 2 != (plain[0] != plain[1])
+
+
+def question_key(question: str, *, loose: bool = False) -> str:
+    """A question without words that do not change what is asked; loose: without those that seldom do.
+
+    >>> question_key("Please tell me, what colour is the car in this picture?") == question_key("What color is the car?")
+    True
+    """
+    question = rule("asked").sub("", question)
+    while (clause := _CLAUSE.match(question)) and _frames(clause[0]):
+        question = question[clause.end() :]
+    said = rule("in_image").sub(" ", normalised(question).replace("colour", "color").replace("grey", "gray"))
+    if loose:
+        said = rule("loose_zh").sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
+    left_out = words("fillers") | words("loose") if loose else words("fillers")
+    return " ".join(word for word in said.split() if word not in left_out)
+
+
+def _frames(clause: str) -> bool:
+    """Whether a clause before a question says no more than that it is one, about the image."""
+    said = normalised(clause)
+    return {*CJK.sub(" ", said).split()} <= words("framing") and {*CJK.findall(said)} <= {*"".join(words("framing_zh"))}
+
+
+def _slip(one: str, other: str) -> bool:
+    """Whether two questions differ by a letter that one of them lacks, or by spaces, and not by two words, such as he and she."""
+    matched = zip(re.findall(r"\w+", one), re.findall(r"\w+", other), strict=False)
+    differ = [word for pair in matched if pair[0].casefold() != pair[1].casefold() for word in pair]
+    if all(word.isupper() or word.casefold() in words("english") - {"the"} for word in differ):
+        return False
+    short, long = sorted((normalised(text).replace(" ", "") for text in (one, other)), key=len)
+    if len(short) < 12 or len(long) - len(short) > 1:
+        return False
+    at = len(commonprefix((short, long)))
+    turned = len(short) == len(long) and short[at + 2 :] == long[at + 2 :] and short[at : at + 2] == long[at : at + 2][::-1]
+    if turned and short[at : at + 2].isalpha() and not CJK.search(short[at : at + 2]):
+        return True
+    return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha() and not CJK.match(long[at]))
+
+
+def _alike(one: str, other: str) -> bool:
+    if None not in (said := (read_yes_no(one), read_yes_no(other))):
+        return said[0] == said[1]
+    first, second = normalised(one), normalised(other)
+    return first in second or second in first or same_answer(one, other)
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two short answers are the same: numbers in any notation, other texts but for case, articles and punctuation.
+
+    >>> same_answer("two", "2"), same_answer("Red.", "red"), same_answer("12", "21"), same_answer("25 $", "25 €")
+    (True, True, False, False)
+    >>> same_answer("C", "C#")
+    False
+    """
+    if _SIGNS.findall(one) != _SIGNS.findall(other):
+        return False
+    if {*_CURRENCY.findall(one)} != {*_CURRENCY.findall(other)} and _CURRENCY.search(one) and _CURRENCY.search(other):
+        return False
+    return same_text(one.rstrip("的"), other.rstrip("的"))[0] or (normalised(one) or one) == (normalised(other) or other)
+
+
+def find_round_fault(item: Record) -> str | None:
+    """Why a round of a dialogue cannot be used: its kind, a colon, and the reason; None for a good one.
+
+    The first one stands by itself. A later one asks what no earlier one has asked, and nothing that was said before: it needs the
+    image too.
+
+    Args:
+        item: with ``type``, ``question``, ``answer`` and ``earlier``, the rounds before it with the same fields.
+
+    >>> first = {"type": "short", "question": "What colour is the car?", "answer": "red"}
+    >>> find_round_fault({"type": "judgement", "question": "Is the car red?", "answer": "Yes", "earlier": [first]})
+    "leak: an earlier round says that: 'red'"
+    """
+    question, answer, earlier = item["question"], item["answer"], item.get("earlier") or []
+    if not earlier:
+        of_nothing = found_in(question, "of_earlier") or (found_in(question, "pronoun") if not content(question) else None)
+        return f"dialogue: the first round speaks of something earlier ({of_nothing.strip()!r})" if of_nothing else None
+    key = question_key(question, loose=True)
+    for one in earlier:
+        same = key == question_key(one["question"], loose=True)
+        if same and (item["type"] == "long" or same_answer(answer, one["answer"])):
+            return "repeat: an earlier round asks the same"
+        if same and one is earlier[-1]:
+            return f"contradiction: the round before has the same question and the answer {one['answer']!r:.60}"
+        if item["type"] == "judgement" and one["type"] == "short" and _says(one, question):
+            return f"leak: an earlier round says that: {one['answer']!r:.60}"
+    if item["type"] == "short":
+        for text in (text for one in earlier for text in (one["question"], one["answer"])):
+            if said := said_beside(answer, question, text):
+                return f"leak: an earlier round says the answer: {said!r:.60}"
+    return None
+
+
+def content(question: str) -> list[str]:
+    """The words of a question that say what it is about, characters in Chinese."""
+    plain = CJK.sub(" ", question_key(question, loose=True)).split()
+    rest = "".join(CJK.findall(question_key(question, loose=True)))
+    for one in sorted(words("general_zh"), key=len, reverse=True):
+        rest = rest.replace(one, "")
+    return [*(word for word in plain if word not in words("general")), *rest]
+
+
+def _says(one: Record, question: str) -> bool:
+    """Whether a judgement asks no more than what a round says: its words, and its answer."""
+    asked, before, said = {*content(question)}, {*content(one["question"])}, {*content(one["answer"])}
+    return bool(before) and before <= asked <= before | said and bool(said & asked)
+
+
+def said_beside(answer: str, question: str, text: str) -> str | None:
+    """Where a text has an answer beside a word of the question: "red car", "the car is red"."""
+    said = re.sub(r"^(?:an?|the) (?=\w)", "", normalised(answer))
+    if not said or said not in normalised(text) or said in ("a", "i") or (CJK.search(said) and len(said) < 2):
+        return None
+    named = [word for word in content(question) if not CJK.match(word) and word not in said.split()]
+    characters = "".join(word for word in content(question) if CJK.match(word))
+    pairs = {characters[at : at + 2] for at in range(len(characters) - 1)} - {said}
+    patterns = [
+        rf"\b{re.escape(said)}{_NEAR}{re.escape(word)}\b|\b{re.escape(word)}\s+{_JOINING}\s+(?:an? |the )?{re.escape(said)}\b"
+        for word in named
+    ]
+    patterns += [rf"\b(?:is|are|was|were) (?:the )?{re.escape(word)} {re.escape(said)}\b" for word in named[: len(named) == 1]]
+    patterns += [f"{re.escape(said)}[个只张根条名位辆棵种幅枚]?的?{pair}|{pair}[是为有]?{re.escape(said)}" for pair in pairs]
+    clauses = [normalised(clause) for clause in re.split(r"[.,;:!?。，；：！？、\n]+", text)]
+    return next((found[0] for one in patterns for clause in clauses if (found := re.search(one, clause))), None)

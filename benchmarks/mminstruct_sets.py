@@ -1,10 +1,11 @@
-"""Measure the checks of instructions on a set in lines, of which there are two: `fourth` and `fifth`.
+"""Measure the checks of instructions on a set in lines, of which there are three: `fourth`, `fifth` and `sixth`.
 
     python benchmarks/mminstruct_sets.py results/mminstruct_fifth.json --set fifth --stage untouched
 
 Their authors had read `docs/mminstruct.md`, and no rule. The first lines of `mminstruct_fourth.jsonl` are captions of imagined
 images, a quarter of them Chinese. 320 good records follow, five of each image, then 482 faults: edits of these by a program, of 54
-kinds in six families; `mminstruct_fifth.jsonl` is another author's, of the same form, with images that exist among them.
+kinds in six families; `mminstruct_fifth.jsonl` is another author's, of the same form, with images that exist among them, and
+`mminstruct_sixth.jsonl` a third one's, who had read nothing, of the images and good records of `mminstruct.py`.
 `rule_can_know` says whether a careful reader of caption and record alone can know that one is wrong. Records of a `group` are read
 together, in their order; a fault stands in a group of its own, but a repeated one after the good ones of its image. It is found if
 nothing of it is kept. What rules keep is then asked of scripted models, which know the truth: the row "with scripted models", which
@@ -85,4 +86,4 @@ def result(name):
 
 
 if __name__ == "__main__":
-    seen.add_to_file(result, __doc__, sets=("fourth", "fifth"))
+    seen.add_to_file(result, __doc__, sets=("fourth", "fifth", "sixth"))

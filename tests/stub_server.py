@@ -100,6 +100,7 @@ class StubServer:
         self._server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
 
     def __enter__(self) -> "StubServer":
+        self._socket.listen(1024)  # from now on connections wait, however late the thread begins
         self._thread = threading.Thread(target=self.serve, daemon=True)
         self._thread.start()
         return self

@@ -181,7 +181,7 @@ def _attend(
         key, value = key.index_select(0, segments.key_index), value.index_select(0, segments.key_index)
     if backend in _PACKAGES:
         output = _flash(query, key, value, segments, scaling, backend)
-    elif backend == "auto" and _varlen_fits(query):
+    elif backend == "auto" and varlen_fits(query):
         output = _varlen(query, key, value, segments, scaling)
     else:
         output = _by_segment(query, key, value, segments, scaling)
@@ -198,8 +198,7 @@ for _backend, _name in BACKENDS.items():
 @torch.compiler.disable  # type: ignore[untyped-decorator, no-untyped-call, unused-ignore]
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     """Apply PyTorch's attention to one segment at a time; queries (N, heads, head_dim), keys and values (K, ...)."""
-    # On GPUs only PyTorch's slowest kernel takes a mask together with enable_gqa.
-    shared = query.device.type == "cpu" and query.shape[1] > key.shape[1]
+    shared = takes_groups(query) and query.shape[1] > key.shape[1]
     if not shared:
         key, value = _for_every_head(query, key, value)
     sizes_q, sizes_k = [queries for queries, _ in segments.lengths], [keys for _, keys in segments.lengths]
@@ -219,7 +218,12 @@ def _for_every_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, 
     return (key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)) if group > 1 else (key, value)
 
 
-def _varlen_fits(query: Tensor) -> bool:
+def takes_groups(query: Tensor) -> bool:
+    """Whether a fast kernel takes a mask together with enable_gqa; on GPUs only PyTorch's slowest one does."""
+    return query.device.type == "cpu"
+
+
+def varlen_fits(query: Tensor) -> bool:
     """Whether PyTorch's varlen kernel supports these queries, shape (N, heads, head_dim)."""
     return _against_varlen(query) is None
 

@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, add_fused_lm_head
 
+from mpo.batching import attention
 from mpo.batching.attention import use_packed_attention
 from mpo.batching.batch import Batch
 from mpo.batching.logits_to_keep import add_logits_to_keep
@@ -338,14 +339,16 @@ def _kernels(autocast: torch.dtype | None, gpu: bool, model: Any) -> list[Any]:
         "torch.get_autocast_dtype": lambda device=None: autocast or torch.bfloat16,
         # Whether positions restart inside a padded row is read from their values; they do not.
         "transformers.masking_utils.find_packed_sequence_indices": lambda position_ids: None,
-        "mpo.batching.attention._takes_groups": lambda query: not gpu,
+        f"{attention.__name__}.{attention.takes_groups.__name__}": lambda query: not gpu,
     }
     if gpu:  # Triton kernels work in place
         replaced |= {
             f"trl.kernels.chunked_logprob.{name}": lambda *_, **__: None
             for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")
         }
-        replaced["mpo.batching.attention._varlen_fits"] = lambda query: query.dtype in (torch.bfloat16, torch.float16)
+        replaced[f"{attention.__name__}.{attention.varlen_fits.__name__}"] = lambda query: (
+            query.dtype in (torch.bfloat16, torch.float16)
+        )
     else:  # a tile of logits is wider than a small vocabulary; a CPU has no memory for columns that are never written
         columns = min(_CHUNKED_LOGPROB_CHUNK_SIZE, len(model.get_output_embeddings().weight))
         replaced["trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE"] = columns

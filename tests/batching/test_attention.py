@@ -290,7 +290,7 @@ def test_varlen_call(monkeypatch, grouped_kernel):
 
     monkeypatch.setattr(attention, "varlen_attn", grouped if grouped_kernel else kernel)
     monkeypatch.setattr(attention, "VARLEN_TAKES_GROUPS", grouped_kernel)
-    monkeypatch.setattr(attention, "_varlen_fits", lambda query: True)
+    monkeypatch.setattr(attention, "varlen_fits", lambda query: True)
     torch.testing.assert_close(packed_sums(model, groups), expected, rtol=1e-6, atol=0)
     assert len(calls) == 2  # one a layer
     use_packed_attention(model, "segments")
@@ -320,7 +320,7 @@ def test_compiled_layers_with_a_varlen_kernel_are_one_graph(monkeypatch):
     """No graph break, and one more graph for rows with branches; the kernel is a mock that computes nothing."""
     torch._dynamo.reset()
     monkeypatch.setattr(attention, "varlen_attn", lambda query, key, value, *offsets_and_maxima, **options: query)
-    monkeypatch.setattr(attention, "_varlen_fits", lambda query: True)
+    monkeypatch.setattr(attention, "varlen_fits", lambda query: True)
     model = text_model()
     use_packed_attention(model)
     graphs = torch._dynamo.testing.CompileCounter()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import perturbed
 
-from mpo.batching.attention import _attend, _varlen_fits, use_packed_attention, usual_attention
+from mpo.batching.attention import _attend, use_packed_attention, usual_attention, varlen_fits
 from mpo.batching.layout import concatenate, lay_out
 from mpo.encoding.labels import Completion
 from mpo.models.small import small_internvl
@@ -40,7 +40,7 @@ def lone_row(seed):
 def attend(tensors, segments, dtype, backend):
     """Output and gradients, float64."""
     query, key, value = (tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors)
-    assert _varlen_fits(query) == (dtype in (torch.bfloat16, torch.float16))
+    assert varlen_fits(query) == (dtype in (torch.bfloat16, torch.float16))
     scaling = query.shape[-1] ** -0.5
     output, _ = _attend(torch.nn.Identity(), query, key, value, None, scaling, segments=segments, backend=backend)
     weights = torch.randn(output.shape, generator=torch.Generator("cuda").manual_seed(9), device="cuda")

@@ -81,7 +81,6 @@ def _attend_as_before(text_model: nn.Module, args: tuple[Any, ...], kwargs: dict
 
 
 def _attend_by_segments_again(text_model: nn.Module, *args: Any) -> None:
-    """After such a forward, also when it raised, attend by segments again."""
     name = text_model.__dict__.pop("packed_attention", None)
     if name is not None:
         config: Any = text_model.config
@@ -213,7 +212,6 @@ def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, s
 
 
 def _for_every_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values, repeated for every head of the queries of a group."""
     group = query.shape[1] // key.shape[1]
     return (key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)) if group > 1 else (key, value)
 
@@ -261,7 +259,6 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scali
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, backend: str) -> Tensor:
-    """Call the flash-attn package's varlen kernel once; shapes as in `_by_segment`."""
     # Causal from the bottom-right corner, since flash-attn 2.1.
     output = _flash_attention(backend)(query, key, value, *segments.offsets(), softmax_scale=scaling, causal=True)
     attended: Tensor = output[0] if isinstance(output, tuple) else output  # some builds of flash-attn 3 add the log-sum-exp
@@ -277,7 +274,6 @@ _PACKAGES = {
 
 @lru_cache
 def _flash_attention(backend: str) -> Callable[..., Any]:
-    """Import the varlen function of the flash-attn package."""
     package, install = _PACKAGES[backend]
     try:
         function: Callable[..., Any] = importlib.import_module(package).flash_attn_varlen_func

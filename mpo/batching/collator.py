@@ -142,7 +142,6 @@ class PairCollator:
         )
 
     def _blank(self) -> tuple[list[Encoded], dict[str, Tensor], Tensor | None]:
-        """The row with a white image."""
         prompt: Any = getattr(self.processing_class, "image_token", None)
         template = probe(self.processing_class) if getattr(self.processing_class, "chat_template", None) else None
         if template is not None and template.parts:
@@ -177,7 +176,6 @@ class PairCollator:
         return keys
 
     def _truncated(self, pair: Encoded, completion: Completion) -> tuple[list[int], Completion]:
-        """Prompt and completion, truncated to max_length."""
         if self.max_length is None:
             return pair.prompt_ids, completion
         if self.truncation_mode == "keep_end":
@@ -289,7 +287,6 @@ class LabelledBatches:
 
 
 def _after_prompt(prompt: list[int], own_prompt: list[int], completion: Completion, limit: int | None) -> Completion:
-    """A completion after a prompt that may be a little shorter than its own."""
     rest = own_prompt[len(prompt) :]
     ids, loss_mask = rest + completion.ids, [False] * len(rest) + completion.loss_mask
     return Completion(ids[:limit], loss_mask[:limit])

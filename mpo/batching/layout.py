@@ -261,7 +261,6 @@ def concatenate(rows: Sequence[Row]) -> PackedRows:
 
 
 def _segments(branches: Sequence[tuple[Range, list[Range]]], *, all_nodes: bool = True) -> Segments:
-    """Segments from the range of each one's queries and those of its keys."""
     queries = [end - begin for (begin, end), _ in branches]
     keys = [sum(end - begin for begin, end in ranges) for _, ranges in branches]
     alone = all_nodes and queries == keys

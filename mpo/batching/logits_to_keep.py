@@ -97,7 +97,6 @@ def _returns_hidden_states(module: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def _narrow_layer(attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Before the last layer's attention, which every call of the layer begins with."""
     positions = kwargs.pop(PASSED_ON, None)
     narrows = not torch.compiler.is_compiling() and isinstance(positions, LogitsToKeep) and positions.segments is not None
     attention.narrowed["index"] = positions.index if narrows else None

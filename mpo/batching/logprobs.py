@@ -113,7 +113,6 @@ def _check(requests: Sequence[Request], completions: Sequence[Sequence[str]], ma
 
 
 def _packs(model: Any, layout: str | None) -> bool:
-    """Whether the completions of a request share its prompt in a packed row."""
     reason = why_not(model)
     if layout == "packed" and reason is not None:
         raise ValueError(f"Completions cannot share their prompt in this model: {reason}. Set layout='padded'.")
@@ -192,7 +191,6 @@ def _padded(model: Any, encoded: Encoded, images: dict[str, Tensor], max_tokens:
 
 
 def _at_labels(model: Any, batch: Batch, images: dict[str, Tensor]) -> Sequence[Tensor]:
-    """The log-probs of each completion's labels, float32 on the CPU."""
     moved = {name: value.to(model.device) for name, value in {**batch.model_inputs, **images}.items()}
     logits = model(**moved, **{KEYWORD: batch.positions_to_keep.to(model.device)}, use_cache=False).logits[0]
     parts = zip(torch.split(logits, CHUNK), torch.split(batch.shift_labels[0].to(model.device), CHUNK), strict=True)

@@ -165,7 +165,6 @@ def first_fit(sizes: Ints, limits: Sequence[int], window: int, rng: np.random.Ge
 
 
 def _shares(sizes: Ints, limits: Sequence[int]) -> Floats:
-    """The largest fraction of a limit that each unit takes."""
     shares: Floats = (sizes / np.array(limits)[:, None]).max(axis=0)
     return shares
 

@@ -225,7 +225,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return self._compose(0, 0)  # known to fit; the order of batches is still the epoch's
 
     def _compose(self, epoch: int, attempt: int) -> Batches:
-        """Put all records into batches, without `shuffle` in the order of the records."""
         rng = np.random.default_rng((self.seed, epoch, attempt))
         records, unit_starts = self._units(rng)
         if self.pairs_per_batch is not None:
@@ -257,7 +256,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return Batches(records, _marked(unit_starts, len(records)), starts)
 
     def _units(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        """The records in the order of units, and the offset of each unit."""
         count = len(self.costs)
         records = rng.permutation(count) if self.shuffle else np.arange(count)
         if self.group_same_prompt == 1:
@@ -272,7 +270,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return take_units(records, starts, order)
 
     def _split_units(self, records: Ints, starts: Ints) -> Ints:
-        """Split units whose pairs together exceed a budget."""
         if self.max_tokens is None:
             return starts
         tokens, tiles, _ = self._unit_costs(records, starts)
@@ -311,7 +308,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return batches
 
     def _deal(self, cost: Floats, rng: np.random.Generator) -> Ints:
-        """Order batches so that those of a slot cost nearly the same."""
         slots = max(self.micro_batches_per_step, self.balance_slots) if self.shuffle else self.micro_batches_per_step
         size = slots * self.world_size
         whole = len(cost) // size * size
@@ -337,7 +333,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return self._cost(self.costs.tokens(), self.costs.attention(), self.costs.tiles)
 
     def _cost(self, tokens: Any, attention: Any, tiles: Any) -> Floats:
-        """The cost by which ranks are balanced, relative to a token through the language model."""
         cost: Floats = tokens + self.attention_cost * attention + self.tile_cost * tiles
         return cost
 
@@ -352,7 +347,6 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
         return tokens, tiles, attention
 
     def _measure(self, batches: Batches) -> tuple[Ints, Ints, Floats]:
-        """Tokens, tiles and cost of each batch."""
         records = np.where(batches.records < 0, -1 - batches.records, batches.records)
         is_first = batches.is_first | _marked(batches.starts, len(records))  # both batches of a split unit have its prompt
         tokens, tiles, attention = self._unit_costs(records, batches.starts, is_first)
@@ -360,14 +354,12 @@ class PairBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transfor
 
 
 def _marked(places: Ints, count: int) -> NDArray[np.bool_]:
-    """True at some of `count` places."""
     marked = np.zeros(count, dtype=bool)
     marked[places] = True
     return marked
 
 
 def _check_limits(batching: str, limits: dict[str, int | None]) -> None:
-    """Refuse a kind of batches without its limit, or with that of the other kind."""
     if batching not in ("pairs", "tokens"):
         raise ValueError(f"batching must be 'pairs' or 'tokens', not {batching!r}.")
     for name in {"tokens": ["pairs_per_batch"], "pairs": ["max_tokens", "max_tiles", "allow_oversized"]}[batching]:

@@ -197,7 +197,6 @@ class PackedStream(RepeatedStream):
         return sizes
 
     def _packed(self, sizes: Ints) -> tuple[list[float], list[list[int]]]:
-        """How full each pack is, and the places of its records in order."""
         shares = (sizes / np.array(self._limits)[:, None]).max(axis=0)
         order = np.argsort(-shares, kind="stable")
         bins = np.empty_like(order)

@@ -108,7 +108,6 @@ def _told_apart(args: Args) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
 
 
 def _check(args: Args, named: list[str]) -> None:
-    """Refuse flags that would do nothing for these models, and models that are not there."""
     from transformers.utils.hub import cached_file
 
     from mpo.evaluation.published import FORMS
@@ -186,7 +185,6 @@ def _labelled(text: str) -> tuple[str, str]:
 
 
 def _benchmark(text: str, args: Args) -> tuple[str, Any]:
-    """The name of a benchmark and what reads it; None for an argument that is a model."""
     from mpo.data import load_questions
     from mpo.evaluation.published import FORMS, JUDGED, load_benchmark
 
@@ -226,7 +224,6 @@ def _open(args: Args, model: str, tiles: int | None = None) -> Any:
 
 
 def _scorer(name: str, opened: Callable[[str], Any], reference: Callable[[], Any]) -> Callable[[Any], Any]:
-    """What makes a scorer, given the model that is measured."""
     from mpo.evaluation.scorers import ImplicitReward, MeanLogProb, ProcessReward, load_scorer
 
     kind, _, model = name.partition("=")

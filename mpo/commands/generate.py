@@ -83,7 +83,6 @@ def _job(args: Args, settings: dict[str, Any]) -> Report:
 
 
 def _opened(args: Args, shown: str = "") -> Any:
-    """MODEL, which is `shown` what this flag gives."""
     from mpo.generation.generator import is_server
 
     model = open_model(args, args.model, args.max_tiles)

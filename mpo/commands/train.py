@@ -115,14 +115,12 @@ def groups(task: str) -> str:
 
 
 def _options(group: str, task: str) -> list[str]:
-    """The options of a group that fit a command."""
     loader: Any = GlobalHydra.instance().config_loader()
     fitting = (name for name in sorted(loader.get_group_options(group)) if f"{group}/{name}" not in OTHERS[task])
     return [name for name in fitting if group != "method" or _task_of(name) in (None, task)]
 
 
 def _task_of(method: str) -> Any:
-    """The command that a method is for; None: any."""
     loader: Any = GlobalHydra.instance().config_loader()
     return loader.repository.load_config(f"method/{method}").config.get("task")
 
@@ -230,7 +228,6 @@ def _train_on_ranks(job: TrainJob, place: Place) -> int:
 
 
 def _report(job: TrainJob, resumed: str | None, before: int) -> None:
-    """Say how a run ended, also when the checkpoint that it resumed from was its end."""
     run_dir, said = job.run_dir, f"mpo {job.task}:"
     state = read_json_object(Path(run_dir, "trainer_state.json"))
     if state["global_step"] == before:

@@ -217,7 +217,6 @@ def _mixed(key: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.ui
 
 
 def _groups(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
-    """Yield the sorted indices of each key that occurs more than once."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
     ends = np.append(starts[1:], len(order))
@@ -332,7 +331,6 @@ def find_contamination(pairs: Iterable[Mapping[str, Any]], questions: Iterable[M
 
 
 def _coarse(image: Image.Image) -> NDArray[np.float64]:
-    """Shrink an RGB image to shape (8, 8, 3)."""
     side = similar.GLIMPSE // 8
     return np.asarray(glimpse(image).reshape(8, side, 8, side, 3).mean((1, 3)))
 

@@ -224,7 +224,6 @@ class Examiner:
         return all(2 * (size["prompt"] + max(size[side] for side in sides[1:])) + room <= limit for limit in limits)
 
     def _image(self, image: Row) -> Image:
-        """Read an image, and decode it if it is to be checked."""
         path = image.get("path") or ""
         try:
             data = image_bytes(image)
@@ -236,7 +235,6 @@ class Examiner:
         return key_of(data), None, size
 
     def _video(self, path: str, least: int, most: int) -> tuple[int, str | None]:
-        """Return the key and the error or None of a video, decoding its frames as in training."""
         key = 0
         try:
             key = video_key(path)

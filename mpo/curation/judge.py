@@ -144,7 +144,6 @@ class Judge(Step):
             raise ValueError(f"Expected the threshold of {self.verb} to be from 0 to 10; got {threshold!r}.")
 
     def _asked(self, record: Record) -> dict[str, list[Message]]:
-        """The turns in which the model is asked, by the name of each completion."""
         asked, unread = {}, record.get("unread", {}).get(self.verb, {})
         for name, messages in completions(record).items():
             if not messages or name not in self.judged or (self.again and name not in unread):

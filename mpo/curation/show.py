@@ -101,7 +101,6 @@ def _as_seen(record: Mapping[str, Any], processor: Any) -> list[tuple[str, str]]
 
 
 def _said(message: Mapping[str, Any]) -> str:
-    """The text of a turn, with what its template is given besides."""
     more = [f"{name}: {message[name]}" for name in ("tool_calls", "train") if message.get(name) is not None]
     return "\n".join([content_text(message["content"]), *more])
 

@@ -80,7 +80,6 @@ class Report:
         return "\n".join([*lines, f"{verdict}{where}"])
 
     def _table(self) -> str:
-        """A row per kind, problems (!) first: its count and an example."""
         kinds = [kind for kind in (*PROBLEMS, *NOTES) if kind in self.counts]
         if not kinds:
             return "  nothing found"
@@ -200,7 +199,6 @@ _EXAMINER: Examiner | None = None
 
 
 def _each(parts: Sequence[Part], make: Callable[[], Examiner], workers: int, title: str) -> Iterator[Examined]:
-    """Examine every part and yield the results in order."""
     total = sum(part.shard.size for part in parts)
     workers = min(workers, len(parts))
     with tqdm(total=total, desc=title, unit="", unit_scale=True, disable=None) as bar:

@@ -248,7 +248,6 @@ def _place(file: Mapping[str, Any] | str, target: Path, images: str) -> Path:
 
 
 def _put(image: Mapping[str, Any], target: Path, images: str) -> dict[str, Any]:
-    """Convert an image for a table: its bytes, a copy, or its path."""
     if images == "copy":
         return {"bytes": None, "path": str(_place(image, target, images))}
     if images == "path":

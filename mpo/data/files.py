@@ -103,7 +103,6 @@ def is_pattern(text: str) -> bool:
 
 
 def _is_saved(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
@@ -154,7 +153,6 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
 
 
 def _report_unread(folder: Path, split: str) -> None:
-    """Warn of JSONL files in folders that are not named after a split."""
     known = {*_SPLIT_OF, "data", _SLICE.sub("", split).lower()}
     places = [place for place in (*_entries(folder), *_entries(folder / "data")) if place.is_dir()]
     others = [place for place in places if place.name.lower() not in known and place.name[0] != "."]
@@ -174,7 +172,6 @@ def _may_hold_records(entry: Path) -> bool:
 
 
 def _split_of(name: str, asked: str, *, as_on_hub: bool) -> str:
-    """Find the split of a file name in lower case; the requested split may have any name."""
     if as_on_hub and (shard := _SHARD.match(name)):
         return _SPLIT_OF.get(shard[1], shard[1])
     if name.startswith(asked) and not name[len(asked) :][:1].isalnum():
@@ -205,7 +202,6 @@ def _of_file(path: str, min_shards: int) -> list[Shard]:
 
 
 def _of_lines(path: str, size: int, min_shards: int) -> list[Shard]:
-    """Split a JSONL file at line ends, and count its lines, so that errors can name them."""
     step = max(1, min(max(SHARD_BYTES, -(-size // MAX_SHARDS)), size // min_shards))
     parts: list[Shard] = []
     start, line = 0, 1
@@ -260,7 +256,6 @@ def _from_disk(path: Path, split: str) -> Dataset:
 
 
 def _sliced(files: list[Path], folder: str, split: str) -> Dataset:
-    """Load a slice of a split with `datasets`, which gets the files and reads nothing else."""
     kind = "parquet" if files[0].name.lower().endswith(".parquet") else "json"
     if files[0].name.lower().endswith(TARS):
         raise ValueError(

@@ -126,7 +126,6 @@ def _jpeg_size(head: bytes) -> tuple[int, int] | None:
 
 
 def _png_size(head: bytes) -> tuple[int, int] | None:
-    """Height and width, if the chunks before its pixels are in `head`, and of known ones."""
     at = 8
     while (kind := head[at + 4 : at + 8]) != b"IDAT":
         begin, end = at + 4, at + 8 + int.from_bytes(head[at : at + 4], "big")
@@ -161,7 +160,6 @@ def media_type(content: bytes, *, where: str = "") -> str | None:
 
 @contextmanager
 def _header(source: Any, where: str) -> Iterator[tuple[Image.Image, str]]:
-    """Open an image without decoding it; yield it and its name for error messages."""
     path = _path_of(source)
     name = ": ".join(part for part in (where, path) if part) or "the image"
     content = source.get("bytes") if isinstance(source, Mapping) else source
@@ -212,7 +210,6 @@ def check_pixels(size: tuple[int, int], name: str) -> None:
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Turn Pillow's errors for a bad file into a ValueError that names it."""
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # another library may have set it
     try:
         yield
@@ -231,7 +228,6 @@ def _refusing(name: str) -> Iterator[None]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Read EXIF's orientation, 1 to 8, as far as the header tells."""
     # Pillow turns TIFFs itself, and would decode a PNG in search of EXIF data.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
@@ -264,7 +260,6 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _colours(image: Image.Image, name: str) -> Image.Image:
-    """Convert to RGB, from every mode with a defined white."""
     mode = image.mode
     sixteen = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
     see_through = image.info.get("transparency")

@@ -58,7 +58,6 @@ def _real(folder: str) -> str:
 
 
 def _real_file(path: str) -> str:
-    """Do as `os.path.realpath`, with two system calls if the folder was resolved before."""
     folder, name = os.path.split(path)
     if name in ("", ".", ".."):
         return os.path.realpath(path)
@@ -92,7 +91,6 @@ class Folders:
         return full
 
     def _is_plain_file(self, folder: str, name: str) -> bool:
-        """Whether it is a regular file and not a link."""
         self._asked[folder] += 1
         if self._asked[folder] > LIST_AFTER:
             if folder not in self._names:

@@ -178,7 +178,6 @@ def _place(where: str) -> str:
 
 
 def _only(line: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The one of several names that a line has."""
     found = [name for name in names if line.get(name) not in (None, "", [])]
     if len(found) > 1:
         raise ValueError(f"the line has both {found[0]!r} and {found[1]!r}. Keep one of them.")
@@ -186,7 +185,6 @@ def _only(line: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _texts(line: Mapping[str, Any], name: str | None) -> list[str]:
-    """A text or a number, or a list of them, as texts."""
     value = line.get(name) if name else None
     given = value if isinstance(value, list) else [] if value is None else [value]
     for one in given:

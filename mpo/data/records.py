@@ -190,7 +190,6 @@ def _wanted(row: Row) -> dict[str, int]:
 
 
 def _shared(pair: Found, metadata: dict[str, Any], where: str, find: Find, source: str | None) -> Row:
-    """The columns of pairs and of conversations."""
     videos = [_found(find, _path(path, "the video"), "video") for path in listed(pair.videos, "video")]
     if not isinstance(pair.augment, bool | None):
         raise ValueError(f"'augment' is {json_kind(pair.augment)} instead of true or false.")

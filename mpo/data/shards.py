@@ -258,7 +258,6 @@ class TarShard(Shard):
 
 
 def _key(name: str) -> str:
-    """Return the key of a member: its folder and its name up to the first dot."""
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{file.partition('.')[0]}"
 

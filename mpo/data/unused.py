@@ -194,7 +194,6 @@ def plain_name(name: str) -> str:
 
 
 def _inside(conversation: Any, known: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of messages, and of their parts, that are not used."""
     for message in conversation if isinstance(conversation, list) else ():
         if isinstance(message, Mapping):
             content = message.get("content")
@@ -206,7 +205,6 @@ def _inside(conversation: Any, known: Collection[str]) -> Iterator[tuple[str, An
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a value that are judged one by one, each with its path."""
     value = parsed(value, path)
     if isinstance(value, Mapping) and not _is_file(value) and not _is_message(value):
         for name, inner in value.items():
@@ -246,7 +244,6 @@ def _is_history(value: Sequence[Any]) -> bool:
 
 
 def _kind(value: Any, path: str, shown: Sequence[Any], find: Find | None) -> str | None:
-    """Say what a value may be that the model should see; None for metadata."""
     name, shows, asks, about = _named(path)
     if isinstance(value, Mapping) and _is_file(value):
         value, file = value.get("bytes") or value.get("path"), True
@@ -303,7 +300,6 @@ def _kind_of(file: str) -> str:
 
 
 def _real(file: str, find: Find | None) -> str | None:
-    """Return the real path of a file, if it exists."""
     try:
         return find(file, "image") if find else os.path.realpath(file, strict=True)
     except (ValueError, OSError):

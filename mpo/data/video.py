@@ -196,7 +196,6 @@ def index_of(frame: Frame, frames: int) -> int:
 
 
 def _frames_at(container: Any, stream: Any, moments: Sequence[float], header: _Header, path: str) -> Iterator[Any]:
-    """Yield the frames that are shown at the given ascending times."""
     each = header.seconds / header.frames
     decoded: Iterator[Any] = iter(())
     current: Any = None  # the last frame up to the given time
@@ -273,7 +272,6 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Put the name of the record in front of errors, which begin with the file."""
     try:
         yield
     except ValueError as error:

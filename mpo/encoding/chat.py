@@ -175,7 +175,6 @@ class Chat:
 
 
 def _as_text(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """A message with one string as its content, for templates that do not support parts."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -185,7 +184,6 @@ def _as_text(message: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _joined(message: dict[str, Any], more: dict[str, Any], where: str) -> dict[str, Any]:
-    """Join two messages: the second continues the first."""
     different = [key for key in message.keys() & more.keys() - {"role", "content"} if message[key] != more[key]]
     if different:
         raise ValueError(f"{where} continues the prompt's last message, and both have {different[0]!r}. Keep one of them.")

@@ -109,7 +109,6 @@ class PairCosts:
         return self._blank(beyond), why
 
     def _blank(self, which: NDArray[np.bool_]) -> PairCosts:
-        """The costs, with that of the blank record in the place of some."""
         prompt, chosen, rejected = (np.where(which, 1, own).astype(np.int32) for own in (self.prompt, self.chosen, self.rejected))
         return PairCosts(prompt, chosen, rejected, np.where(which, 0, self.tiles).astype(np.int32), self.group)
 
@@ -264,7 +263,6 @@ class RecordMeasure:
         return limited(most) if most else record
 
     def _by_shape(self, records: list[dict[str, Any]]) -> dict[int, dict[str, int]]:
-        """The costs of those records that can be counted by their shape, by their place."""
         shapes = self._shapes = self._shapes or Shapes(self.encoder)
         places, plain, rest = [], [], []
         for place, record in enumerate(records):
@@ -329,7 +327,6 @@ class RecordMeasure:
         return self._counted(self._completion(record))[0]
 
     def _counted(self, record: dict[str, Any]) -> tuple[dict[str, int], str]:
-        """The costs of a record with the frames of its videos, and its prompt."""
         images = encoded_images(record)
         lengths, rendered = self._lengths(record, images)
         return self._with_images(describe(record), record, images, rendered.later_images, *lengths), rendered.prompt
@@ -352,7 +349,6 @@ class RecordMeasure:
     def _with_images(
         self, where: str, record: dict[str, Any], images: list[Any], later: int, prompt: int, chosen: int, rejected: int = 0
     ) -> dict[str, int]:
-        """The costs of a record from its lengths with one token for each image."""
         tiles = 0
         if images:
             limits = tile_limits(record, len(images), self.processing_class, where, budget=self.tile_budget)

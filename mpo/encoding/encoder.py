@@ -269,7 +269,6 @@ def placeholder_widths(written: Sequence[int], processed: Sequence[int], image_t
 
 
 def _between(ids: Iterable[int], image_token: int | None) -> list[list[int]]:
-    """The tokens before, between and after image tokens."""
     parts: list[list[int]] = [[]]
     for token in ids:
         if token == image_token:

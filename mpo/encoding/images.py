@@ -240,7 +240,6 @@ def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:
 
 
 def _outline(image: Any) -> Any:
-    """A value that equal images share, computed without reading their pixels."""
     return (image.mode, image.size) if isinstance(image, Image.Image) else getattr(image, "shape", None)
 
 

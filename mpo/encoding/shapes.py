@@ -195,7 +195,6 @@ class Shapes:
         return pieces, [False, *(piece.labelled for piece in rendered.completions[0])], rendered.later_images
 
     def _diverging(self, record: Record, images: int, texts: Sequence[str], whole: str) -> frozenset[str]:
-        """How the generation prompts before the assistant's turns go on where the turns begin."""
         found = set()
         messages = [message for side in _with_texts(record, texts).values() for message in side]
         anywhere = any("image" in _kinds(message) for message in messages)
@@ -286,7 +285,6 @@ def _kinds(message: Mapping[str, Any]) -> list[str]:
 
 
 def _with_texts(record: Record, texts: Sequence[str]) -> dict[str, list[Any]]:
-    """A conversation's messages with other texts."""
     others = iter(texts)
 
     def changed(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,6 @@ def record_images(record: Mapping[str, Any], opened: Opened | None = None) -> li
 
 
 def _file_of(image: Any) -> str | None:
-    """The path of the file that a record's image or frame is read from, if any."""
     if isinstance(image, Mapping):
         return image.get("path") if image.get("bytes") is None else None
     return image.path if isinstance(image, Frame) else None
@@ -167,7 +166,6 @@ def render(
 
 
 def _check_asked(chat: Chat) -> None:
-    """Refuse what the user says where the chat template leaves it out."""
     said = [text_of(message) for message in chat.prompt if message["role"] == "user"]
     if not probe(chat.processing_class).asks and any(map(str.strip, said)):
         raise ValueError(
@@ -177,7 +175,6 @@ def _check_asked(chat: Chat) -> None:
 
 
 def _texts(record: Record, sides: Sequence[str]) -> dict[str, Any]:
-    """The prompt and the completions, as text or messages."""
     texts = {key: record[key] for key in ("prompt", *sides) if record.get(key) is not None}
     if not sides:
         return {"prompt": "", **texts}
@@ -189,7 +186,6 @@ def _texts(record: Record, sides: Sequence[str]) -> dict[str, Any]:
 
 
 def _are_plain(texts: Mapping[str, Any], where: str) -> bool:
-    """Whether prompt and completions are text, not messages."""
     for key, value in texts.items():
         if not isinstance(value, (str, list)):
             raise ValueError(f"{where}: '{key}' is of type {type(value).__name__} instead of text or a list of messages.")
@@ -228,7 +224,6 @@ _KNOWN = {*names(), *TRL_COLUMNS, "labelled"} - {*SIDES}
 
 @cache
 def _read_by(template: str) -> frozenset[str]:
-    """The fields that a chat template reads, of messages or anything else, without images."""
     return frozenset(re.findall(r"(?:\.|[\[(]['\"])(\w+)", template)) - {"image", "images", "video", "videos", "image_url"}
 
 
@@ -318,7 +313,6 @@ def as_completion(record: Record, train_on: str = "all") -> Record:
 
 
 def _labelled(completion: list[Any], train_on: str, where: str) -> list[bool]:
-    """Whether each message of a completion is labelled."""
     turns = [place for place, message in enumerate(completion) if message["role"] == "assistant"]
     by_default = {"all": turns, "last": turns[-1:], "flagged": []}[train_on]
     flags = [message.get("train") for message in completion]

@@ -136,7 +136,6 @@ def run_harness(
 def _lines(
     models: Mapping[str, str], tasks: Sequence[str], folder: Path, work: Path, device: str | None, options: Mapping[str, Any]
 ) -> Iterator[str]:
-    """The commands of a run as text, in order."""
     yield from map(shlex.join, preparing(environment()))
     for label, model in models.items():
         name, url, wait, end = "MODEL", model, "", ""
@@ -150,12 +149,10 @@ def _lines(
 
 
 def _name(model: str) -> str:
-    """The name that `transformers serve` has for a model."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def _prepare(env: Path) -> None:
-    """Install lmms-eval, once."""
     if not (env / "complete").exists():
         shutil.rmtree(env, ignore_errors=True)
         for words in preparing(env):

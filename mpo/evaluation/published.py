@@ -70,7 +70,6 @@ def load_benchmark(
 
 
 def _rows(name: str, form: Form, path: str | Path | None) -> Iterator[tuple[str, Any]]:
-    """The rows of a benchmark with their places."""
     if str(path).lower().endswith(".tsv"):
         csv.field_size_limit(2**31 - 1)  # images in base64
         with open(str(path), newline="", encoding="utf-8-sig") as file:
@@ -125,7 +124,6 @@ def _questions(name: str, form: Form, rows: Iterator[tuple[str, Any]], root: Pat
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list, which some files hold as the text of a Python list."""
     found = ast.literal_eval(value) if isinstance(value, str) else value
     if not isinstance(found, list | tuple):
         raise ValueError(f"expected a list; got {value!r:.80}")
@@ -182,7 +180,6 @@ def _m3cot(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _chartqa(row: Row, root: Path) -> Iterator[dict[str, Any]]:
-    """Five percent hold for years too, which the kind `chart` alone wants exactly."""
     question, answer = row.get("question") or row["query"], row.get("answer", row.get("label"))
     image = row.get("image") or os.path.join("png", row["imgname"])
     answers = answer if isinstance(answer, list) else [answer]
@@ -251,7 +248,6 @@ def _mvbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _muirbench(row: Row, root: Path) -> Iterator[dict[str, Any]]:
-    """Images stand where the question and the options name them."""
     options = [str(option) for option in _listed(row["options"])]
     question = "\n".join([row["question"], *(option for option in options if "<image>" in option)])
     choices = [option.replace("<image>", "the image") for option in options]

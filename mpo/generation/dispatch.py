@@ -185,7 +185,6 @@ class Dispatch:
             await asyncio.sleep(first - now)
 
     async def _fault(self, endpoint: Endpoint, error: RefusedError, begun: float, samples: Sequence[int]) -> Exception:
-        """The error of a refusal, of the request or of the server: does it answer anything?"""
         async with self.judging:
             if endpoint in self.left_out:
                 return self.left_out[endpoint]
@@ -225,7 +224,6 @@ class Dispatch:
     # What is sent, and what comes back
 
     async def _client(self, endpoint: Endpoint) -> Any:
-        """A client with few enough requests."""
         clients, place = self.clients[endpoint], max(self.running[endpoint] - 1, 0) // POOL
         if place >= len(clients):
             clients.append(await self.stack.enter_async_context(endpoint.client()))

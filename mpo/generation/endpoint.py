@@ -179,7 +179,6 @@ class Endpoint:
 
     @contextmanager
     def _errors(self, timeout: float) -> Iterator[None]:
-        """Sort the client's errors: to be repeated, refused, or of the whole server."""
         import openai
 
         url = self.shown

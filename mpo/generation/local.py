@@ -222,7 +222,6 @@ class LocalGenerator:
     def _sample(
         self, records: Sequence[Record], samples: Sequence[Sequence[int]], decoding: Decoding, on_text: OnText | None = None
     ) -> list[list[Sample]]:
-        """The samples of some records with these numbers, in batches of `responses_per_batch`."""
         found: list[list[Sample]] = [[] for _ in records]
         with (
             self._busy,
@@ -356,7 +355,6 @@ def _batches(samples: Sequence[Sequence[int]], size: int) -> Iterator[list[tuple
 
 
 def _noise_key(prompt: Encoded, seed: int, number: int) -> int:
-    """64 bits from the prompt's tokens and images, the seed and the number of the sample."""
     hasher = hashlib.blake2b(repr((prompt.prompt_ids, seed, number)).encode(), digest_size=8)
     for image in prompt.images:
         hasher.update(image_key(image))

@@ -285,7 +285,6 @@ class ServerGenerator:
             )
 
     async def _streamed(self, run: Dispatch, endpoint: Endpoint, limit: float, request: Request, show: OnText) -> Response:
-        """Make an attempt at one response, and pass on its text as it comes."""
         text, finish, shown = "", None, 0
         logprobs: list[float] = []
         whole: dict[str, Any] = {"choices": []}

@@ -74,7 +74,6 @@ def _mixed(bits: Tensor) -> Tensor:
 
 
 def _shifted(bits: Tensor, count: int) -> Tensor:
-    """Shift right, zeros coming in."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 

@@ -134,7 +134,6 @@ def chat_fields(kind: Kind, request: Request, *, max_tiles: int | None = None, c
 
 
 def _opened(images: Sequence[Any]) -> list[Any]:
-    """The images, with JPEG files in the place of a video's frames."""
     found = list(images)
     for path in dict.fromkeys(image.path for image in images if isinstance(image, Frame)):
         own = [place for place, image in enumerate(images) if isinstance(image, Frame) and image.path == path]

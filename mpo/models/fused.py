@@ -334,7 +334,6 @@ def add_fuser(
 
 
 def _kind_of(model: Any) -> str:
-    """The type of a model that can get a fuser: the key of its entry in `KINDS`."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind is not None:
         check_can_fuse(model.config)

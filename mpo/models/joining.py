@@ -92,7 +92,6 @@ def join(
 
 
 def _put_together(config: InternVLConfig, tower: Any, projector: Any, text: Any) -> InternVLForConditionalGeneration:
-    """A model of these parts, in the dtype of the language model."""
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
     for name, part in ((INTERNVL.vision, tower), (INTERNVL.projector[0], projector), (INTERNVL.language, text.model)):
@@ -129,7 +128,6 @@ def _found(name: str | Path, kinds: tuple[str, ...], what: str) -> tuple[Path, s
 
 
 def _tower(name: str | Path) -> tuple[Any, int]:
-    """The vision tower, and the index of its layer that the projector reads."""
     folder, kind = _found(name, ("intern_vit_6b", "internvl_vision", "internvl_chat", "internvl"), "vision tower or InternVL")
     if kind == "internvl_vision":
         return load_strictly(InternVLVisionModel.from_pretrained, str(folder)), -1
@@ -174,7 +172,6 @@ def _renamed(files: TensorFiles, official: "Chat[Any]", theirs: str, ours: str) 
 
 
 def _filled(cls: Any, config: Any, state: dict[str, Tensor], folder: Path) -> Any:
-    """A model with exactly these weights, in their dtype."""
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
     check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, str(folder))

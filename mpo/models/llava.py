@@ -156,7 +156,6 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
 
 
 def _official(path: Path) -> dict[str, Any]:
-    """Read an official config, whose settings must be those of LLaVA-1.5."""
     official = read_config_json(path)
     for name, known in SETTINGS.items():
         if official.get(name) not in known:
@@ -165,7 +164,6 @@ def _official(path: Path) -> dict[str, Any]:
 
 
 def _processor(official: Mapping[str, Any], config: Any, tokenizer: Any) -> LlavaProcessor:
-    """The processor of a config in transformers' format."""
     size = config.vision_config.image_size
     square = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     images = LlavaImageProcessor(**square, do_pad=official.get("image_aspect_ratio") == "pad")

@@ -129,7 +129,6 @@ def _passes_keywords_on(module: nn.Module) -> bool:
 
 
 def _own_class(module: nn.Module) -> Any:
-    """The original class of a module that FSDP2 has wrapped in its own."""
     return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed"))
 
 

@@ -179,7 +179,6 @@ def small_internvl(
 
 
 def _text_config(text: str, tokenizer: Any, hidden_size: int, heads: int | None, **settings: Any) -> Any:
-    """The config of a language model for the tokens of a tokenizer."""
     if text not in get_args(TextFamily):
         raise ValueError(f"text must be 'qwen2', 'qwen3' or 'llama'; got text={text!r}.")
     heads = _heads(hidden_size, heads)

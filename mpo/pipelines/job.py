@@ -281,7 +281,6 @@ class Job:
         return id_hash(json_line({**rest, **files}, digestible).decode()) or 1, look
 
     def _answered(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a ledger has a response to what one of the records asks, or no ledger has any."""
         kept = requests_in([*self.folder.glob(LEDGERS), *self.folder.glob(f"{SHARDS}/*/{LEDGERS}")])
         asked_with = next(one for one in _asked_with(settings).values() if one["generator"] is not None)
         for record in self._read() if kept else ():
@@ -291,7 +290,6 @@ class Job:
         return not kept
 
     def _first_requests(self, record: Record) -> list[Request]:
-        """The requests of the first step that asks."""
         current = [record]
         for step in self.steps if self._asks else ():
             try:
@@ -303,7 +301,6 @@ class Job:
         return []
 
     def _check(self, record: Record) -> list[Any]:
-        """Make the requests of the first step that asks, and look for their files. Return these."""
         files = [file for request in self._first_requests(record) for file in (*request.images, *request.videos)]
         for file in files:
             if isinstance(file, str | os.PathLike) and not os.path.isdir(file):
@@ -382,7 +379,6 @@ class Job:
 
 
 def _asked_with(steps: Mapping[str, Any]) -> dict[str, Any]:
-    """The model and the sampling of each step, of its settings."""
     return {name: {what: one.get(what) for what in ("generator", "sampling")} for name, one in steps.items()}
 
 
@@ -391,7 +387,6 @@ def _contents(marks: Any) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Flatten nested settings to names with dots."""
     if not isinstance(value, Mapping) or not value:
         return {name: value}
     return {inner: one for key in value for inner, one in _flat(value[key], f"{name}.{key}" if name else str(key)).items()}

@@ -262,7 +262,6 @@ class _Writing:
             self._show(self._progress())
 
     def _sync(self) -> None:
-        """Flush everything to disk, and only then note how far it is."""
         self._ledger.sync()
         now = self._progress()
         text = json.dumps({**now, "checksum": _digest(json.dumps(now).encode()).hexdigest()})
@@ -273,7 +272,6 @@ class _Writing:
             self._written = text
 
     def _plain(self, value: Any) -> Any:
-        """What JSON lacks. Encoded images and pixels become files, named after their content."""
         if isinstance(value, Image.Image):
             png = BytesIO()
             value.save(png, format="PNG")
@@ -299,7 +297,6 @@ _digest = partial(hashlib.blake2b, digest_size=16)
 
 
 def _digest_of(path: Path, size: int) -> Any:
-    """The digest of the first bytes of a file, as far as there are so many."""
     digest = _digest()
     with open(path, "rb") as file:
         while size > 0 and (block := file.read(min(size, 2**20))):

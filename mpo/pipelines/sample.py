@@ -72,7 +72,6 @@ def check_prompt(prompt: str) -> None:
 
 
 def _around(prompt: str, choices: Sequence[str], question: str) -> list[str]:
-    """A prompt before and after the question, with the choices in it."""
     if CHOICES not in prompt:
         if hidden := next((choice for choice in choices if choice not in question), None):
             raise ValueError(f"the text of the question lacks its choice {hidden!r}. Put {CHOICES} into the prompt.")

@@ -72,7 +72,6 @@ class Work:
 
 
 def _take_shards(job: Job, rank: int, workers: int) -> None:
-    """Work on shards that nobody works on until all are finished, those of this rank first."""
 
     def took(number: int) -> bool:
         try:
@@ -146,7 +145,6 @@ def _end_with_parent() -> None:
 
 
 def _received(receiver: Any) -> BaseException | None:
-    """The error that a process has sent; None if it has ended without one."""
     try:
         error: BaseException = receiver.recv()
         return error

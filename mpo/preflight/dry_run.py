@@ -117,7 +117,6 @@ def _verdict(total: int, available: float, advice: Callable[[], dict[str, int]])
 def _advise(
     job: TrainJob, model: Any, work: Workload, args: Any, sharding: Sharding, estimate: Callable[..., MemoryEstimate]
 ) -> dict[str, int]:
-    """Return the estimates, in bytes per rank, with each setting that may save memory."""
     kind = job.peft["kind"]
     tried: dict[str, dict[str, Any]] = {}
     if not args.gradient_checkpointing:

@@ -213,7 +213,6 @@ def peers(count: int, reaches: Callable[[int, int], bool], topology: str) -> Fin
 
 
 def _missing() -> Finding:
-    """Report why PyTorch has no CUDA or ROCm GPU."""
     import torch
 
     if torch.backends.mps.is_available():

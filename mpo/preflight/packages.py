@@ -254,7 +254,6 @@ def fix_import(error: BaseException, package: str) -> str:
 
 
 def _owner(module: str) -> str:
-    """Return the package that a module belongs to."""
     top = module.partition(".")[0]
     known = (package for package, name in NAMES.items() if name.replace(":", ".").split(".")[0] == top)
     return next(known, None) or next(iter(packages_distributions().get(top, [])), top.replace("_", "-"))

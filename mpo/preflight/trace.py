@@ -128,7 +128,6 @@ def _trace(
     reference: bool,
     gradients: Callable[[Tensor], float],
 ) -> dict[tuple[str, ...], int]:
-    """Run the whole of a model, which is changed. ``places``: of layers among equal ones."""
     autocast = (torch.bfloat16 if args.bf16 else torch.float16) if args.bf16 or args.fp16 else None
     base = base_model(model)
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
@@ -333,7 +332,6 @@ def _flash(
 
 
 def _kernels(autocast: torch.dtype | None, gpu: bool, model: Any) -> list[Any]:
-    """Replacements of what is chosen by a tensor's device."""
     replaced: dict[str, Any] = {
         "torch.is_autocast_enabled": lambda device=None: autocast is not None,
         "torch.get_autocast_dtype": lambda device=None: autocast or torch.bfloat16,

@@ -92,7 +92,6 @@ def apply(records: Iterable[Any], log: str | Path) -> Corrected:
 
 
 def _existing(path: Path) -> Log:
-    """A log with the decisions by content."""
     log = Log(path) if path.is_file() else None
     if log is None or not log.events:
         what = f"There is no log {path}" if log is None else f"{path} is empty"
@@ -178,7 +177,6 @@ def export(records: Records, log: Log, target: Path) -> dict[str, Any]:
 
 
 def _told(log: Log, final: Mapping[int, Event]) -> dict[str, Any]:
-    """What a report says of a log and of the decisions that count, with places from 1."""
     told = {**summary(log)}
     told["disagreements"] = [place + 1 for place in told["disagreements"]]
     names = ("id", "action", "by", "at", "reason", "uid", "edits")
@@ -191,7 +189,6 @@ def _told(log: Log, final: Mapping[int, Event]) -> dict[str, Any]:
 
 
 def _check_lines(records: Records, final: Mapping[int, Event]) -> None:
-    """Refuse, before anything is written, a decision that does not fit its record."""
     for place, event in final.items():
         if event["action"] != "reject":
             try:

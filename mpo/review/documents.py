@@ -204,7 +204,6 @@ def _pair(line: Mapping[str, Any], found: Document, used: set[str]) -> str:
 
 
 def _shared(one: Any, other: Any) -> int:
-    """The number of messages that two completions begin with alike, less than all of one."""
     if not (isinstance(one, list) and isinstance(other, list)):
         return 0
     alike = [*takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False))]
@@ -212,7 +211,6 @@ def _shared(one: Any, other: Any) -> int:
 
 
 def _stand_twice(turns: Sequence[Any], same: Sequence[Any]) -> None:
-    """Let an edit of the texts of turns change those of the same turns in another place."""
     for turn, other in zip(turns, same, strict=False):
         for part, again in zip(turn["parts"], other["parts"], strict=False):
             if part.get("paths") and part.get("text") == again.get("text"):
@@ -243,7 +241,6 @@ def _detail(name: str, value: Any, path: Path) -> dict[str, Any] | None:
 
 
 def _turns(value: Any, path: Path, role: str, start: int = 0) -> list[dict[str, Any]]:
-    """The turns of a text, a message, messages, or rounds of a query and a response."""
     if value is None:
         return []
     if isinstance(value, str):

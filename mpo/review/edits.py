@@ -56,7 +56,6 @@ def corrected(line: Mapping[str, Any], action: str, edits: Sequence[Mapping[str,
 
 
 def _copy(value: Any) -> Any:
-    """A copy whose parts are all its own, also where one object stands in two places."""
     if isinstance(value, Mapping):
         return {name: _copy(one) for name, one in value.items()}
     return [_copy(one) for one in value] if isinstance(value, list | tuple) else value

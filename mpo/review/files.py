@@ -95,7 +95,6 @@ class Records:
             self._progress.notify_all()
 
     def _add(self, edges: Any, odd: Any) -> None:
-        """Add the lines between edges, but for blank ones: the first, and those at `odd`, can be."""
         import numpy as np
 
         starts, ends = edges[:-1], edges[1:] - 1

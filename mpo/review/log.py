@@ -91,7 +91,6 @@ def hold(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def _check(event: Event) -> None:
-    """Raise ValueError for what is no event."""
     texts = {"action": str, "uid": str, "by": str, "n": int}
     if event.get("action") in ACTIONS:
         texts |= {"place": int, "key": str, "edits": list}
@@ -153,7 +152,6 @@ class Log:
             self._file = -1
 
     def _settle(self) -> None:
-        """Compute what holds from all events."""
         self.stacks: dict[str, list[Event]] = {}
         self._own: dict[tuple[str, int], list[Event]] = {}
         self._settled: dict[int, list[Event]] = {}
@@ -177,7 +175,6 @@ class Log:
                 self._told |= {(by, event["place"]) for by in labels}
 
     def _like(self, event: Event) -> list[Event]:
-        """The decisions on a record that settle it, or that its reviewer has made, as this one."""
         place = event["place"]
         return self._settled.setdefault(place, []) if event.get("settle") else self._own.setdefault((event["by"], place), [])
 
@@ -245,7 +242,6 @@ class Log:
             return sum(event["place"] == GONE for stack in self.stacks.values() for event in stack)
 
     def _eras(self) -> dict[str, list[Event]]:
-        """The decisions by the content that the file had when they were made."""
         found: dict[str, list[Event]] = {}
         era: list[Event] = []
         for event in self.events:
@@ -353,7 +349,6 @@ class Log:
 
 
 def _placed(event: Event) -> int:
-    """The place of a decision in the file that it is about."""
     return int(event["placed"] if "placed" in event else event["place"])
 
 
@@ -372,7 +367,6 @@ def _matched(events: Iterable[Event], places: Mapping[str, Sequence[int]]) -> di
 
 
 def _places_of(events: Iterable[Event]) -> dict[str, list[int]]:
-    """The places of each key among events, in the file that they are about, in order."""
     found: dict[str, set[int]] = {}
     for event in events:
         found.setdefault(event["key"], set()).add(_placed(event))

@@ -73,7 +73,6 @@ async def _static(request: Request) -> Response:
 
 
 async def _answer(review: Review, work: Work, request: Request) -> Response:
-    """What `work` gives a reviewer as JSON, or why it is refused."""
     try:
         by = _reviewer(review, request)
         request.state.body = await _body(request) if request.method == "POST" else {}

@@ -99,7 +99,6 @@ class BadRecords:
         self._rewrite()
 
     def _rewrite(self) -> None:
-        """Rewrite the file from the list. Only before training, when no worker appends to it."""
         if not self._writes:
             return
         there = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []

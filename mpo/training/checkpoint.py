@@ -111,7 +111,6 @@ def _damaged(path: Path, error: object) -> ValueError:
 
 
 def _check_files(folder: str) -> None:
-    """Refuse truncated files before anything reads them. Raises ValueError naming the file."""
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):  # torch.save writes zip files
             raise _damaged(path, "not the whole of what torch.save wrote")

@@ -85,7 +85,6 @@ def _add_column(hasher: Any, array: Any, *, is_file: bool) -> None:
 
 
 def _add(hasher: Any, value: Any) -> None:
-    """Hash one value of a record. Files by their content."""
     if isinstance(value, Mapping):
         if set(value) == {"bytes", "path"} and value["bytes"] is None:
             value = {"file": _ends(value["path"])}
@@ -107,7 +106,6 @@ def _add(hasher: Any, value: Any) -> None:
 
 
 def _ends(path: Any) -> Any:
-    """Return the size and both ends of a file, if it is one; anything else unchanged."""
     if not isinstance(path, (str, os.PathLike)) or not Path(path).is_file():
         return path
     size = os.path.getsize(path)

@@ -85,7 +85,6 @@ class LoadsBatches(UsesFeatures):
         return self._get_dataloader(dataset=eval_dataset, **options)
 
     def _whole_dataloader(self, dataset: Any) -> Any:
-        """Return a data loader of all records of a data set, also with `dataloader_drop_last`."""
         with patch.object(self.args, "dataloader_drop_last", False):
             return self.get_eval_dataloader(dataset)
 
@@ -113,7 +112,6 @@ class LoadsBatches(UsesFeatures):
         return PackedStream(stream, one, limits, buffer=args.packing_buffer, own_row=own_row, block=ranks)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        """Move a batch to the device. Under DeepSpeed, transformers also casts image tensors."""
         inputs = self._completed(inputs)
         return replace(inputs.to(self.args.device), model_inputs=super()._prepare_inputs(inputs.model_inputs))
 
@@ -153,7 +151,6 @@ class LoadsBatches(UsesFeatures):
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _counted(self, batch: Batch) -> int:
-        """Return how many of a batch's records count: the first ones. The rest are padding."""
         counted = self._counting(batch) if batch.counted is None else batch.counted
         if batch.kept is None:
             return counted

@@ -185,7 +185,6 @@ class Loop(LoadsBatches, Evaluates, Resumes):
 
     @contextlib.contextmanager
     def _not_counted(self) -> Iterator[None]:
-        """Exclude the time spent in the context from the training speed."""
         start = time.perf_counter()
         try:
             yield
@@ -239,7 +238,6 @@ class Loop(LoadsBatches, Evaluates, Resumes):
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _loss_in_card(self) -> Mapping[str, float] | str:
-        """Return the weight of each term of the loss, or a description of it, for the model card."""
         raise NotImplementedError
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 
 def _paper(key: str, title: str, authors: str, year: int, id: str) -> dict[str, str]:
-    """A citation in TRL's part of the card."""
     fields = {"title ": f"{{{title}}}", "author": authors, "year  ": year, "eprint": f"arXiv:{id}"}
     lines = [f"    {name} = {value if name == 'year  ' else f'{{{value}}}'},\n" for name, value in fields.items()]
     return {"title": title, "id": id, "citation": f"@article{{{key},\n{''.join(lines)}}}"}

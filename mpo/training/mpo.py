@@ -142,7 +142,6 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         return ref_model, copy_identity, fingerprint_of(ref_model, processing_class, args) if cached else None
 
     def _set_mixture(self) -> None:
-        """Build the losses, and release a reference that none of them uses."""
         mixture = self.args.mixture()
         if self.args.sync_ref_model and not mixture.needs_reference:
             raise ValueError(
@@ -154,7 +153,6 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
             self.ref_model = None
 
     def _check_start_can_be_kept(self) -> None:
-        """Refuse a sharding in which an adapter's start values cannot be restored."""
         start, plugin = self._adapter_start, self.args.deepspeed_plugin
         if start is None or not start.values:
             return
@@ -242,7 +240,6 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
         self._shifts_before = {name: value.clone() for name, value in self._shifts.state_dict().items()}
 
     def _undo_step(self, skipped: Tensor) -> None:
-        """Restore delta to its value before the step if the step is not applied."""
         for name, before in self._shifts_before.items():
             buffer = self._shifts.get_buffer(name)
             buffer.copy_(torch.where(skipped.to(buffer.device), before, buffer))
@@ -286,7 +283,6 @@ class MPOTrainer(UsesReference, HasPolicy, Loop, DPOTrainer):  # type: ignore[mi
 
 
 def _collator(users: Any, processing_class: Any, args: MPOConfig) -> Any:
-    """Build this library's collator, or wrap the user's to add what the loss needs."""
     if users is not None and args.reference == "cached":
         raise ValueError(
             "reference='cached' needs the keys of mpo's PairCollator, and this run has a data_collator of its own. Leave one of "

@@ -110,7 +110,6 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         return adapters
 
     def _all_models(self) -> list[nn.Module]:
-        """Return the policy and the other models that run on its batches."""
         return [self.model]
 
     def _prepare_policy(self, *, without_dropout: bool) -> None:
@@ -129,7 +128,6 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         self._drop_path = DropPath(self.model, self.args.vision_drop_path) if self.args.vision_drop_path else None
 
     def _choose_rows(self, *, router_loss: bool, reads_logits: bool) -> None:
-        """Choose packed or padded rows, say why they are padded, and let the collator make them."""
         self.layout, reason = choose_layout(
             self.args,
             *self._all_models(),
@@ -216,7 +214,6 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         return dataset.remove_columns([name for name in dataset.column_names if name in unread])
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        """Give this library's collator all columns, as `_remove_unused_columns` does."""
         return data_collator if self._collator_is_ours else super()._get_collator_with_removed_columns(data_collator, description)
 
     # --- A pass through the policy
@@ -242,7 +239,6 @@ class HasPolicy(Trainer):  # type: ignore[misc]
         return model(**batch.model_inputs, **labels, **kwargs, use_cache=False, fused_lm_head=True)
 
     def _verify(self, batch: Batch) -> None:
-        """Compare the first batch with its records in padded rows, once (`verify_first_batch`)."""
         if batch.records is not None and self._unverified.item():
             self._unverified.fill_(False)
             self._compare_with_padded_rows(batch)

@@ -52,7 +52,6 @@ class Resumes(Trainer):  # type: ignore[misc]
         """Save what else belongs to a checkpoint, on the rank that saves. It counts as complete afterwards only."""
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Wait for the files of all ranks before rank 0 writes the last one."""
         super()._save_rng_state(output_dir)
         flush_to_disk(output_dir)
         self.accelerator.wait_for_everyone()
@@ -85,7 +84,6 @@ class Resumes(Trainer):  # type: ignore[misc]
         }
 
     def _order(self) -> dict[str, Any]:
-        """Return what determines which records a step gets."""
         sized = hasattr(self.train_dataset, "__len__")
         return {
             f"{self.unit} in the data set": len(self.train_dataset) if sized else None,
@@ -113,7 +111,6 @@ class Resumes(Trainer):  # type: ignore[misc]
             schedule._last_lr = rates
 
     def _restore_state(self, state: dict[str, Any], checkpoint: str) -> None:
-        """Continue from what `_state` returned."""
         if not self.args.ignore_data_skip:
             check_same_run(checkpoint, {}, {PLAN: self._order()[PLAN]})  # not known earlier
         self._total_train_tokens = state["num_tokens"]
@@ -149,5 +146,4 @@ class Resumes(Trainer):  # type: ignore[misc]
         return with_transformers()
 
     def _holds_whole_model(self) -> bool:
-        """Whether this process holds all weights, not a shard of them."""
         return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)

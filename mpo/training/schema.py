@@ -193,7 +193,6 @@ def _check_value(kind: Any, value: Any, name: str) -> None:
 
 
 def _parts(kind: Any) -> list[Any]:
-    """The types that a type consists of, without limits."""
     if get_origin(kind) is Annotated:
         return _parts(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):

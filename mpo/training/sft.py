@@ -151,7 +151,6 @@ class PackedSFTTrainer(HasPolicy, Loop, SFTTrainer):  # type: ignore[misc]
 
 
 def _refuse(**given: Any) -> None:
-    """Refuse arguments of `SFTTrainer` that do not apply."""
     reasons = {
         "data_collator": "conversations are packed by this library's collator.",
         "compute_loss_func": "the loss is set by loss_type and loss_average.",

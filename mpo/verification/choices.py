@@ -79,7 +79,6 @@ class Named:
 
 
 def _named(places: Iterable[int], method: str = "text") -> Named:
-    """The choices of these places, if there are any."""
     indices = frozenset(places)
     return Named(indices, method if indices else "it names no choice")
 
@@ -191,7 +190,6 @@ def named_inside(text: str, choices: Sequence[str]) -> Named:
 
 
 def _places(text: str, words: str) -> list[int]:
-    """Where words stand in a text as whole words."""
     places, start = list[int](), text.find(words)
     while words and start >= 0 and len(places) <= 50:
         before, after = text[start - 1 : start], text[start + len(words) : start + len(words) + 2]
@@ -212,7 +210,6 @@ def are_numbers(choices: Sequence[str]) -> bool:
 
 
 def _stated(text: str, choices: Sequence[str]) -> Named:
-    """The choice that is the number which a sentence states."""
     shown = stated_number(text, year=True)
     if shown is None:
         return _named(())

@@ -129,7 +129,6 @@ def _is_form(whole: str, kind: str | None) -> bool:
 
 
 def _formal(whole: str, kept: Sequence[str], kind: str | None) -> Iterator[str]:
-    """What the end of a response states as a list, an interval or mathematics."""
     last, plain = kept[-1], plain_sentence(kept[-1])
     if kind == "list" and len(blocks := [*statements.BLOCK.finditer(whole)]) == 1 and not whole[blocks[0].end() :].strip():
         yield blocks[0][0].strip()
@@ -157,7 +156,6 @@ def _formal(whole: str, kept: Sequence[str], kind: str | None) -> Iterator[str]:
 
 
 def _value(whole: str, kept: Sequence[str], kind: str, asked: str) -> Extraction:
-    """The number, or mathematics at its end, that a response is or states."""
     if read_number(whole) is not None or re.fullmatch(r"\$\d+!\$\.?", whole):
         return Extraction(whole, "whole")
     first, _, later = whole.partition("\n")
@@ -170,7 +168,6 @@ def _value(whole: str, kept: Sequence[str], kind: str, asked: str) -> Extraction
 
 
 def _in_words(whole: str, kept: Sequence[str], kind: str | None, asked: str) -> Extraction:
-    """What a response states in its last formula, in a line of its own, or as a phrase."""
     worded = kind in {"text", "document"}
     if kind in _WORDED - {"expression"} and (in_chinese := said_in_chinese(kept, asked)):
         return Extraction(in_chinese, "conclusion")
@@ -260,7 +257,6 @@ def _amount(shown: str | None) -> Fraction | None:
 
 
 def _result(sentence: str) -> Fraction | None:
-    """The value on the right side of a calculation."""
     return _amount(sentence.rpartition("=")[2].strip(" .。$")) if "=" in sentence else None
 
 
@@ -275,7 +271,6 @@ def _only_letter(sentences: Sequence[str]) -> Extraction | None:
 
 
 def _lists_choices(text: str) -> bool:
-    """Whether a text repeats the choices with their letters."""
     return len(set(re.findall(r"(?m)(?:^\W{0,4}|\s\()([A-J])[).:、]", text))) > 1
 
 

@@ -78,13 +78,11 @@ def same_date(answer: str, truth: str) -> bool | None:
 
 
 def _weekday(text: str) -> int | None:
-    """The weekday that a text names, from 0; None for none or several."""
     found = {"一二三四五六日".index(b.replace("天", "日")) if b else _WEEKDAYS.index(a.lower()) for a, b in _WEEKDAY.findall(text)}
     return found.pop() if len(found) == 1 else None
 
 
 def _plain_figures(text: str) -> str:
-    """Chinese figures of a date or time as digits: `三月五日` as 3月5日."""
     return re.sub(rf"{HAN}{{1,5}}(?=\s?[年月日号点时分])", lambda found: str(read_han(found[0]) or found[0]), text)
 
 

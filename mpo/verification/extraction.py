@@ -215,7 +215,6 @@ def _judged(text: str, choices: Sequence[str] | None) -> Extraction | None:
 
 
 def _reconsidered(text: str, choices: Sequence[str] | None) -> Extraction | None:
-    """The choice of a last `Wait, it is D.`, with no statement after it."""
     weak = re.compile(r"(?:but|no|rather)\b(?!,? wait)", re.IGNORECASE)
     found = next((found for found in reversed(last_matches(CORRECTED, text)) if not weak.match(found[0])), None)
     if found is None or any(later.start() > found.end() for pattern in (LABEL, STATEMENT) for later in last_matches(pattern, text)):

@@ -155,7 +155,6 @@ def _decade(found: re.Match[str]) -> Number:
 
 
 def _compound(text: str) -> Number | None:
-    """A quantity in several units, each smaller than the one before: `1 h 30 min` as 3/2 h."""
     if not _COMPOUND.fullmatch(text.rstrip(" .。")):
         return None
     total, first, size = Fraction(0), "", Fraction(1)
@@ -187,7 +186,6 @@ def _digits(text: str) -> Number | None:
 
 
 def _unit(rest: str) -> str | None:
-    """The unit of what follows a number; None where that is no unit."""
     rest = re.sub(r"^-(?=[A-Za-z])", "", rest)  # 12-inch
     rest = re.sub(r"\s*[(（](?:because|since|as|that is|i\.e\.|approx\w*|rounded)(?!\w)[^)）]*[)）]$", "", rest).rstrip(" .。,;")
     if re.search(r"(?<![A-Za-z)])\d", re.sub(r"\^\{?-?\d\}?(?!\d)", "", rest)) or re.match(r"[-+*/=:,<>^!–~.(×÷·²³⁻]", rest):
@@ -268,7 +266,6 @@ def _worded(text: str) -> Number | None:
 
 
 def _in_words(text: str) -> Number | None:
-    """A number in words, with what follows as its unit."""
     found = (english if text.isascii() else chinese)(text)
     if found is None or (found.unit and found.rest):
         return None

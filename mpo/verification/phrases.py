@@ -153,7 +153,6 @@ def opposites(word: str) -> set[str]:
 
 
 def _compared(sentence: str, asked: str) -> str | None:
-    """What `A is longer than B` answers to which of the two is longer, or shorter."""
     if " than " not in sentence or len(sentence) > 200:  # both patterns take cubic time
         return None
     question, said = _ASKS_WHICH.search(asked[-200:]), _IS_THAN.match(sentence)
@@ -164,7 +163,6 @@ def _compared(sentence: str, asked: str) -> str | None:
 
 
 def _respectively(sentence: str, asked: str) -> str | None:
-    """The part of `A and B are X and Y, respectively` that a question is about."""
     if "respectively" in sentence and (found := _EACH.match(sentence[-200:])):
         mine = [bool(set(content_words(found[at])) & set(content_words(asked))) for at in (1, 2)]
         return found[3 + mine.index(True)] if sum(mine) == 1 else None
@@ -172,7 +170,6 @@ def _respectively(sentence: str, asked: str) -> str | None:
 
 
 def _kept(phrase: str, asked: str, *, several: bool) -> str | None:
-    """A phrase without what surrounds it; None where it is too long to be an answer."""
     phrase = re.sub(r"^by\s", "", phrase.strip()) if re.match(r"(?i)\W*who\b|.*\bby whom\b", asked) else phrase
     phrase = re.sub(r"^\s*(?:of|that of|those of)\s", "", phrase)
     if several:

@@ -35,7 +35,6 @@ def same_rational(one: str, other: str, *, scaled: bool = False) -> tuple[bool, 
 
 @lru_cache(maxsize=4096)
 def _drawn(text: str) -> int:
-    """A number of 127 bits that looks random, the same for the same text."""
     return int.from_bytes(sha512(text.encode("utf-8", "surrogatepass")).digest()[:16]) >> 1
 
 

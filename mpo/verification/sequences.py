@@ -145,7 +145,6 @@ def same_list(answer: str, truth: str, same: Callable[[str, str], bool]) -> tupl
 
 
 def _numbered(text: str) -> bool:
-    """Whether a text has several parts with labels in brackets, which say what each answers."""
     return bool(re.match(r"\W{0,3}[(（①]", text)) and labelled(undress(text.strip())) is not None
 
 

@@ -148,7 +148,6 @@ def last_matches(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
 
 
 def _line_after(text: str, start: int) -> str:
-    """The rest of a line, or the next one that has something in it."""
     after = re.sub(r"^(?:[ \t*_:：]|>(?=[ \n]))+", "", text[start : start + 1000])
     after = re.sub(r"^(?:[ \t\n*_:：#]|>(?=[ \n]))+", "", after) if not after or after[0] == "\n" else after
     if after.startswith(("$$", "\\[", "```")):

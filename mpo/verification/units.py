@@ -108,7 +108,6 @@ def is_unit(text: str) -> bool:
 
 
 def _simple(text: str) -> str:
-    """The name of a unit and its power; empty where it is unknown."""
     power = ""
     if found := re.fullmatch(r"(square|sq\.?|cubic|cu|平方|立方)\s?(.+)", text, re.IGNORECASE):
         power, text = f"^{_POWERS[found[1].lower()]}", found[2]

@@ -193,7 +193,6 @@ def restated(response: str, asked: str) -> bool | None:
 
 
 def _said(said: bool, kind: str | None, question: Question) -> Extraction | None:
-    """Yes or no as the answer of a question that asks for it."""
     if kind == "yes_no":
         return Extraction("yes" if said else "no", "restated")
     for place, choice in enumerate(question.choices or ()):
@@ -203,7 +202,6 @@ def _said(said: bool, kind: str | None, question: Question) -> Extraction | None
 
 
 def _text(question: Question) -> str:
-    """What the user's last turn says."""
     content = next((turn.get("content") for turn in reversed(question.messages) if turn.get("role") == "user"), "")
     parts = [{"text": content}] if isinstance(content, str) else content or ()
     return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))

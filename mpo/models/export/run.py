@@ -102,7 +102,6 @@ def export(
 
 
 def _trial(source: Path, trained: Trained, model: Any, processor: Any) -> Trial:
-    """Answer a question with the trained model; refuse an adapter that changes nothing."""
     trial = Trial.of(model, processor, moves=not trained.residual)
     if trial.moved == 0 and trained.must_change_logits:
         raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
@@ -121,7 +120,6 @@ def _save(model: Any, processor: Any, folder: Path, shard_bytes: int) -> None:
 
 
 def _check_rows(source: Path, trained: Trained, model: Any, processor: Any) -> None:
-    """Refuse a tokenizer with tokens that the model's embeddings have no rows for."""
     if missing := missing_rows(model, processor):
         resize = "Call model.resize_token_embeddings(len(tokenizer)) before training, and train again."
         fix = resize if trained.adapter is None else NEW_ROWS

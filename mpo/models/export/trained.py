@@ -262,7 +262,6 @@ def _check_base(name: str | None, folder: Path, *, given: bool) -> None:
 
 
 def _check_kind(base: str, own: str, folder: Path) -> None:
-    """Refuse a base of another kind than the adapter's own, where that can still be found."""
     try:
         cached_file(own, "config.json", local_files_only=True)
         there, here = (_kinds(model_config(name)) for name in (own, base))

@@ -104,7 +104,6 @@ def _tokenizer(folder: Path, settings: Mapping[str, Any], **options: Any) -> Any
 
 
 def _added(folder: Path, settings: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Added tokens and their ids in added_tokens.json and tokenizer_config.json."""
     path = folder / "added_tokens.json"
     tokens = [(token["content"], int(number)) for number, token in (settings.get("added_tokens_decoder") or {}).items()]
     return [*(read_json(path) if path.exists() else {}).items(), *tokens]

@@ -62,7 +62,6 @@ def read_sentencepiece(
 
 
 def _parsed(path: Path) -> Any:
-    """The model in a file, which has to be of type BPE."""
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
@@ -82,7 +81,6 @@ def _parsed(path: Path) -> Any:
 
 
 def _add_tokens(tokenizer: Tokenizer, added: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Add tokens in the order of their ids, which they have to get."""
     for number, token in sorted(added.items(), key=lambda item: int(item[0])):
         flags = {name: bool(token.get(name)) for name in ("lstrip", "rstrip", "single_word")}
         one = AddedToken(token["content"], special=token.get("special", True), normalized=False, **flags)
@@ -95,7 +93,6 @@ def _add_tokens(tokenizer: Tokenizer, added: Mapping[str, Mapping[str, Any]], fo
 
 
 def _merges(pieces: list[str], scores: list[float]) -> list[tuple[str, str]]:
-    """Merges in the order of the scores of the pieces that they create, the best first."""
     rank = {piece: number for number, piece in enumerate(pieces) if piece}
     merges = []
     for piece in sorted(rank, key=lambda piece: (-scores[rank[piece]], rank[piece])):

@@ -68,12 +68,10 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
 
 
 def _plain(text: str) -> str:
-    """A text without separators of thousands."""
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
 
 
 def _named(text: str, names: dict[tuple[str, ...], Fraction]) -> list[tuple[str, ...]]:
-    """The names in a text, in their order, each as often as it is there."""
     tokens = [token.casefold() for token in _TOKEN.findall(text)]
     places = [(at, name) for name in names for at in range(len(tokens)) if tuple(tokens[at : at + len(name)]) == name]
     return [name for _, name in sorted(places)]
@@ -87,7 +85,6 @@ def _of_another(text: str, place: str, name: tuple[str, ...], known: str) -> boo
 
 
 def _of_series(item: Record, values: dict[tuple[str, ...], Fraction], known: str) -> str | None:
-    """A comparison, a superlative or a value that is another's in the description."""
     if len({*values.values()}) < 2 or found_in(item["question"], "not_plain"):
         return None
     question, answer, type = item["question"], item["answer"], item["type"]

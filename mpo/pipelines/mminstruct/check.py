@@ -53,7 +53,6 @@ def find_fault(item: Record) -> str | None:
 
 
 def _faults(item: Record) -> Iterator[str]:
-    """The faults of an instruction, in the order in which they are looked for."""
     if item.get("fault"):
         yield str(item["fault"])
     if earlier := item.get("earlier"):
@@ -86,7 +85,6 @@ def _new(text: str, name: str, known: str) -> str | None:
 
 
 def _of_text(name: str, text: str, item: Record, known: str) -> Iterator[str]:
-    """What is wrong with a question, an answer or an option by itself."""
     language, type = item.get("language", "en"), item["type"]
     if not text.strip():
         yield f"malformed: the {name} is empty"
@@ -110,7 +108,6 @@ def _of_text(name: str, text: str, item: Record, known: str) -> Iterator[str]:
 
 
 def _of_question(item: Record, known: str) -> Iterator[str]:
-    """A question that asks nothing, needs no image, or is not of its type."""
     question, answer, type, key = item["question"], item["answer"], item["type"], normalised(item["question"])
     bare = not item.get("turn") and rule("bare").search(question)  # "Why?", in a dialogue
     cut = item.get("language") == "zh" and CJK.search(question) and not rule("asks_zh").search(question.strip())
@@ -129,7 +126,6 @@ def _of_question(item: Record, known: str) -> Iterator[str]:
 
 
 def _of_language(item: Record, known: str) -> Iterator[str]:
-    """A text that the image has not, or one in another language."""
     question, answer, type, language = item["question"], item["answer"], item["type"], item.get("language", "en")
     if known and not rule("writing").search(known) and (said := found_in(f"{question}\n{answer}", "of_text")):
         yield f"caption: it speaks of a text ({said!r}), and the image has none"
@@ -260,7 +256,6 @@ _FORM = {"judgement": _judgement, "choice": _choice, "long": _open, "short": _op
 
 
 def _leaks(item: Record) -> Iterator[str]:
-    """A question that says its answer."""
     question, answer, type = item["question"], item["answer"], item["type"]
     asked, said = (normalised(whole_numbers(text)) for text in (question, answer))
     given = rule("given").search(question)

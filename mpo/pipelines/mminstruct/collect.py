@@ -282,7 +282,6 @@ def duplicates(records: Iterable[Record], *, near: bool = True, before: Collecti
 
 
 def _same(one: Record, other: Record) -> bool:
-    """Whether two images are copies; the larger one is made as small as the other first."""
     first, second = sorted((open_image(each["images"][0]) for each in (one, other)), key=lambda image: -image.width)
     if not may_be_same(glimpse(first), glimpse(second)):
         return False

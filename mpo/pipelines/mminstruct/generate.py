@@ -246,7 +246,6 @@ def _of_object(given: Any, type: str, raw: str) -> dict[str, Any]:
 
 
 def _listed(text: str) -> list[str]:
-    """Options, each after a letter, on lines of their own or on one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         return lines

@@ -228,7 +228,6 @@ def _run(steps: list[Step], records: Any, folder: Path, drop_bad: bool, how: dic
 
 
 def _refuse_nothing(done: Sequence[tuple[Job, dict[str, Any]]], what: str) -> None:
-    """Raise ValueError, with the reasons, for jobs without any output."""
     if not any(report["output"] for _, report in done):
         reasons = Counter[str]()
         for step in (step for _, report in done for step in report["steps"]):

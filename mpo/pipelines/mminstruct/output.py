@@ -149,7 +149,6 @@ def arrange(instructions: Sequence[Record], seed: int = 0) -> list[Record]:
 
 
 def _phrased(one: Record) -> Record:
-    """Add the prompt and the response that an arranged instruction has."""
     choices = one["choices"] if one["type"] == "choice" else []
     response = chr(ord("A") + choices.index(one["answer"])) if choices else one["answer"]
     return {**one, "response": response, "prompt": "\n".join([one["question"], *lettered(choices), one["suffix"]])}
@@ -218,7 +217,6 @@ def write(
 
 
 def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) -> dict[str, Any]:
-    """Write all but META, which is returned."""
     groups = [*conversations(kept, turns)]
     lines: dict[str, list[dict[str, Any]]] = {}
     shared, trl = [], []
@@ -257,7 +255,6 @@ def _write_files(output: Path, kept: Sequence[Record], turns: int, root: str) ->
 
 
 def _question(one: Record) -> dict[str, Any]:
-    """A line for `mpo mmpr`; a long answer is no ground truth, and takes the open route."""
     known = one["type"] in KINDS
     fields = {"answer": one["answer"] if known else None, "choices": one.get("choices"), "kind": KINDS.get(one["type"])}
     named = {"source": one.get("domain"), "metadata": {"type": one["type"], "language": one.get("language", "en")}}
@@ -308,7 +305,6 @@ def _report(
 
 
 def _unpriced(config: Config) -> list[str]:
-    """The models of a configuration that have no prices."""
     asked = {name: getattr(config, name) for name in ("collect", "caption", "generate", "blind", "judge")}
     return [name for name, one in asked.items() if one is not None and one.model is not None and one.model.prices is None]
 

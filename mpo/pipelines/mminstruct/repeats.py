@@ -101,7 +101,6 @@ def question_key(question: str, *, loose: bool = False) -> str:
 
 
 def _frames(clause: str) -> bool:
-    """Whether a clause before a question says no more than that it is one, about the image."""
     said = normalised(clause)
     return {*CJK.sub(" ", said).split()} <= words("framing") and {*CJK.findall(said)} <= {*"".join(words("framing_zh"))}
 
@@ -187,7 +186,6 @@ def content(question: str) -> list[str]:
 
 
 def _says(one: Record, question: str) -> bool:
-    """Whether a judgement asks no more than what a round says: its words, and its answer."""
     asked, before, said = {*content(question)}, {*content(one["question"])}, {*content(one["answer"])}
     return bool(before) and before <= asked <= before | said and bool(said & asked)
 

@@ -100,7 +100,6 @@ class Index:
         append_json_lines(self.folder / NAMES, [{"content": content, "file": file} for content, file, _ in opened])
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The lines with a vector; what an interruption left of a batch is cut off."""
         names, vectors = self.folder / NAMES, self.folder / VECTORS
         text = names.read_bytes() if names.is_file() else b""
         if text and not text.endswith(b"\n"):

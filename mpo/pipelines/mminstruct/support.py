@@ -232,7 +232,6 @@ def _new_number(numbers: list[str], item: Record, known: Description) -> str | N
 
 
 def _derived(item: Record) -> bool:
-    """Whether an answer is made of several things that the description says."""
     return any(rule(name).search(figures(item[part])) for part in ("question", "answer") for name in ("derived", "reckoned"))
 
 
@@ -252,14 +251,12 @@ def _counts(number: str, question: str, known: Description) -> bool:
 
 
 def _shades(text: str, known: Description) -> bool:
-    """Whether a text has a colour that the description has by another name."""
     there = {*rule("colour").findall(known.plain)}
     alike = [{*group.split("/")} for group in words("colours_alike")]
     return any(one in group and there & group for one in rule("colour").findall(text) for group in alike)
 
 
 def _new_colour(text: str, known: Description) -> str | None:
-    """A colour that the description has not, but others."""
     new = [one for one in rule("colour").findall(text) if one not in known.plain and not _shades(one, known)]
     return f"the description has no {new[0]}" if new and rule("colour").search(known.plain) else None
 
@@ -298,7 +295,6 @@ def _elsewhere(kind: str, text: str, about: set[str], known: Description, least:
 
 
 def _form(number: str) -> tuple[bool, bool]:
-    """Whether a number is a decimal, or one of three digits or more."""
     return "." in number, "." not in number and len(number) > 2
 
 

@@ -188,7 +188,6 @@ def _made_with(config: Config) -> dict[str, Any]:
 
 
 def _name_changes(config: Config, folder: Path) -> None:
-    """Say what has changed since a round has trained its model, which stays as it is."""
     jobs = _jobs(config, folder, lambda *_: object(), drop_bad=True)  # its model is not asked
     before = json.loads((folder / TRAINED).read_text() or "{}")  # empty in folders of earlier versions
     changed = [name for name, value in _made_with(config).items() if before and before.get(name) != value]

@@ -157,7 +157,6 @@ class Output:
 
 
 def _part(name: str, number: int) -> str:
-    """The name of a part of a file."""
     return f"{name}_{number:03d}" if number else name
 
 
@@ -221,7 +220,6 @@ def _system(pair: Mapping[str, Any], content: Any) -> list[dict[str, Any]]:
 
 
 def _arranged(counts: Counter[str]) -> dict[str, Any]:
-    """Counts as nested numbers, with the accuracy and the mean lengths."""
     row: dict[str, Any] = {}
     judged = sum(counts[f"responses/{verdict}"] for verdict in ("correct", "wrong_answer", "wrong_format"))
     for name, value in sorted(counts.items()):

@@ -90,7 +90,6 @@ class AdapterStart:
                 self._exchange(model)
 
     def _exchange(self, model: PeftModel) -> None:
-        """Exchange the values in the model with those held here."""
         torch.clear_autocast_cache()  # it may hold 16-bit copies of the values that change
         parameters = {_plain_name(name): parameter.data for name, parameter in model.named_parameters()}
         for name in self.values:
@@ -102,7 +101,6 @@ class AdapterStart:
             held.copy_(now)
 
     def _held(self, name: str, whole: Tensor, data: Tensor) -> Tensor:
-        """Return this rank's shard of a start value, on the parameter's device and in its dtype."""
         held = self._local.get(name)
         if held is None or (held.shape, held.device, held.dtype) != (data.shape, data.device, data.dtype):
             held = self.values[name].to(device=data.device, dtype=data.dtype)
@@ -214,7 +212,6 @@ def _check_method(config: PeftConfig, *, fresh: bool) -> None:
 
 
 def _check_head(model: PeftModel) -> None:
-    """Refuse adapters of the output head: the loss reads its weight directly, without them."""
     head = model.get_output_embeddings()
     if isinstance(head, TrainableTokensWrapper):
         setting = "trainable_token_indices reaches"
@@ -253,12 +250,10 @@ def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _plain_name(name: str) -> str:
-    """A parameter's name without what activation checkpointing and compilation put into it."""
     return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
 
 
 def _checksum(tensor: Tensor) -> Any:
-    """A checksum of a tensor's bits, on its device where that has the operator."""
     data = tensor.detach()
     if data.device.type not in ("cpu", "cuda", "meta"):
         data = data.cpu()

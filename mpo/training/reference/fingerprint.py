@@ -223,7 +223,6 @@ def _chat_template(processing_class: Any) -> Any:
 
 
 def _image_settings(processing_class: Any) -> dict[str, Any]:
-    """Return the settings of a processor without its tokenizer; empty for a tokenizer."""
     if not hasattr(processing_class, "tokenizer"):
         return {}
     image_processor = getattr(processing_class, "image_processor", None)

@@ -58,7 +58,6 @@ def check_folder(folder: Path, fingerprint: Fingerprint) -> Check:
 
 
 def _check_log_probs(check: Check, fingerprint: Fingerprint) -> None:
-    """Add log-probs that cannot be right, or that two shards disagree on."""
     keys, values = (np.concatenate(parts) for parts in zip(*check.whole.values(), strict=True))
     logps, tokens, paths = values["logps"], values["tokens"], list(check.whole)
     names = np.repeat(np.arange(len(paths)), [len(entries.keys) for entries in check.whole.values()])

@@ -147,7 +147,6 @@ class UsesReference(Trainer):  # type: ignore[misc]
                 )
 
     def _release_reference(self) -> None:
-        """Free the memory of a reference model whose log-probs are all in the cache."""
         if self.ref_model is None:
             return  # the base model computes what is missing
         self.accelerator._models = [model for model in self.accelerator._models if model is not self.ref_model]

@@ -128,7 +128,6 @@ class SampleResponses(UsesTrainer):
         self.measured(args, state, control, measure)
 
     def _rows(self, generator: LocalGenerator, step: int) -> list[dict[str, Any]]:
-        """Sample, and return what is shown of each response."""
         sampling = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
         return [
             {
@@ -188,7 +187,6 @@ def drop_after(path: Path, step: int) -> None:
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for a line truncated by a crash."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -152,6 +152,21 @@ def test_a_language_that_is_added_asks_nothing_again(make, folder):
         assert make(stub.url, CONFIG.replace("[en, zh]", "[zh, en]"))[0] == 0 and stub.asked == asked
 
 
+def test_jobs_of_an_older_version_go_on(make, folder):
+    """It had one job for all languages of a source."""
+    english, jobs = CONFIG.replace("[en, zh]", "[en]"), folder / "out" / "jobs"
+    with StubServer(text=tell) as stub:
+        assert make(stub.url, english)[0] == 0
+        asked = stub.asked
+        for kind in ("caption", "generate"):
+            (jobs / f"{kind}-photos-en").rename(jobs / f"{kind}-photos")
+        assert make(stub.url, english)[0] == 0 and stub.asked == asked
+        for kind in ("caption", "generate"):
+            (jobs / f"{kind}-photos-en").rename(jobs / f"{kind}-photos")
+        status, _, err = make(stub.url, CONFIG.replace("[en, zh]", "[zh]"))
+        assert status == 2 and "older version" in err and stub.asked == asked
+
+
 def test_a_full_disk_is_named_and_nothing_is_lost(folder):
     """A file system of 1 MiB, full at several moments: the command says so, and with room it goes on."""
     space = ["unshare", "--map-root-user", "--mount"] if shutil.which("unshare") else ["false"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mpo.pipelines.mminstruct.generate import RESPONSE_FORMAT, Generate, Seed
 from mpo.pipelines.mminstruct.output import WRITTEN, write
 from mpo.pipelines.mmpr.config import Model, file_name
 from mpo.pipelines.mmpr.make import Correct, Records, open_model
-from mpo.pipelines.part import DROPPED, OUTPUT, locked
+from mpo.pipelines.part import DROPPED, LEDGER, OUTPUT, locked
 from mpo.pipelines.report import count_reason
 from mpo.pipelines.step import Record, Step
 
@@ -186,6 +187,7 @@ def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: di
     images = [*Records(folder / "collect")]
     told = []
     for name in dict.fromkeys(one["source"] for one in images):
+        _take_over(folder, name, config.languages)
         own_images = [one for one in images if one["source"] == name]
         for language in config.languages:
             place = folder / f"caption-{file_name(name)}-{language}"
@@ -204,6 +206,25 @@ def _instruct(config: Config, folder: Path, opened: Any, drop_bad: bool, how: di
             made.append(_run(steps, Records(job.folder), place, drop_bad, how))
     _refuse_nothing(made, "instruction")
     return [*told, *made]
+
+
+def _take_over(folder: Path, name: str, languages: Sequence[str]) -> None:
+    """Go on with the jobs of an older version, which had one for all languages of a source, if it had one language.
+
+    Raises:
+        ValueError: if it had several, since all of them would be asked for again.
+    """
+    old = [place for kind in ("caption", "generate") if (place := folder / f"{kind}-{file_name(name)}").is_dir()]
+    record = re.compile(rf'"record": "{re.escape(json_line(name).strip()[1:-1])}/(?:[^"\\]|\\.)*:(\w+)"')
+    ledgers = [ledger.read_text(encoding="utf-8", errors="replace") for place in old for ledger in place.rglob(LEDGER)]
+    found = {language for text in ledgers for language in record.findall(text)}
+    if len(found) > 1 or found - {*languages}:
+        raise ValueError(
+            f"{old[0]} is of an older version, of the languages {' and '.join(sorted(found))} at once, which this one has apart. "
+            "Finish it with the version that began it, or give another folder to ask for all of it again."
+        )
+    for place in old if found else ():
+        place.rename(place.with_name(f"{place.name}-{min(found)}"))
 
 
 def collect_as(own: Collecting, given: Sequence[Given], extra: Sequence[Any], folder: Path, how: dict[str, Any]) -> dict[str, Any]:

@@ -181,7 +181,6 @@ def _packed(model: Any, rows: Sequence[Row], images: Sequence[dict[str, Tensor]]
 
 
 def _padded(model: Any, encoded: Encoded, images: dict[str, Tensor], max_tokens: int, padding: int | None) -> Iterator[Tensor]:
-    """One row per completion, padded on the right; as many rows at once as `max_tokens` allows."""
     width = len(encoded.prompt_ids) + encoded.longest()
     size = max(1, max_tokens // width)
     for first in range(0, len(encoded.completions), size):

@@ -173,7 +173,6 @@ def _parts(source: Mapping[str, Any], workers: int) -> list[Part]:
 
 
 def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> Iterator[Finding]:
-    """Find what is only visible across records: duplicates, and overlap with the evaluation part."""
     where = [place for shard in examined for place in shard.where]
     if not where:
         return

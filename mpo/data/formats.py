@@ -148,7 +148,6 @@ class _VLFeedback(Format):
 
 
 def _completions(given: Any) -> list[Line]:
-    """Check the completions: a list of objects or, as datasets may store it, an object of lists."""
     if isinstance(given, Mapping):
         columns = {name: value for name, value in given.items() if isinstance(value, list)}
         if len(columns) < len(given) or len({len(value) for value in columns.values()}) != 1:
@@ -247,7 +246,6 @@ class _Swift(Format):
 
     @staticmethod
     def _split(messages: Any, name: str) -> tuple[list[Any], list[Any]]:
-        """Split a conversation into the prompt, up to the last turn of the user, and the completion."""
         if not isinstance(messages, list) or len(messages) < 2:
             found = f"a list of {len(messages)}" if isinstance(messages, list) else json_kind(messages)
             raise ValueError(f"{name!r} must be a list of at least two messages, the last one the completion; got {found}.")
@@ -355,7 +353,6 @@ def check_format(name: str | None, formats: Mapping[str, Format] = FORMATS) -> N
 
 
 def _has_question(line: Line) -> bool:
-    """Whether a line has a ``question``; with a second prompt beside it, its format is ambiguous."""
     other = next((name for name in ("prompt", "messages", "conversations") if line.get(name) not in (None, "", [])), None)
     if other is not None and line.get("question") not in (None, ""):
         raise ValueError(

@@ -139,7 +139,6 @@ def same_image(one: Image.Image, other: Image.Image) -> bool:
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes have the same proportions, up to rounding, and no side is much shorter."""
     if any(min(sides) < SMALLEST * max(sides) for sides in zip(one, other, strict=True)):
         return False
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)

@@ -65,7 +65,6 @@ def encode_with_prompt(
 
 
 def _one_by_one(prompt_ids: list[int], pieces: list[Piece], tokenize: Tokenize) -> tuple[list[int], list[int]]:
-    """A row's ids, each piece tokenized on its own, and the offsets of the pieces and of the end."""
     ids, starts = list(prompt_ids), [len(prompt_ids)]
     for piece in pieces:
         ids += tokenize(piece.text)

@@ -161,7 +161,6 @@ def _prepare(env: Path) -> None:
 
 
 def _state(*places: str | Path | None) -> list[str]:
-    """The state of all files in those places that are folders, by which changed ones are noticed."""
     folders = [Path(place) for place in places if place is not None and Path(place).is_dir()]
     return [content_hash(one, read=False) for folder in folders for one in sorted(folder.rglob("*.*")) if one.suffix != ".pyc"]
 

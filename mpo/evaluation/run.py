@@ -181,7 +181,6 @@ def evaluate(
 
 
 def _say_power(data: Mapping[str, Sequence[Record]]) -> None:
-    """Say how far models must differ to be told apart by so many questions, before any is asked."""
     for name, records in data.items():
         images = len({cluster_of(record) for record in records})
         said = f"{name}: {len(records):,} questions, {images:,} of them independent: two models must differ by"

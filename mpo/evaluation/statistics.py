@@ -82,7 +82,6 @@ def _checked(scores: Sequence[float], clusters: Sequence[Any]) -> Any:
 
 
 def _by_cluster(values: Any, clusters: Sequence[Any]) -> tuple[Any, Any]:
-    """The sum and the number of the values of each cluster, in the order of their first values."""
     numbers: dict[Any, int] = {}
     which = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], int)
     return np.bincount(which, values), np.bincount(which).astype(float)

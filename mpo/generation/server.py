@@ -273,7 +273,6 @@ class ServerGenerator:
             self._compare(run.decoding, list(texts.values()))
 
     def _compare(self, decoding: Decoding, texts: Sequence[str]) -> None:
-        """Say so once if all samples of a request are equal, unless those of another one were not."""
         if decoding.temperature == 0 or len(texts) < 2 or self.samples_differ:
             return
         self.samples_differ = len(set(texts)) > 1
@@ -350,7 +349,6 @@ def _prices(given: Any) -> tuple[float, float] | None:
 
 
 def _run(function: Callable[[], Awaitable[T]]) -> T:
-    """Run a coroutine to its end, also where an event loop is running already, as in a notebook."""
     try:
         blocked = asyncio.get_running_loop()
     except RuntimeError:

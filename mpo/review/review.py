@@ -108,7 +108,6 @@ class Review:
         return line, document, key
 
     def _add_question(self, line: Mapping[str, Any], document: Document) -> None:
-        """Add what was asked to the answers of an evaluation: it stands in the output of their job."""
         # Named as in mpo.evaluation.run, whose imports take seconds.
         given = (str(line.get(name)) for name in ("model", "benchmark", "mode"))
         names = [re.sub(r"[^\w.@-]+", "-", name).strip("-.") or "-" for name in given]

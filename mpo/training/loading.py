@@ -134,7 +134,6 @@ class LoadsBatches(UsesFeatures):
             self._meters["train"].wait(time.perf_counter() - start)
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
-        """Set the epoch before the records are iterated. A resumed run that had ended takes no step."""
         stopped_early = kwargs["resume_from_checkpoint"] is not None and any(
             isinstance(callback, EarlyStoppingCallback)
             and callback.early_stopping_patience_counter >= callback.early_stopping_patience

@@ -218,7 +218,6 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether DeepSpeed has sharded the weights already, as ZeRO-3 does while they are loaded."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 

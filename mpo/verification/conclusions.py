@@ -197,7 +197,6 @@ def _in_words(whole: str, kept: Sequence[str], kind: str | None, asked: str) -> 
 
 
 def _value_side(equation: str) -> str:
-    """The end of a chain of equations with the name it began with; a single equation as it is."""
     sides = [side.strip() for side in re.split(r"(?<![<>!\\=])=(?!=)", equation)]
     chain = len(sides) > 2 and all(sides) and len(sides[0]) < 12 and not re.search(r",|;|\bor\b|\band\b", equation)
     return f"{sides[0]} = {sides[-1]}" if chain else equation
@@ -315,7 +314,6 @@ def _tells(sentence: str) -> bool:
 
 
 def _unstated_letter(whole: str, last: str, kept: Sequence[str], choices: Sequence[str] | None) -> Extraction | None:
-    """The choice whose letter a response says, or a yes or no of two; None where it says none."""
     first, listed = whole.split("\n", 1)[0], _lists_choices(whole)
     ending = re.split(r",\s(?:(?:even )?though|although|while)\b", last, maxsplit=1)[0]
     ending = re.sub(r"\s(?:by|through|after) elimination(?=\W*$)", "", ending)

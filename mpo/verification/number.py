@@ -237,7 +237,6 @@ def _divide(above: Fraction, below: str) -> Fraction | None:
 
 
 def _plain(text: str) -> tuple[Fraction, int, int] | None:
-    """Value, number of decimals and number of significant digits of digits with their separators."""
     negative, text = text.startswith("-"), text.lstrip("+-")
     separators = re.sub(r"\d", "", text)
     whole, decimals = text, ""

@@ -127,7 +127,6 @@ def _check_rows(source: Path, trained: Trained, model: Any, processor: Any) -> N
 
 
 def _original(trained: Trained, like: Path | None) -> tuple[dict[str, Any], Path | None]:
-    """The official config of a checkpoint, and the official folder that it comes from, if any."""
     if trained.config.model_type not in INTERNVL.types:
         raise ValueError(f"The official format exists for InternVL alone; {trained.weights} is a {trained.config.model_type}.")
     config, folder = (read_official(like, "--like="), like) if like is not None else _official_config(trained)

@@ -79,7 +79,6 @@ def _options(item: Record) -> list[str]:
 
 
 def _new(text: str, name: str, known: str) -> str | None:
-    """What a rule finds in a text, unless the image may say it: a sign, a speech bubble, code."""
     said = found_in(text, name)
     return said if said and said.strip().casefold() not in known.casefold() else None
 
@@ -178,7 +177,6 @@ def _cut(text: str, kind: str, language: str, known: str) -> str | None:
 
 
 def _in_a_word(text: str, known: str) -> bool:
-    """Whether a text ends with the beginning of a word of the description, which is none itself."""
     part = re.search(r"[A-Za-z]+$", text)
     longer = part and re.search(rf"\b{part[0]}(?!\b|e?s\b|e?d\b|ing\b)", known)
     return bool(part and longer and not re.search(rf"\b{part[0]}\b", known))

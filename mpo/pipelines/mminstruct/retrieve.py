@@ -64,7 +64,6 @@ class Index:
         write_text(file, json.dumps(own))
 
     def _probe(self) -> list[float]:
-        """What the model makes of one image and one text: other weights make something else of them."""
         image = Image.effect_mandelbrot((64, 64), (-2.0, -1.5, 1.0, 1.5), 64).convert("RGB")
         return [float(f"{one:.5f}") for one in np.concatenate([self._images([image])[0], self._text(["an image"])[0]])]
 

@@ -28,6 +28,7 @@ from mpo.pipelines.mminstruct.language import (
     length,
     other_language,
     rule,
+    vocabulary,
     without_thinking,
 )
 from mpo.pipelines.mminstruct.repeats import find_round_fault, mark_repeats, same_answer
@@ -96,7 +97,8 @@ def _of_text(name: str, text: str, item: Record, known: str) -> Iterator[str]:
         yield f"malformed: the {name} has {said!r:.40}"
     if name != "option" and (said := _cut(text.strip(), type if name == "answer" else name, language, known)):
         yield f"malformed: the {name} is cut off at {said!r:.40}"
-    if not re.search(r"\S" if _options(item) and name != "question" else r"\w", text):
+    signs = name == "option" and not any(re.search(r"\w", one) for one in _options(item))  # +, -, <
+    if not re.search(r"\S" if signs or (_options(item) and name == "answer") else r"\w", text):
         yield f"malformed: the {name} {text!r:.40} has no word"
     if name != "option" and (again := _repeats(text, 1 if name == "question" else 2)):
         yield f"malformed: the {name} repeats {again!r:.40}"
@@ -109,18 +111,22 @@ def _of_text(name: str, text: str, item: Record, known: str) -> Iterator[str]:
 def _of_question(item: Record, known: str) -> Iterator[str]:
     question, answer, type, key = item["question"], item["answer"], item["type"], normalised(item["question"])
     bare = not item.get("turn") and rule("bare").search(question)  # "Why?", in a dialogue
-    cut = item.get("language") == "zh" and CJK.search(question) and not rule("asks_zh").search(question.strip())
+    cut = item.get("language") == "zh" and CJK.search(question)
+    cut = cut and not all(rule(name).search(question.strip()) for name in ("asks_zh", *["ends_zh"] * bool(known)))
     if bare or cut:
         yield f"malformed: the question {question!r:.40} asks nothing"
     if said := _new(question, "alone", known):
         yield f"no image needed: the question alone gives the answer ({said!r:.60})"
     if known and (said := _new(question, "numbered", known)):
         yield f"malformed: the question has its number {said!r:.40}"
-    if not re.search("[?？(（_]", question) and 30 < len(key) < len(known) / 2 and key in normalised(known):
+    if known and (rule("states").search(question) or rule("apart").search(question)):
+        yield f"malformed: the question {question!r:.40} is no question"
+    if not re.search(r"[?？_]|[(（]\s*[)）]", question) and len(key) > 25 and key in normalised(known):
         yield f"malformed: the question {question!r:.40} is a sentence of the description"
     if type != "choice" and rule("by_letter").match(answer) and rule("lettered").search(question):
         yield f"malformed: the question {question!r:.40} has options, and is of the type {type}"
-    if type != "choice" and re.search(r"[?？]\W*$", answer) and answer.strip() not in known:
+    ends = r"[?？]\W*$|\n\s*\d+[.)、]\s" if type == "short" else r"[?？]\W*$" if type == "long" else r"[?？]|\n\s*\d"
+    if type != "choice" and re.search(ends, answer) and answer.strip() not in known:
         yield f"malformed: the answer asks {answer!r:.40}"
 
 
@@ -128,8 +134,11 @@ def _of_language(item: Record, known: str) -> Iterator[str]:
     question, answer, type, language = item["question"], item["answer"], item["type"], item.get("language", "en")
     if known and not rule("writing").search(known) and (said := found_in(f"{question}\n{answer}", "of_text")):
         yield f"caption: it speaks of a text ({said!r}), and the image has none"
-    names = type == "short" and (not known or rule("writing").search(question))  # what is read in the image is in any language
+    own = language == "zh" or CJK.search(known) or not CJK.search(answer) or re.search("[A-Za-z]", answer)
+    written = own and rule("writing").search(question)  # what is read in the image is in any language
+    names = type == "short" and (not known or written)
     texts = [("question", question)] + [("answer", answer)] * (type != "choice" and not names)
+    texts += [("options", "the " + ", ".join(_options(item)))] * (known != "" and language == "en")
     for name, text in [*texts, *(("option", one) for one in _options(item) if known)]:  # without a caption, names are not known
         # What is read in the image is in the other script, and so may be the other options.
         other = (CJK.search(answer) is None) == (language == "zh") and re.search(r"[^\W\d_]", answer)
@@ -147,8 +156,8 @@ def _usable(rounds: tuple[tuple[str, str, str], ...], about: tuple[tuple[str, st
 
 def yes_or_no(text: str, language: str) -> bool | None:
     """Read a judgement: True for yes, None if it is neither, takes itself back, or is in another language."""
-    if bool(CJK.search(text)) != (language == "zh"):
-        return None
+    if bool(CJK.search(text)) != (language == "zh") or re.match(r"\W*[a-z]*[^\W\d_a-z\u3400-\u9fff]", text, re.IGNORECASE):
+        return None  # "Não"
     if language == "zh" and (done := re.match(r"\W*(?:(看不|未|尚未)|[\u3400-\u9fff]{1,2}[了过着](?=\W|$))", text)):
         return not done[1]  # 画了
     first, _, rest = re.sub(r"[\W]+", " ", text.strip()).partition(" ")
@@ -165,7 +174,7 @@ def _cut(text: str, kind: str, language: str, known: str) -> str | None:
     if (opened[0] > opened[1] and not re.search(r"[:;]\W?\(", text)) or opened[2] % 2:
         return text[-20:]
     if not known or kind not in ("question", "long"):
-        return None
+        return text[-20:] if known and kind == "short" and " " in text and _in_a_word(text, known, 3) else None
     if kind == "long":
         listed = re.match(r"\s*(?:[-*•]|\d+[.)、])", text.rsplit("\n", 1)[-1])
         if _in_a_word(text.rstrip(" ."), known) or re.search(r"\b(?:a|an|the|and|or|of|with|from)\.$", text):
@@ -176,29 +185,36 @@ def _cut(text: str, kind: str, language: str, known: str) -> str | None:
     return text[-20:]
 
 
-def _in_a_word(text: str, known: str) -> bool:
-    part = re.search(r"[A-Za-z]+$", text)
-    longer = part and re.search(rf"\b{part[0]}(?!\b|e?s\b|e?d\b|ing\b)", known)
+def _in_a_word(text: str, known: str, least: int = 1) -> bool:
+    """Whether a text ends in the middle of a word that is known, with at least so many letters to come."""
+    part = re.search(r"[A-Za-z]{2,}$" if least > 1 else r"[A-Za-z]+$", text)
+    longer = part and re.search(rf"\b{part[0]}(?!\b|e?s\b|e?d\b|ing\b)\w{{{least},}}", known)
     return bool(part and longer and not re.search(rf"\b{part[0]}\b", known))
 
 
 def _asks_all(text: str, known: str) -> bool:
-    """Whether an English question without a mark at its end asks for something, and is not cut off in a phrase or a word."""
-    return bool(rule("asks_en").match(text)) and not _in_a_word(text, known) and not rule("open_end").search(text)
+    """Whether an English question without a mark at its end asks for something, and ends with a word that is one."""
+    last = re.search(r"\b[a-z]+$", text)
+    word = last is None or last[0] in vocabulary() or re.search(rf"\b{last[0]}\b", known)
+    return bool(word and rule("asks_en").match(text)) and not _in_a_word(text, known) and not rule("open_end").search(text)
 
 
 def _repeats(text: str, most: int) -> str | None:
     """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
-    again = rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}"
+    again = (
+        rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}|\A\W*(\D+?)[.!?;。！？；]\s*\4\W*\Z"
+    )
     if found := re.search(again, text, re.IGNORECASE):
-        said: str = found[1] or found[2] or found[3]
+        said: str = found[1] or found[2] or found[3] or found[4]
         return None if said.isdigit() else said
     if len(twice := re.findall(r"\b([^\W\d]+) \1\b", text, re.IGNORECASE)) > 2:
         return str(twice[0])
-    parts = map(normalised, re.split(r"(?<!\d)[.]|[.](?=\s|$)|[!?。！？\n]+", re.sub(r"(?m)^\s*(?:\d+[.)、]|[-*•])\s", "", text)))
+    text = re.sub(r"(?m)^\s*(?:\d+[.)、]|[-*•])\s", "", text)
+    parts = [*map(normalised, re.split(r"(?<!\d)[.]|[.](?=\s|$)|[!?。！？\n]+", text))]
     sentences = Counter(part for part in parts if len(part) > 5)
     long = {part for part in sentences if len(part) > 40 or len(CJK.findall(part)) > 15}
-    many = next((part for part, count in sentences.items() if count > (1 if part in long else most)), None)
+    ends = {part for part in parts if len(part) > 12 and part == parts[0]} & {*[part for part in parts if part][-1:]}
+    many = next((part for part, count in sentences.items() if count > (1 if part in long | ends else most)), None)
     return many or next((found.rule for found in find_degenerate(text)), None)
 
 
@@ -221,6 +237,8 @@ def _choice(item: Record, language: str) -> Iterator[str]:
     plain = [normalised(one) for one in choices]
     if found := next((one for one in plain if sum(has(one, other) for other in {*plain} - {one, ""}) > 1), None):
         yield f"options: {found!r:.40} holds two of the others"
+    if again := [one for letter, one in zip("ABCDEFGH", choices, strict=False) if re.match(rf"{letter}\s?[.):．、)](?:\s|$)", one)]:
+        yield f"malformed: the option {again[0]!r:.40} has its letter twice"
     of_letters = rf"(?i:letter)|字母|(?<![^\W{IDEOGRAPHS}])[B-H](?![^\W{IDEOGRAPHS}])"
     alone = choices == [*"ABCDEFGH"][: len(choices)] and (item.get("caption") or item.get("ocr"))
     if alone and not re.search(of_letters, f"{item['question']} {item.get('caption', '')}"):

@@ -18,6 +18,8 @@ _WORD = re.compile(rf"\d+(?:\.\d+)?|[^\W\d{IDEOGRAPHS}]+|[{IDEOGRAPHS}]+")
 _SENTENCE = re.compile(r"[.](?!\d)|[;!?。；！？\n]")
 _LISTED = re.compile(r"(?<=\d), +(?=\d)|\band\b(?=\s*\d+ (?:of|for|in|at)\b)")
 _ENDINGS = ("ingly", "edly", "ings", "ness", "ers", "ing", "ies", "en", "ed", "es", "er", "ly", "s", "y", "e")
+CLOSED = ("colour", "side", "negated", "reckoned")
+"""Rules of words that make two questions different ones."""
 _NEAR = (1.0, 0.6, 0.45)  # how much a word tells of its clause, of the next ones, and of others in its sentence
 
 
@@ -59,8 +61,8 @@ def reworded(one: str, other: str, *, exact: bool = False) -> bool:
     """
     same, texts = pairs("reworded"), (normalised(text).split() for text in (one, other))
     first, second = ({*tokens(" ".join(same.get(word, word) for word in text))} for text in texts)
-    apart, kinds = first ^ second, ("colour", "side", "negated", "reckoned")
-    closed = any(word.isdigit() or any(rule(kind).search(word) for kind in kinds) for word in apart)
+    apart = first ^ second
+    closed = any(word.isdigit() or any(rule(kind).search(word) for kind in CLOSED) for word in apart)
     return bool(first & second) and not closed and len(apart) <= (not exact and len(first & second) > 2)
 
 

@@ -10,6 +10,8 @@ from unicodedata import normalize
 
 import yaml
 
+from mpo.pipelines.mminstruct.domains import OURS
+
 LONGEST_SHORT = {"en": 12, "zh": 24}
 SHORTEST_LONG = {"en": 8, "zh": 12}
 """Limits of answers: words in English, characters in Chinese."""
@@ -48,6 +50,13 @@ def words(name: str) -> frozenset[str]:
 def pairs(name: str) -> dict[str, str]:
     """Words of ``rules.yaml``, each with another one."""
     return cast(dict[str, str], _rules()[name])
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """English words that are no names, those of the seed questions among them."""
+    seeds = re.findall(r"(?<![A-Za-z])[a-z]{3,}(?![A-Za-z])", OURS.read_text(encoding="utf-8"))
+    return words("english") | words("empty") | {*seeds}
 
 
 def length(text: str, language: str) -> int:
@@ -99,18 +108,26 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     new = [word for word in said if word.casefold() not in seen]
     if any(run.casefold() not in seen for run in _KANA.findall(text)):
         return True
+    if any(run not in seen for run in rule("traditional").findall(text)) or (language == "en" and _new_article(text, seen)):
+        return True
     if language == "zh":
         text = re.sub('“[^”]*”|"[^"]*"', "", text) if CJK.search(text) else text  # a slogan, a sign
         runs = [_WORD.findall(run) for run in CJK.split(text)]  # "哪一类 of 柱子", not "Bank of China"
-        own = any(len(run) == 1 and run[0] in words("english") and run[0] in new for run in runs)
+        own = any({*run} <= vocabulary() and not {*run}.isdisjoint(new) for run in runs if run)
         own = own or any(one in new for one in re.findall(rf"(?:^|(?<=[{IDEOGRAPHS}]))[a-z]{{4,}}(?=[{IDEOGRAPHS}])", text))
+        own = own or any(sum(map(str.islower, {*run} & {*new} - words("empty"))) > 1 for run in runs)
         own = own or any(len({*_WORD.findall(run)} & {*new}) > 3 for run in CJK.split(text))
         return own or len(new) > len(CJK.findall(text)) // 2
     if any(run not in seen for run in re.findall(f"{CJK.pattern}+", text)) or any(map(_other_script, new)):
         return True
-    parts = [part for part in re.findall(r"[^.!?\n]+[.!?]*", text) if _WORD.search(part)]
+    parts = [part for part in re.findall(r"(?:[^.!?\n]|\.(?=\d))+[.!?]*", text) if _WORD.search(part)]
     none = not any(word.casefold() in words("english") for word in said)
     return any(_foreign(part, {*new}, none) for part in parts)
+
+
+def _new_article(text: str, seen: str) -> bool:
+    article = rule("article").match(text)
+    return article is not None and f"{article[0].strip()} ".casefold() not in seen
 
 
 def _other_script(word: str) -> bool:
@@ -128,5 +145,5 @@ def _foreign(sentence: str, new: set[str], alone: bool) -> bool:
     english, foreign = (sum(word in words(name) for word in said) for name in ("english", "foreign"))
     count, asks = sum(word in new for word in _WORD.findall(sentence)), "?" in sentence
     if foreign > english and count >= 2:
-        return asks or foreign > 1 or count >= 5
+        return asks or foreign > 1 or count >= 5 or re.search(r"[^\W\d_a-zA-Z]", sentence) is not None
     return not english and count >= (3 if asks else 5) and (alone or re.search(r"[^\W\d_a-zA-Z]", sentence) is not None)

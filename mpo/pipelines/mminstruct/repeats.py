@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import chain, permutations
 from os.path import commonprefix
 
 from mpo.data.similar import normalised
-from mpo.pipelines.mminstruct.description import reworded
+from mpo.pipelines.mminstruct.description import CLOSED, reworded, tokens
 from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule, words
 from mpo.pipelines.step import Record
 from mpo.verification.number import read_number
@@ -50,38 +50,45 @@ def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> 
     type, plain = one["type"], one["type"] != "long" or len(one["key"].split()) > 2
     for other in same:
         asks_the_same, kinds = one["strict"] == other["strict"], {type, other["type"]}
+        if kinds == {"choice", "judgement"} and None not in map(read_yes_no, (one["answer"], other["answer"])):
+            kinds = {type}
         alike = type == "long" or _alike(other["answer"], one["answer"])
         if type == "judgement" and one["negated"] != other["negated"]:
             alike = not alike
-        if alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or plain):
+        related = len(kinds) == 1 or kinds == {"choice", "short"}
+        if alike and (asks_the_same and (related or kinds == {"long", "short"}) or related and plain):
             yield "repeat: an earlier instruction about the image asks the same"
         in_order = one["key"] == other["key"] and (type == "judgement" or len(one["key"].split()) > 2)
-        if not alike and (len(kinds) == 1 or kinds == {"choice", "short"}) and (asks_the_same or in_order):
+        if not alike and related and (asks_the_same or in_order):
             yield f"contradiction: an earlier instruction has the same question and the answer {other['answer']!r:.60}"
-    if read_yes_no(one["answer"]) and any(_opposed(one["loose"], other) for other in seen):
-        yield "contradiction: an earlier instruction has the same answer to the opposite question"
     for other in seen:
+        judged = type == other["type"] == "judgement" and read_yes_no(one["answer"]) is read_yes_no(other["answer"]) is not None
+        if (turned := _turned(one["loose"], other["loose"]) if judged else None) is True:
+            yield "repeat: an earlier instruction about the image compares the same"
+        if turned is False and read_yes_no(one["answer"]):
+            yield "contradiction: an earlier instruction has the same answer to the opposite question"
         if other["type"] == type and other not in same and _alike(other["answer"], one["answer"]):
             owned = any("'s " in two[0] and " of " in two[1] for two in permutations((one["question"], other["question"])))
             owned = owned and not rule("relation").search(f"{one['question']} {other['question']}")
             told = owned or type != "judgement" or len(normalised(one["answer"])) > 8
-            if _slip(other["question"], one["question"]):
-                yield "repeat: an earlier instruction about the image asks the same, but for a letter"
+            known = f"{one.get('caption', '')}\n{one.get('ocr', '')}"
+            if _slip(other["question"], one["question"]) or (known.strip() and _one_apart(other, one, known)):
+                yield "repeat: an earlier instruction about the image asks the same, but for a word"
+            if _rotated(other["loose"], one["loose"]) or (known.strip() and _framed(other, one, known)):
+                yield "repeat: an earlier instruction about the image asks the same"
             exact = owned or read_number(one["answer"]) is not None
             told = told and type != "long" and same_answer(other["answer"], one["answer"])
             if told and reworded(other["loose"], one["loose"], exact=exact):
                 yield "repeat: an earlier instruction about the image asks the same in other words"
 
 
-def _opposed(loose: str, other: Record) -> bool:
-    """Whether a comparison is the opposite of one that was answered by yes: by a word, or by what is compared with what."""
-    if other["type"] != "judgement" or not read_yes_no(other["answer"]):
-        return False
-    split = [[*text] if CJK.search(text) else text.split() for text in (loose, other["loose"])]
+def _turned(one: str, other: str) -> bool | None:
+    """Whether a comparison is another one in other words (True) or its opposite, by a word or by what is compared with what."""
+    split = [[*text] if CJK.search(text) else text.split() for text in (one, other)]
     plain = [[pairs("opposite").get(word, word) for word in said] for said in split]
-    if sorted(plain[0]) != sorted(plain[1]) or not {"than", "比"} & {*plain[0]}:
-        return False
-    return sum(word in pairs("opposite") for said in split for word in said) % 2 != (plain[0] != plain[1])
+    if split[0] == split[1] or sorted(plain[0]) != sorted(plain[1]) or not {"than", "比"} & {*plain[0]}:
+        return None
+    return sum(word in pairs("opposite") for said in split for word in said) % 2 == (plain[0] != plain[1])
 
 
 def question_key(question: str, *, loose: bool = False) -> str:
@@ -93,11 +100,13 @@ def question_key(question: str, *, loose: bool = False) -> str:
     question = rule("asked").sub("", question)
     while (clause := _CLAUSE.match(question)) and _frames(clause[0]):
         question = question[clause.end() :]
-    said = rule("in_image").sub(" ", normalised(question).replace("colour", "color").replace("grey", "gray"))
+    question = re.sub(rf"[\u200b-\u200d\u2060\ufeff]|(?<=[{IDEOGRAPHS}])\s+(?=[{IDEOGRAPHS}])", "", question)
+    said = re.sub(r"^(\w+)n t ", r"\1 ", normalised(question).replace("colour", "color").replace("grey", "gray"))
+    said = rule("in_image").sub(" ", rule("in_image").sub(" ", said))
     if loose:
         said = rule("loose_zh").sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
-    left_out = words("fillers") | words("loose") if loose else words("fillers")
-    return " ".join(word for word in said.split() if word not in left_out)
+    left_out, same = (words("fillers") | words("loose"), pairs("reworded")) if loose else (words("fillers"), {})
+    return " ".join(same.get(word) or word for word in said.split() if word not in left_out)
 
 
 def _frames(clause: str) -> bool:
@@ -119,6 +128,57 @@ def _slip(one: str, other: str) -> bool:
     if turned and short[at : at + 2].isalpha() and not CJK.search(short[at : at + 2]):
         return True
     return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha() and not CJK.match(long[at]))
+
+
+def _one_apart(one: Record, other: Record, known: str) -> bool:
+    """Whether two questions differ by one word: by a letter of it, or one of which the description has but one form."""
+    first, second = (_WORD.findall(item["question"].casefold()) for item in (one, other))
+    start = len(commonprefix((first, second)))
+    end = len(commonprefix((first[start:][::-1], second[start:][::-1])))
+    pair = [run[start : len(run) - end] for run in (first, second)]
+    han = all(CJK.match(word) for word in chain(*pair))
+    if not all(0 < len(own) <= (3 if han else 1) for own in pair) or start + end < 3:
+        return False
+    said = ["".join(own) for own in pair]
+    if any(re.search(r"[\d_]", word) or word in words("english") or any(found_in(word, kind) for kind in CLOSED) for word in said):
+        return False
+    there = sum(word in known.casefold() for word in said)
+    alike = len({*map(len, said)}) == 1 and sum(map(str.__ne__, *said)) == 1 and (len(said[0]) > 3 or han)
+    if alike and there < 2 and read_yes_no(one["answer"]) is not False:  # neither of two things need be in the image
+        return True
+    return there == 1 and one["type"] != "judgement" and read_number(one["answer"]) is None
+
+
+def _rotated(one: str, other: str) -> bool:
+    """Whether a question begins with what another one ends with: "In the middle, is it red?", "Is it red in the middle?"."""
+    first, second = (_WORD.findall(text) for text in (one, other))
+    return len(first) == len(second) > 3 and any(second[at:] + second[:at] == first for at in range(1, len(first)))
+
+
+def _framed(one: Record, other: Record, known: str) -> bool:
+    """Whether one of two questions is the other with what the description has not around it, or with its alternatives after it."""
+    short, long = sorted((item["loose"] for item in (one, other)), key=len)
+    bare = [_without_frames(item["question"], known) for item in (one, other)]
+    if bare[0] == bare[1] or (one["type"] == "judgement" and tokens(bare[0]) == tokens(bare[1]) != ()):
+        return True
+    if read_yes_no(one["answer"]) is False or len(_WORD.findall(short)) < 3:
+        return False
+    start, _, rest = long.partition(short)
+    if not start.strip() and one["type"] != "judgement" and rule("alternatives").search(rest):
+        return True
+    whole = bool(rest or start) and (CJK.search(short) or f" {short} " in f" {long} ")
+    return bool(whole) and not _says_something(f"{start} {rest}", known)
+
+
+def _says_something(text: str, known: str) -> bool:
+    return any(token.isdigit() or token in known or any(found_in(token, kind) for kind in CLOSED) for token in tokens(text))
+
+
+def _without_frames(question: str, known: str) -> str:
+    """The key of a question without those of its clauses that say nothing of the image."""
+    parts = [one for one in re.split(r"(?<!\d)[,:.!](?=\s)|[，：。！；;]|[?？](?=.)", question) if one.strip()]
+    said = [one for one in parts if any(len(one) > 1 and one in known or found_in(one, "side") for one in tokens(normalised(one)))]
+    return question_key(" ".join(said or parts), loose=True)
 
 
 def _alike(one: str, other: str) -> bool:

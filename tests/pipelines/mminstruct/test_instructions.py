@@ -181,6 +181,28 @@ LONG = {**EN, "caption": EN["caption"] + QUIET}
         (ZH, "short", "Please look and answer: 店前的两辆自行车是什么颜色的？", "蓝色", None, "language"),
         (ZH, "short", "店前的汽车", "红色", None, "malformed"),
         (ZH, "short", "图中显示的是5.01。柱子的数值是多少？", "5.01", None, "leak"),
+        (EN, "short", "What stands before the sh", "a car", None, "malformed"),
+        (EN, "short", "What stands before the?", "a car", None, "malformed"),
+        (EN, "short", "What is the colour of ?", "red", None, "malformed"),
+        (EN, "short", "hich colour has the car?", "red", None, "malformed"),
+        (EN, "short", "A red car stands before a shop.", "a car", None, "malformed"),
+        (EN, "short", "Name the colour of the car", "red", None, None),
+        (EN, "short", "What stands before the shop?", "a car or bi", None, "malformed"),
+        (EN, "short", "Which [CLASS] stands before the shop?", "a car", None, "malformed"),
+        (EN, "short", "What stands before the shop?", "a car. a car", None, "malformed"),
+        (EN, "judgement", "Does a car stand there?", "Yes. Is it blue? No", None, "malformed"),
+        (EN, "judgement", "Does a car stand there?", "Não", None, "malformed"),
+        (EN, "long", "What is shown?", "```\nA red car and two blue bikes stand before a shop.\n```", None, "malformed"),
+        (EN, "long", "What is shown?", "A shop is shown. A red car stands before it. A shop is shown.", None, "malformed"),
+        (EN, "choice", "What stands there?", "a car", ["A. a tram", "a car", "a cart"], "malformed"),
+        (EN, "choice", "What stands there?", "a car", ["-", "a car", "a cart"], "malformed"),
+        (EN, "choice", "What stands there?", "un coche", ["un gato", "un coche", "una casa"], "language"),
+        ({"language": "en", "caption": "A red car."}, "short", "Which word is written above it?", "面包店", None, "language"),
+        (ZH, "short", "店前的汽车是什么 colour 的？", "蓝色", None, "language"),
+        (ZH, "short", "店前的 guanggao pai 上画着什么？", "汽车", None, "language"),
+        (ZH, "short", "店前的汽車是什麼顏色？", "红色", None, "language"),
+        (ZH, "short", "店前的汽车是什么颜色", "红色", None, "malformed"),
+        (ZH, "short", "店前的汽车比？", "红色", None, "malformed"),
     ],
 )
 def test_faults(given, type, question, answer, choices, fault):
@@ -408,7 +430,7 @@ def test_records_and_faults_of_another_author():
         ("judgement", ("Is A higher than B?", "Yes"), ("Is B higher than A?", "Yes"), "contradiction"),
         ("judgement", ("Is A higher than B?", "Yes"), ("Is A lower than B?", "Yes"), "contradiction"),
         ("judgement", ("Is A higher than B?", "No"), ("Is A lower than B?", "No"), None),
-        ("judgement", ("Is A higher than B?", "Yes"), ("Is B lower than A?", "Yes"), None),
+        ("judgement", ("Is A higher than B?", "Yes"), ("Is B lower than A?", "Yes"), "repeat"),
         ("judgement", ("Is there a smaller box?", "Yes"), ("Is there a larger box?", "Yes"), None),
         ("short", ("Where is the dog?", "under the desk"), ("What is the dog?", "a terrier"), None),
         ("short", ("What is left of the cup?", "a spoon"), ("What is the cup left of?", "a book"), None),
@@ -429,10 +451,44 @@ def test_records_and_faults_of_another_author():
         ("judgement", ("On the left, is the lamp green?", "Yes"), ("On the right, is the lamp green?", "Yes"), None),
         ("short", ("What hangs behind the man?", "a flag"), ("What hangs behnd the man?", "a flag"), "repeat"),
         ("short", ("What is the value of class_1?", "7"), ("What is the value of class_12?", "7"), None),
+        ("judgement", ("Is the lamp green at the bottom?", "No"), ("At the bottom, is the lamp green?", "No"), "repeat"),
+        ("judgement", ("Is the lamp by the door green?", "Yes"), ("Is the lamp by the door green or not?", "Yes"), "repeat"),
+        ("judgement", ("Is the lamp by the door green?", "Yes"), ("Isn't the lamp by the door green?", "Yes"), "repeat"),
+        ("judgement", ("Is A taller than B?", "Yes"), ("Is A higher than B?", "Yes"), "repeat"),
+        ("short", ("灯是什么颜色的？", "绿色"), ("什么颜色的是灯？", "绿色"), "repeat"),
     ],
 )
 def test_what_asks_the_same(type, earlier, later, kind):
     items = [{"type": type, "question": question, "answer": answer} for question, answer in (earlier, later)]
+    mark_repeats(items)
+    assert "fault" not in items[0] and (items[1].get("fault") or "").partition(":")[0] == (kind or "")
+
+
+@pytest.mark.parametrize(
+    ("type", "earlier", "later", "kind"),
+    [
+        ("short", ("What stands at the door?", "a lamp"), ("What stands at the door, by the way?", "a lamp"), "repeat"),
+        ("short", ("What stands at the door?", "a lamp"), ("One more question: what stands at the door?", "a lamp"), "repeat"),
+        ("short", ("What stands at the door?", "a lamp"), ("What stands at the red door?", "a lamp"), None),
+        ("short", ("What stands at the door?", "a lamp"), ("What stands at the dcor?", "a lamp"), "repeat"),
+        ("short", ("What stands at the door?", "a lamp"), ("What stands at the wall?", "a lamp"), None),
+        ("short", ("What stands at the door?", "a lamp"), ("What stands at the gate?", "a lamp"), "repeat"),
+        ("judgement", ("Is the boy at the door?", "Yes"), ("Is the boy at the desk?", "Yes"), None),
+        ("short", ("Who is at the door?", "a boy"), ("Who is at the door: a boy or a girl?", "a boy"), "repeat"),
+        ("judgement", ("Is the lamp green?", "No"), ("As a child would ask, is the lamp green?", "No"), "repeat"),
+        ("judgement", ("Is there a cat?", "No"), ("Is there a cat on the roof?", "No"), None),
+        ("judgement", ("Is the bin black?", "Yes"), ("The bin is black, right?", "Yes"), "repeat"),
+        ("short", ("门口有什么？", "一盏灯"), ("再问一下，门口有什么？", "一盏灯"), "repeat"),
+        ("short", ("门口的等是谁的？", "孩子"), ("门口的灯是谁的？", "孩子"), "repeat"),
+        ("short", ("门口的桶是谁的？", "孩子"), ("门口的灯是谁的？", "孩子"), None),
+    ],
+)
+def test_what_asks_the_same_of_a_description(type, earlier, later, kind):
+    """Words that the description has not do not make another question."""
+    caption = (
+        "A red door in a wall, a green lamp and a black bin at the door, and a boy. 门口有一盏绿色的灯、一个黑色的桶和一个孩子。"
+    )
+    items = [{"type": type, "question": question, "answer": answer, "caption": caption} for question, answer in (earlier, later)]
     mark_repeats(items)
     assert "fault" not in items[0] and (items[1].get("fault") or "").partition(":")[0] == (kind or "")
 
@@ -464,6 +520,10 @@ def test_what_asks_the_same(type, earlier, later, kind):
         ("short", "小猫与大狗相比，谁更大？", "大狗", None, "一只大狗和一只小猫。"),
         ("short", "What colour is the car?", "scarlet", None, "A red car and two blue bikes."),
         ("choice", "What colour is the car?", "scarlet", ["scarlet", "blue"], "A red car and two blue bikes."),
+        ("short", "What is written in subplot a?", "[mV]", None, "A subplot a with the label [mV]."),
+        ("short", "哪家公司的标志是苹果？", "苹果公司", None, "苹果公司的标志是一个苹果。"),
+        ("long", "图例说明了什么？", "图例使用 matplotlib 绘制，说明了三条线。", None, "图例说明了三条线。"),
+        ("short", "三个类别中柱子最高的是？", "甲类", None, "甲类的柱子最高，乙类和丙类的柱子较低。"),
     ],
 )
 def test_keeps_right_ones_that_look_like_faults(type, question, answer, choices, caption):

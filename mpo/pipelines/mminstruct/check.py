@@ -100,6 +100,8 @@ def _of_text(name: str, text: str, item: Record, known: str) -> Iterator[str]:
     signs = name == "option" and not any(re.search(r"\w", one) for one in _options(item))  # +, -, <
     if not re.search(r"\S" if signs or (_options(item) and name == "answer") else r"\w", text):
         yield f"malformed: the {name} {text!r:.40} has no word"
+    if said := _new(text, "twice", known):
+        yield f"malformed: the {name} says {said!r:.40} twice"
     if name != "option" and (again := _repeats(text, 1 if name == "question" else 2)):
         yield f"malformed: the {name} repeats {again!r:.40}"
     if said := _new(text, "caption", known):
@@ -201,11 +203,9 @@ def _asks_all(text: str, known: str) -> bool:
 
 def _repeats(text: str, most: int) -> str | None:
     """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
-    again = (
-        rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}|\A\W*(\D+?)[.!?;。！？；]\s*\4\W*\Z"
-    )
+    again = rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}"
     if found := re.search(again, text, re.IGNORECASE):
-        said: str = found[1] or found[2] or found[3] or found[4]
+        said: str = found[1] or found[2] or found[3]
         return None if said.isdigit() else said
     if len(twice := re.findall(r"\b([^\W\d]+) \1\b", text, re.IGNORECASE)) > 2:
         return str(twice[0])

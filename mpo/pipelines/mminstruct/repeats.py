@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import chain, permutations
 from os.path import commonprefix
 
@@ -104,7 +105,9 @@ def question_key(question: str, *, loose: bool = False) -> str:
     said = re.sub(r"^(\w+)n t ", r"\1 ", normalised(question).replace("colour", "color").replace("grey", "gray"))
     said = rule("in_image").sub(" ", rule("in_image").sub(" ", said))
     if loose:
-        said = rule("loose_zh").sub("", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
+        said = re.sub(r"([高低大小多少长短])于([^ ]+)", r"比\2\1", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
+        said = re.sub(rf"({CJK.pattern}{{2,}})(.+?)\1", r"\1\2", said)  # "the bar of A is higher than the bar of B"
+        said = rule("loose_zh").sub("", reduce(lambda text, same: text.replace(*same), pairs("same_zh").items(), said))
     left_out, same = (words("fillers") | words("loose"), pairs("reworded")) if loose else (words("fillers"), {})
     return " ".join(same.get(word) or word for word in said.split() if word not in left_out)
 
@@ -152,14 +155,14 @@ def _one_apart(one: Record, other: Record, known: str) -> bool:
 def _rotated(one: str, other: str) -> bool:
     """Whether a question begins with what another one ends with: "In the middle, is it red?", "Is it red in the middle?"."""
     first, second = (_WORD.findall(text) for text in (one, other))
-    return len(first) == len(second) > 3 and any(second[at:] + second[:at] == first for at in range(1, len(first)))
+    return len(first) == len(second) > 2 and any(second[at:] + second[:at] == first for at in range(1, len(first)))
 
 
 def _framed(one: Record, other: Record, known: str) -> bool:
     """Whether one of two questions is the other with what the description has not around it, or with its alternatives after it."""
     short, long = sorted((item["loose"] for item in (one, other)), key=len)
     bare = [_without_frames(item["question"], known) for item in (one, other)]
-    if bare[0] == bare[1] or (one["type"] == "judgement" and tokens(bare[0]) == tokens(bare[1]) != ()):
+    if bare[0] == bare[1] or (one["type"] == "judgement" and () != _order(bare[0]) == _order(bare[1])):
         return True
     if read_yes_no(one["answer"]) is False or len(_WORD.findall(short)) < 3:
         return False
@@ -168,6 +171,10 @@ def _framed(one: Record, other: Record, known: str) -> bool:
         return True
     whole = bool(rest or start) and (CJK.search(short) or f" {short} " in f" {long} ")
     return bool(whole) and not _says_something(f"{start} {rest}", known)
+
+
+def _order(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tokens(text)))
 
 
 def _says_something(text: str, known: str) -> bool:

@@ -173,7 +173,8 @@ def _of_judgement(item: Record, known: Description) -> str | None:
     new = {*tokens(why)} - asked
     if new and any(new <= own and asked & own for _, own, _ in known.clauses):  # "No, it is at the south bank."
         return None
-    if more or plain or rule("quantified").search(question) or beside[best] < 0.8 or negated[0] or negated[2]:
+    limit = rule("limit").search(NUMBER.sub("#", figures(question)))
+    if more or plain or limit or rule("quantified").search(question) or beside[best] < 0.8 or negated[0] or negated[2]:
         return None
     there = frozenset().union(*(clause[1] for clause in sentence))
     if not asked & known.known <= there:

@@ -17,6 +17,7 @@ from mpo.data.degenerate import find_degenerate
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mminstruct.against import figures, find_contradiction, has, whole_numbers
+from mpo.pipelines.mminstruct.description import tokens
 from mpo.pipelines.mminstruct.domains import prompt
 from mpo.pipelines.mminstruct.generate import draw, lettered, priors
 from mpo.pipelines.mminstruct.language import (
@@ -127,6 +128,8 @@ def _of_question(item: Record, known: str) -> Iterator[str]:
         yield f"malformed: the question {question!r:.40} is a sentence of the description"
     if type != "choice" and rule("by_letter").match(answer) and rule("lettered").search(question):
         yield f"malformed: the question {question!r:.40} has options, and is of the type {type}"
+    if type != "choice" and re.match(r"\(?[A-H][.):．、）]\s", answer) and answer.casefold() not in known.casefold():
+        yield f"malformed: the answer {answer!r:.40} is an option, and there is none"
     ends = r"[?？]\W*$|\n\s*\d+[.)、]\s" if type == "short" else r"[?？]\W*$" if type == "long" else r"[?？]|\n\s*\d"
     if type != "choice" and re.search(ends, answer) and answer.strip() not in known:
         yield f"malformed: the answer asks {answer!r:.40}"
@@ -204,8 +207,9 @@ def _asks_all(text: str, known: str) -> bool:
 def _repeats(text: str, most: int) -> str | None:
     """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
     again = rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}"
+    again += rf"|({CJK.pattern}{{3,9}}?)\4\4|\b(\w+ \w+(?: \w+){{,4}})(?:\W+\5\b){{2}}"
     if found := re.search(again, text, re.IGNORECASE):
-        said: str = found[1] or found[2] or found[3]
+        said: str = next(filter(None, found.groups()))
         return None if said.isdigit() else said
     if len(twice := re.findall(r"\b([^\W\d]+) \1\b", text, re.IGNORECASE)) > 2:
         return str(twice[0])
@@ -221,6 +225,9 @@ def _repeats(text: str, most: int) -> str | None:
 def _judgement(item: Record, language: str) -> Iterator[str]:
     if yes_or_no(item["answer"], language) is None:
         yield f"malformed: the answer is neither {' nor '.join(YES_NO[language])}: {item['answer']!r:.60}"
+    asked, said = (tuple(dict.fromkeys(tokens(text))) for text in (item["question"], re.sub(r"^\W*\w+\W+", "", item["answer"])))
+    if asked == said and read_yes_no(item["answer"]) == bool(re.search(r"\W(?:not|no)\b|n['’]t\b|\w\W.*[不没]", item["answer"])):
+        yield "contradiction: the reason is the opposite of the answer"
     if rule(f"open_{language}").match(item["question"]):
         yield f"malformed: {' or '.join(YES_NO[language])} does not answer {item['question']!r:.60}"
 
@@ -261,7 +268,7 @@ def _open(item: Record, language: str) -> Iterator[str]:
         yield f"malformed: {answer!r:.40} does not answer {question!r:.60}"
     if short and found_in(question, "how_many") and not re.search(r"\d", figures(answer)) and not found_in(answer, "some"):
         yield f"malformed: {answer!r:.40} is no number"
-    if found_in(question, "which_colour") and found_in(figures(answer), "no_colour"):
+    if short and found_in(question, "which_colour") and found_in(figures(answer), "no_colour"):
         yield f"malformed: {answer!r:.40} is no colour"
     written = short and re.fullmatch(r"\d{1,2}.?", figures(answer)) and not re.search(r"\d", answer)
     if written and not found_in(question, "quantity"):

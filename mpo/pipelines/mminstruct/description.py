@@ -82,7 +82,7 @@ class Description:
     """
 
     def __init__(self, text: str) -> None:
-        parts = clauses(text)
+        parts = clauses(rule("order").sub("", text))
         self.clauses, self.plain = _read(parts), figures(text)
         self._parts = _read((at, one) for at, part in parts for one in _LISTED.split(part))
         self.known = frozenset(token for _, own, _ in self.clauses for token in own)

@@ -57,7 +57,7 @@ def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> 
         if type == "judgement" and one["negated"] != other["negated"]:
             alike = not alike
         related = len(kinds) == 1 or kinds == {"choice", "short"}
-        if alike and (asks_the_same and (related or kinds == {"long", "short"}) or related and plain):
+        if alike and (asks_the_same or (related and plain)):
             yield "repeat: an earlier instruction about the image asks the same"
         in_order = one["key"] == other["key"] and (type == "judgement" or len(one["key"].split()) > 2)
         if not alike and related and (asks_the_same or in_order):
@@ -149,7 +149,9 @@ def _one_apart(one: Record, other: Record, known: str) -> bool:
     alike = len({*map(len, said)}) == 1 and sum(map(str.__ne__, *said)) == 1 and (len(said[0]) > 3 or han)
     if alike and there < 2 and read_yes_no(one["answer"]) is not False:  # neither of two things need be in the image
         return True
-    return there == 1 and one["type"] != "judgement" and read_number(one["answer"]) is None
+    if one["type"] == "judgement":  # "the lady", "the woman"
+        return there == 1 and read_yes_no(one["answer"]) is True and first[start - 1 : start] in (["the"], ["a"], ["an"])
+    return there == 1 and read_number(one["answer"]) is None
 
 
 def _rotated(one: str, other: str) -> bool:
@@ -185,7 +187,7 @@ def _without_frames(question: str, known: str) -> str:
     """The key of a question without those of its clauses that say nothing of the image."""
     parts = [one for one in re.split(r"(?<!\d)[,:.!](?=\s)|[，：。！；;]|[?？](?=.)", question) if one.strip()]
     said = [one for one in parts if any(len(one) > 1 and one in known or found_in(one, "side") for one in tokens(normalised(one)))]
-    return question_key(" ".join(said or parts), loose=True)
+    return question_key(" ".join(said or parts[-1:]), loose=True)
 
 
 def _alike(one: str, other: str) -> bool:

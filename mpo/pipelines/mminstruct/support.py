@@ -40,9 +40,10 @@ def find_unsupported(item: Record) -> str | None:
         return "no image needed: the question has a sentence of the description"
     if rule("of_image").search(item["question"]):
         return None
-    words = {one for one in (*tokens(item["question"]), *tokens(item["answer"])) if len(one) > 1 and not one.isdigit()}
+    words = {one for one in (*tokens(item["question"]), *tokens(item["answer"])) if len(one) > 1 and not one.isdigit()} - {"scen"}
     told = read_yes_no(item["answer"]) if item["type"] == "judgement" else item["type"] != "long" and len(words) > 3
-    if told and words and not any(map(known.has_word, words)) and not re.search(r"\d", item["answer"]):
+    figured = re.search(r"\d", f"{item['question']} {item['answer']}")
+    if told and len(words) > 1 and not any(map(known.has_word, words)) and not figured:
         return None if rule("writing").search(item["question"]) else "no image needed: the description has no word of the question"
     said = _other_count(item, known) or _OF[item["type"]](item, known)
     return f"unsupported: {said}" if said else None

@@ -473,7 +473,7 @@ def test_what_asks_the_same(type, earlier, later, kind):
         ("short", ("What stands at the door?", "a lamp"), ("What stands at the dcor?", "a lamp"), "repeat"),
         ("short", ("What stands at the door?", "a lamp"), ("What stands at the wall?", "a lamp"), None),
         ("short", ("What stands at the door?", "a lamp"), ("What stands at the gate?", "a lamp"), "repeat"),
-        ("judgement", ("Is the boy at the door?", "Yes"), ("Is the boy at the desk?", "Yes"), None),
+        ("judgement", ("Is the boy at the door?", "Yes"), ("Is the boy at the wall?", "Yes"), None),
         ("short", ("Who is at the door?", "a boy"), ("Who is at the door: a boy or a girl?", "a boy"), "repeat"),
         ("judgement", ("Is the lamp green?", "No"), ("As a child would ask, is the lamp green?", "No"), "repeat"),
         ("judgement", ("Is there a cat?", "No"), ("Is there a cat on the roof?", "No"), None),

@@ -207,7 +207,7 @@ def _asks_all(text: str, known: str) -> bool:
 def _repeats(text: str, most: int) -> str | None:
     """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
     again = rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}"
-    again += rf"|({CJK.pattern}{{3,9}}?)\4\4|\b(\w+ \w+(?: \w+){{,4}})(?:\W+\5\b){{2}}"
+    again += rf"|({CJK.pattern}{{3,9}}?)\4\4|\b(\w+ \w+(?: \w+){{,4}})(?:\W+\5\b){{2}}|((?=\S{{0,4}}\w)\S{{2,6}}?)\6{{4}}"
     if found := re.search(again, text, re.IGNORECASE):
         said: str = next(filter(None, found.groups()))
         return None if said.isdigit() else said
@@ -226,7 +226,8 @@ def _judgement(item: Record, language: str) -> Iterator[str]:
     if yes_or_no(item["answer"], language) is None:
         yield f"malformed: the answer is neither {' nor '.join(YES_NO[language])}: {item['answer']!r:.60}"
     asked, said = (tuple(dict.fromkeys(tokens(text))) for text in (item["question"], re.sub(r"^\W*\w+\W+", "", item["answer"])))
-    if asked == said and read_yes_no(item["answer"]) == bool(re.search(r"\W(?:not|no)\b|n['’]t\b|\w\W.*[不没]", item["answer"])):
+    negated = re.search(r"\W(?:not|no)\b|n['’]t\b|\w\W.*[不没]", item["answer"]) is not None
+    if () != asked == said and read_yes_no(item["answer"]) == negated:
         yield "contradiction: the reason is the opposite of the answer"
     if rule(f"open_{language}").match(item["question"]):
         yield f"malformed: {' or '.join(YES_NO[language])} does not answer {item['question']!r:.60}"
@@ -244,7 +245,8 @@ def _choice(item: Record, language: str) -> Iterator[str]:
     plain = [normalised(one) for one in choices]
     if found := next((one for one in plain if sum(has(one, other) for other in {*plain} - {one, ""}) > 1), None):
         yield f"options: {found!r:.40} holds two of the others"
-    if again := [one for letter, one in zip("ABCDEFGH", choices, strict=False) if re.match(rf"{letter}\s?[.):．、)](?:\s|$)", one)]:
+    letter = (rf"[(（]?{one}\s?[.):．、)）](?:\s|$)" for one in "ABCDEFGH")
+    if again := [one for own, one in zip(letter, choices, strict=False) if re.match(own, one)]:
         yield f"malformed: the option {again[0]!r:.40} has its letter twice"
     of_letters = rf"(?i:letter)|字母|(?<![^\W{IDEOGRAPHS}])[B-H](?![^\W{IDEOGRAPHS}])"
     alone = choices == [*"ABCDEFGH"][: len(choices)] and (item.get("caption") or item.get("ocr"))

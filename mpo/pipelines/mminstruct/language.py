@@ -108,6 +108,10 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     new = [word for word in said if word.casefold() not in seen]
     if any(run.casefold() not in seen for run in _KANA.findall(text)):
         return True
+    lead = re.match(r"\W*((?:[^\W\d_]+ )*[^\W\d_]+)[:：]", text)  # "Bitte antworte kurz: ..."
+    own = {*_WORD.findall(lead[1])} if lead and not lead[1].istitle() else set[str]()
+    if sum(len(word) > 3 for word in own & {*new}) > 1 and vocabulary().isdisjoint(map(str.casefold, own)):
+        return True
     if any(run not in seen for run in rule("traditional").findall(text)) or (language == "en" and _new_article(text, seen)):
         return True
     if language == "zh":

@@ -23,6 +23,12 @@ def find_contradiction(item: Record) -> str | None:
         more = found_in(than, "more") is not None
         if Fraction(one) == Fraction(other) or (Fraction(one) > Fraction(other)) != more:
             return f"contradiction: {one} is not {than} than {other}"
+    for part in re.split(r"[.](?!\d)|[。;；\n]", _plain(answer)) if type == "long" else []:
+        highest, lowest = rule("most").search(part), rule("least").search(part)
+        if highest and lowest and highest.start() < lowest.start():
+            high, low = (_figures(one) for one in (part[highest.start() : lowest.start()], part[lowest.start() :]))
+            if len(high) == len(low) == 1 and high[0] < low[0]:
+                return f"contradiction: the highest is {float(high[0])} and the lowest {float(low[0])}"
     if type == "long" and (denied := rule("denied").search(answer)):
         noun, before = (denied[1] or denied[2]).casefold().rstrip("s"), answer[: denied.start()].casefold()
         there = rf"\b(?:an?|the|one|two|\d+|several|many) (?:\w+ )?{re.escape(noun)}" if noun.isascii() else noun
@@ -65,6 +71,10 @@ def read_series(text: str) -> dict[tuple[str, ...], Fraction]:
     if not found and len(listed) > 2:
         return listed
     return found[0] if len(found) == 1 else {}  # of two, it is not known which one is meant
+
+
+def _figures(text: str) -> list[Fraction]:
+    return [Fraction(token) for token in _TOKEN.findall(text) if re.fullmatch(_NUMBER, token)]
 
 
 def _plain(text: str) -> str:

@@ -109,7 +109,8 @@ class Description:
         years = [one for one in known if 1000 < one < 2100]
         if len(years) > 1 and min(years) < value < max(years):
             return True
-        if len(known) < 7 and "." in number and any(rounded(number, abs(one - other)) for one, other in combinations(known, 2)):
+        few = known if len(known) < 7 and ("." in number or value > 12) else []
+        if any(rounded(number, abs(one - other)) for one, other in combinations(few, 2)):
             return True
         if not (self.computes(text) or derived or rule("reckoned").search(text)):
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import chain, permutations
 from os.path import commonprefix
 
@@ -106,7 +106,7 @@ def question_key(question: str, *, loose: bool = False) -> str:
     said = rule("in_image").sub(" ", rule("in_image").sub(" ", said))
     if loose:
         said = re.sub(r"([高低大小多少长短])于([^ ]+)", r"比\2\1", re.sub(r"(\w)[没不]\1", r"\1", said.replace("which", "what")))
-        said = re.sub(rf"({CJK.pattern}{{2,}})(.+?)\1", r"\1\2", said)  # "the bar of A is higher than the bar of B"
+        said = re.sub(rf"({CJK.pattern}{{2,9}})(.{{1,40}}?)\1", r"\1\2", said)  # "the bar of A is higher than the bar of B"
         said = rule("loose_zh").sub("", reduce(lambda text, same: text.replace(*same), pairs("same_zh").items(), said))
     left_out, same = (words("fillers") | words("loose"), pairs("reworded")) if loose else (words("fillers"), {})
     return " ".join(same.get(word) or word for word in said.split() if word not in left_out)
@@ -147,7 +147,7 @@ def _one_apart(one: Record, other: Record, known: str) -> bool:
         return False
     there = sum(word in known.casefold() for word in said)
     alike = len({*map(len, said)}) == 1 and sum(map(str.__ne__, *said)) == 1 and (len(said[0]) > 3 or han)
-    if alike and there < 2 and read_yes_no(one["answer"]) is not False:  # neither of two things need be in the image
+    if alike and there < 2 and (there or read_yes_no(one["answer"]) is not False):  # neither of two things need be in the image
         return True
     if one["type"] == "judgement":  # "the lady", "the woman"
         return there == 1 and read_yes_no(one["answer"]) is True and first[start - 1 : start] in (["the"], ["a"], ["an"])
@@ -164,7 +164,7 @@ def _framed(one: Record, other: Record, known: str) -> bool:
     """Whether one of two questions is the other with what the description has not around it, or with its alternatives after it."""
     short, long = sorted((item["loose"] for item in (one, other)), key=len)
     bare = [_without_frames(item["question"], known) for item in (one, other)]
-    if bare[0] == bare[1] or (one["type"] == "judgement" and () != _order(bare[0]) == _order(bare[1])):
+    if (bare[0] and bare[0] == bare[1]) or (one["type"] == "judgement" and () != _order(bare[0]) == _order(bare[1])):
         return True
     start, _, rest = long.partition(short)
     if not start.strip() and one["type"] != "judgement" and rule("alternatives").search(rest):
@@ -183,10 +183,18 @@ def _says_something(text: str, known: str) -> bool:
     return any(token.isdigit() or token in known or any(found_in(token, kind) for kind in CLOSED) for token in tokens(text))
 
 
+@lru_cache(maxsize=4096)
 def _without_frames(question: str, known: str) -> str:
     """The key of a question without those of its clauses that say nothing of the image."""
+    question = re.sub(r"(?<=[?？])[^?？]+$", "", question)
     parts = [one for one in re.split(r"(?<!\d)[,:.!](?=\s)|[，：。！；;]|[?？](?=.)", question) if one.strip()]
-    said = [one for one in parts if any(len(one) > 1 and one in known or found_in(one, "side") for one in tokens(normalised(one)))]
+    about = known.casefold()
+
+    def says(one: str) -> bool:
+        there = (token in about if CJK.match(token) else re.search(rf"\b{token}", about) for token in tokens(one))
+        return found_in(one, "side") is not None or any(there)
+
+    said = [one for one in parts if says(one)]
     return question_key(" ".join(said or parts[-1:]), loose=True)
 
 

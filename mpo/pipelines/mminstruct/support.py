@@ -39,11 +39,12 @@ def find_unsupported(item: Record) -> str | None:
     if any(len(one) > 20 and normalised(one) in asked for one in re.split(r"(?<!\d)[.。!?！？\n]", caption)):
         return "no image needed: the question has a sentence of the description"
     whole, judged = f"{item['question']} {item['answer']}", item["type"] == "judgement"
-    if rule("of_image").search(item["question"]) or (rule("order").search(caption) and rule("side").search(whole)):
+    placed = rule("order").search(caption) and (rule("side").search(whole) or rule("order").search(whole))
+    if rule("of_image").search(item["question"]) or placed:
         return None
     words = {one for one in tokens(item["question"] if judged else whole) if len(one) > 1 and not one.isdigit()} - {"scen"}
     told = read_yes_no(item["answer"]) and len(words) > 1 if judged else item["type"] != "long" and len(words) > 3
-    if told and not any(map(known.has_word, words)) and not re.search(r"\d", whole):
+    if told and not any(map(known.has_word, words)) and not re.search(r"\d", figures(whole)):
         return None if rule("writing").search(item["question"]) else "no image needed: the description has no word of the question"
     said = _other_count(item, known) or _OF[item["type"]](item, known)
     return f"unsupported: {said}" if said else None

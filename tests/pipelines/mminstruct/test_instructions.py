@@ -203,6 +203,29 @@ LONG = {**EN, "caption": EN["caption"] + QUIET}
         (ZH, "short", "店前的汽車是什麼顏色？", "红色", None, "language"),
         (ZH, "short", "店前的汽车是什么颜色", "红色", None, "malformed"),
         (ZH, "short", "店前的汽车比？", "红色", None, "malformed"),
+        (ZH, "short", "Antworte kurz: 店前的汽车是什么颜色的？", "红色", None, "language"),
+        (EN, "short", "Bitte antworte kurz: What colour is the car?", "red", None, "language"),
+        (EN, "short", "What stands before the shop?", "B. a car", None, "malformed"),
+        (EN, "judgement", "Is the car red?", "No, the car is red.", None, "contradiction"),
+        (EN, "judgement", "Is the car red?", "Yes, the car is not red.", None, "contradiction"),
+        (EN, "judgement", "Is the car blue?", "No, the car is not blue.", None, None),
+        (
+            EN,
+            "long",
+            "What is shown?",
+            "Rome has the highest bar with 3, Oslo the lowest with 7.",
+            None,
+            "contradiction",
+        ),
+        (EN, "long", "What is shown?", "Rome has the highest bar with 7, Oslo the lowest with 3.", None, None),
+        (
+            EN,
+            "long",
+            "What stands before the shop?\nWhat is red?",
+            "A red car and two blue bikes stand before the shop.",
+            None,
+            "malformed",
+        ),
     ],
 )
 def test_faults(given, type, question, answer, choices, fault):
@@ -456,6 +479,10 @@ def test_records_and_faults_of_another_author():
         ("judgement", ("Is the lamp by the door green?", "Yes"), ("Isn't the lamp by the door green?", "Yes"), "repeat"),
         ("judgement", ("Is A taller than B?", "Yes"), ("Is A higher than B?", "Yes"), "repeat"),
         ("short", ("灯是什么颜色的？", "绿色"), ("什么颜色的是灯？", "绿色"), "repeat"),
+        ("short", ("What is the height of the lamp?", "3 m"), ("Give the height of the lamp.", "3 m"), "repeat"),
+        ("judgement", ("Is the lamp green?", "Yes"), ("Say whether the lamp is green.", "Yes"), "repeat"),
+        ("judgement", ("左边的灯比右边的高吗？", "是"), ("左边的灯是否高于右边的灯？", "是"), "repeat"),
+        ("short", ("What is the height of the lamp?", "3 m"), ("What is the height of the lamp? Be brief.", "3 m"), "repeat"),
     ],
 )
 def test_what_asks_the_same(type, earlier, later, kind):

@@ -12,6 +12,7 @@ in a group of its own, but a repeated one after the good one or ones that it rep
 "with scripted models", which measures the way and not a model. No model looks for repeats, form or languages.
 """
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -25,8 +26,8 @@ from mpo.pipelines.mminstruct.output import distinct
 
 def load(name):
     """The images of a set by name, and its records; those of the sixth set where it is about the same ones."""
-    path = Path(__file__).with_name(f"mminstruct_{name}.jsonl")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with gzip.open(Path(__file__).with_name(f"mminstruct_{name}.jsonl.gz"), "rt", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
     records = [one for one in lines if "caption" not in one]
     if len(records) < len(lines):
         return {one["image"]: one for one in lines if "caption" in one}, records
@@ -102,4 +103,4 @@ def result(name):
 
 
 if __name__ == "__main__":
-    seen.add_to_file(result, __doc__, sets=("fourth", "fifth", "sixth", "seventh", "open", "eighth"))
+    seen.add_to_file(result, __doc__, sets=("fourth", "fifth", "sixth", "seventh", "open", "eighth", "second_open", "ninth", "tenth"))

@@ -1,5 +1,6 @@
 """Parse, check, balance and arrange instructions; captions that can be used."""
 
+import gzip
 import json
 import re
 from collections import Counter
@@ -853,8 +854,8 @@ def test_what_is_around_a_question(question, answer, kind):
 
 
 def test_a_judge_that_knows_the_truth_drops_every_contradiction_and_nothing_else():
-    path = Path(__file__).parents[3] / "benchmarks" / "mminstruct_fourth.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path = Path(__file__).parents[3] / "benchmarks" / "mminstruct_fourth.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     about = {one["image"]: {"caption": one["caption"], "language": one["language"]} for one in lines if "caption" in one}
     records = [one for one in lines if one.get("label") in ("good", "contradicting") and one["type"] != "choice"]
     true = {(one["question"], one["answer"]) for one in records if one["label"] == "good"}

@@ -103,4 +103,5 @@ def result(name):
 
 
 if __name__ == "__main__":
-    seen.add_to_file(result, __doc__, sets=("fourth", "fifth", "sixth", "seventh", "open", "eighth", "second_open", "ninth", "tenth"))
+    names = "fourth fifth sixth seventh open eighth second_open ninth tenth"
+    seen.add_to_file(result, __doc__, sets=names.split())

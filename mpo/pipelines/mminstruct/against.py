@@ -102,7 +102,7 @@ def _of_series(item: Record, values: dict[tuple[str, ...], Fraction], known: str
     edge = {"most": max(values, key=values.__getitem__), "least": min(values, key=values.__getitem__)}
     more, less = (found_in(question, name) is not None for name in ("more", "less"))
     judged = type == "judgement" and said is not None
-    compares = re.search(r"\bthan\b|比", question) and len(re.findall(_NUMBER, answer)) < 2
+    compares = re.search(r"\bthan\b|比", question) and len(re.findall(_NUMBER, answer)) < 2 and not _figures(question)
     if judged and compares and len(asked) == 2 and more != less and values[asked[0]] != values[asked[1]]:
         if ((values[asked[0]] > values[asked[1]]) == more) != said:
             return "contradiction: the description compares them otherwise"

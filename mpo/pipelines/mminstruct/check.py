@@ -96,7 +96,8 @@ def _of_text(name: str, text: str, item: Record, known: str) -> Iterator[str]:
         yield f"malformed: the {name} has {said!r:.40}"
     if known and (name == "question" or type != "long") and (said := _new(plain, "signs", known)):
         yield f"malformed: the {name} has {said!r:.40}"
-    if name != "option" and (said := _cut(text.strip(), type if name == "answer" else name, language, known)):
+    blank = name == "question" and re.match(r"\W*(?:finish|complete|continue|fill)\b|.*(?:补全|续写|填空)", text, re.IGNORECASE)
+    if name != "option" and not blank and (said := _cut(text.strip(), type if name == "answer" else name, language, known)):
         yield f"malformed: the {name} is cut off at {said!r:.40}"
     signs = name == "option" and not any(re.search(r"\w", one) for one in _options(item))  # +, -, <
     if not re.search(r"\S" if signs or (_options(item) and name == "answer") else r"\w", text):
@@ -128,10 +129,13 @@ def _of_question(item: Record, known: str) -> Iterator[str]:
         yield f"malformed: the question {question!r:.40} is a sentence of the description"
     if type != "choice" and rule("by_letter").match(answer) and rule("lettered").search(question):
         yield f"malformed: the question {question!r:.40} has options, and is of the type {type}"
+    asked, said = (re.sub('["“][^"”]*["”]', "", text) for text in (question, answer))  # what is quoted asks nothing
+    if type != "long" and rule("twofold").search(asked):
+        yield f"malformed: the question {question!r:.40} asks two things"
     if type != "choice" and re.match(r"\(?[A-H][.):．、）]\s", answer) and answer.casefold() not in known.casefold():
         yield f"malformed: the answer {answer!r:.40} is an option, and there is none"
     ends = r"[?？]\W*$|\n\s*\d+[.)、]\s" if type == "short" else r"[?？]\W*$" if type == "long" else r"[?？]|\n\s*\d"
-    if type != "choice" and re.search(ends, answer) and answer.strip() not in known:
+    if type != "choice" and re.search(ends, said) and answer.strip() not in known:
         yield f"malformed: the answer asks {answer!r:.40}"
 
 
@@ -176,7 +180,7 @@ def _cut(text: str, kind: str, language: str, known: str) -> str | None:
     if (kind in ("question", "long") or length(text, language) > 1) and (said := found_in(text, f"cut_{language}")):
         return said
     opened = [len(re.findall(one, text)) for one in (r"[(\[{（【《“「]", r"[)\]}）】》”」]", r'(?<!\d)"')]
-    if (opened[0] > opened[1] and not re.search(r"[:;]\W?\(", text)) or opened[2] % 2:
+    if (opened[0] > opened[1] and not re.search(r"[:;]\W?\(", text)) or (opened[2] % 2 and text.count('"') % 2):
         return text[-20:]
     if not known or kind not in ("question", "long"):
         return text[-20:] if known and kind == "short" and " " in text and _in_a_word(text, known, 3) else None
@@ -193,7 +197,7 @@ def _cut(text: str, kind: str, language: str, known: str) -> str | None:
 def _in_a_word(text: str, known: str, least: int = 1) -> bool:
     """Whether a text ends in the middle of a word that is known, with at least so many letters to come."""
     part = re.search(r"[A-Za-z]{2,}$" if least > 1 else r"[A-Za-z]+$", text)
-    longer = part and re.search(rf"\b{part[0]}(?!\b|e?s\b|e?d\b|ing\b)\w{{{least},}}", known)
+    longer = part and re.search(rf"\b{part[0]}(?!\b|e?[sdnr]\b|ing\b|l?y\b)\w{{{least},}}", known)
     return bool(part and longer and not re.search(rf"\b{part[0]}\b", known))
 
 
@@ -207,7 +211,8 @@ def _asks_all(text: str, known: str) -> bool:
 def _repeats(text: str, most: int) -> str | None:
     """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
     again = rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}"
-    again += rf"|({CJK.pattern}{{3,9}}?)\4\4|\b(\w+ \w+(?: \w+){{,4}})(?:\W+\5\b){{2}}|((?=\S{{0,4}}\w)\S{{2,6}}?)\6{{4}}"
+    again += rf"|({CJK.pattern}{{3,9}}?)\4\4|\b(\w+ \w+(?: \w+){{,4}})(?:\W+\5\b){{2}}"
+    again += rf"|((?=\S{{0,4}}\w)\S{{2,6}}?)\6{{4}}|({CJK.pattern})\7{{3}}"
     if found := re.search(again, text, re.IGNORECASE):
         said: str = next(filter(None, found.groups()))
         return None if said.isdigit() else said

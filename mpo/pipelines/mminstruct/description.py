@@ -112,6 +112,8 @@ class Description:
         few = known if len(known) < 7 and ("." in number or value > 12) else []
         if any(rounded(number, abs(one - other)) for one, other in combinations(few, 2)):
             return True
+        if rule("measured").search(text):
+            return True
         if not (self.computes(text) or derived or rule("reckoned").search(text)):
             return False
         made = {sum(map(Fraction, {*NUMBER.findall(plain)}), Fraction()) for _, _, plain in self.clauses} | {sum(known, Fraction())}

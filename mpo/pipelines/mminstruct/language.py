@@ -53,10 +53,15 @@ def pairs(name: str) -> dict[str, str]:
 
 
 @cache
+def seed_text() -> str:
+    """All seed questions, whose words are no names."""
+    return OURS.read_text(encoding="utf-8") + " ".join(words("english") | words("empty"))
+
+
+@cache
 def vocabulary() -> frozenset[str]:
-    """English words that are no names, those of the seed questions among them."""
-    seeds = re.findall(r"(?<![A-Za-z])[a-z]{3,}(?![A-Za-z])", OURS.read_text(encoding="utf-8"))
-    return words("english") | words("empty") | {*seeds}
+    """English words that are no names."""
+    return words("english") | words("empty") | {*re.findall(r"(?<![A-Za-z])[a-z]{3,}(?![A-Za-z])", seed_text())}
 
 
 def length(text: str, language: str) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
 from functools import lru_cache, reduce
 from itertools import chain, permutations
 from os.path import commonprefix
 
 from mpo.data.similar import normalised
 from mpo.pipelines.mminstruct.description import CLOSED, reworded, tokens
-from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule, words
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, pairs, rule, seed_text, words
 from mpo.pipelines.step import Record
 from mpo.verification.number import read_number
 from mpo.verification.texts import read_yes_no, same_text
@@ -73,7 +74,7 @@ def _repeats_of(one: Record, same: Sequence[Record], seen: Sequence[Record]) -> 
             owned = owned and not rule("relation").search(f"{one['question']} {other['question']}")
             told = owned or type != "judgement" or len(normalised(one["answer"])) > 8
             known = f"{one.get('caption', '')}\n{one.get('ocr', '')}"
-            if _slip(other["question"], one["question"]) or (known.strip() and _one_apart(other, one, known)):
+            if _slipped(other["question"], one["question"], known) or (known.strip() and _one_apart(other, one, known)):
                 yield "repeat: an earlier instruction about the image asks the same, but for a word"
             if _rotated(other["loose"], one["loose"]) or (known.strip() and _framed(other, one, known)):
                 yield "repeat: an earlier instruction about the image asks the same"
@@ -117,24 +118,37 @@ def _frames(clause: str) -> bool:
     return {*CJK.sub(" ", said).split()} <= words("framing") and {*CJK.findall(said)} <= {*"".join(words("framing_zh"))}
 
 
-def _slip(one: str, other: str) -> bool:
-    """Whether two questions differ by a letter that one of them lacks, or by spaces, and not by two words, such as he and she."""
-    matched = zip(re.findall(r"\w+", one), re.findall(r"\w+", other), strict=False)
-    differ = [word for pair in matched if pair[0].casefold() != pair[1].casefold() for word in pair]
-    if all(word.isupper() or word.casefold() in words("english") - {"the"} for word in differ):
+def _slipped(one: str, other: str, known: str) -> bool:
+    """Whether two questions differ by slips of typing: by spaces, or by words like each other, of which we know one each."""
+    first, second = (_WORD.findall(text.casefold()) for text in (one, other))
+    apart = [at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]]
+    if "".join(first) == "".join(second):
+        return bool(apart)
+    if len(first) != len(second) or not len(apart) < 2 + len(first) / 6:
         return False
-    short, long = sorted((normalised(text).replace(" ", "") for text in (one, other)), key=len)
-    if len(short) < 12 or len(long) - len(short) > 1:
-        return False
-    at = len(commonprefix((short, long)))
-    turned = len(short) == len(long) and short[at + 2 :] == long[at + 2 :] and short[at : at + 2] == long[at : at + 2][::-1]
-    if turned and short[at : at + 2].isalpha() and not CJK.search(short[at : at + 2]):
-        return True
-    return short == long or (short[at:] == long[at + 1 :] and long[at].isalpha() and not CJK.match(long[at]))
+    known = f"{known} {seed_text()}".casefold()
+
+    def there(said: list[str], at: int, near: int) -> bool:
+        if CJK.match(said[at]):
+            return any("".join(said[start : start + near + 1]) in known for start in (at - near, at) if start >= 0)
+        return re.search(rf"\b{re.escape(said[at])}\b", known) is not None
+
+    def slip(at: int) -> bool:
+        word, typed = first[at], second[at]
+        if re.search(r"[\d_]", word + typed) or not (CJK.match(word) and CJK.match(typed)):
+            share = SequenceMatcher(None, word, typed).ratio() * (re.search(r"[\d_]", word + typed) is None)
+            known_ones = there(first, at, 0) + there(second, at, 0)
+            return share > 0.7 and known_ones == 1 or share > 0.75 and known_ones == 0 and len(word) > 4
+        ones = next(
+            (one for one in ({there(first, at, near), there(second, at, near)} for near in (1, 0)) if one != {False}), set()
+        )
+        return len(ones) == 2
+
+    return all(map(slip, apart))
 
 
 def _one_apart(one: Record, other: Record, known: str) -> bool:
-    """Whether two questions differ by one word: by a letter of it, or one of which the description has but one form."""
+    """Whether two questions differ by one word, of which the description has but one form."""
     first, second = (_WORD.findall(item["question"].casefold()) for item in (one, other))
     start = len(commonprefix((first, second)))
     end = len(commonprefix((first[start:][::-1], second[start:][::-1])))
@@ -146,9 +160,6 @@ def _one_apart(one: Record, other: Record, known: str) -> bool:
     if any(re.search(r"[\d_]", word) or word in words("english") or any(found_in(word, kind) for kind in CLOSED) for word in said):
         return False
     there = sum(word in known.casefold() for word in said)
-    alike = len({*map(len, said)}) == 1 and sum(map(str.__ne__, *said)) == 1 and (len(said[0]) > 3 or han)
-    if alike and there < 2 and (there or read_yes_no(one["answer"]) is not False):  # neither of two things need be in the image
-        return True
     if one["type"] == "judgement":  # "the lady", "the woman"
         return there == 1 and read_yes_no(one["answer"]) is True and first[start - 1 : start] in (["the"], ["a"], ["an"])
     return there == 1 and read_number(one["answer"]) is None
@@ -191,8 +202,11 @@ def _without_frames(question: str, known: str) -> str:
     about = known.casefold()
 
     def says(one: str) -> bool:
-        there = (token in about if CJK.match(token) else re.search(rf"\b{token}", about) for token in tokens(one))
-        return found_in(one, "side") is not None or any(there)
+        there = (
+            len(token) > 1 and token in about if CJK.match(token) else re.search(rf"(?<![\d.])\b{token}(?!\.?\d)", about)
+            for token in tokens(one)
+        )
+        return rule("side").search(rule("below").sub("", one)) is not None or any(there)
 
     said = [one for one in parts if says(one)]
     return question_key(" ".join(said or parts[-1:]), loose=True)

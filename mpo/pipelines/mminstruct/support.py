@@ -10,7 +10,7 @@ from itertools import combinations
 from mpo.data.similar import normalised
 from mpo.pipelines.mminstruct.against import figures
 from mpo.pipelines.mminstruct.description import NUMBER, Description, clauses, stem, tokens
-from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, length, rule, words
+from mpo.pipelines.mminstruct.language import CJK, IDEOGRAPHS, found_in, length, pairs, rule, words
 from mpo.pipelines.step import Record
 from mpo.verification.texts import read_yes_no
 
@@ -119,7 +119,7 @@ def _of_closed_lists(item: Record, known: Description) -> str | None:
     """A unit, a month or a colour of a short answer, and a colour of its question, that the description has not."""
     plain, asked = figures(item["answer"]), figures(item["question"])
     number = re.fullmatch(r"-?\d+(?:\.\d+)? ?(\D*)", plain)
-    if number and found_in(number[1], "unit"):
+    if number and found_in(number[1], "unit") and not (number[1] == "度" and "°" in item["caption"]):
         value = plain[: number.start(1)].strip()
         clock = rf"(?<!\d){value}:\d\d" if re.match("hour|小时", number[1]) else rf"\d:{value}(?!\d)"
         if re.match("hour|minute|second|小时|分|秒", number[1]) and re.search(clock, item["caption"]):
@@ -173,7 +173,8 @@ def _of_judgement(item: Record, known: Description) -> str | None:
         denied = whole and not negated[0] and negated[1] and asked <= known.clauses[best][1]
         return "the description denies it" if denied else _of_statement(question, known)
     new = {*tokens(why)} - asked
-    if new and any(new <= own and asked & own for _, own, _ in known.clauses):  # "No, it is at the south bank."
+    same = re.match(r"(?:it|they|he|she|this|these)\b|[是为]", why, re.IGNORECASE)  # "No, it is at the south bank."
+    if new and any(new <= own and (same or asked & own) for _, own, _ in known.clauses):
         return None
     limit = rule("limit").search(NUMBER.sub("#", figures(question)))
     if more or plain or limit or rule("quantified").search(question) or beside[best] < 0.8 or negated[0] or negated[2]:
@@ -182,7 +183,8 @@ def _of_judgement(item: Record, known: Description) -> str | None:
     if not asked & known.known <= there:
         return None
     whole = whole and asked <= there
-    closed = [({*find.findall(figures(question))}, {*find.findall(known.clauses[best][2])}) for find in (rule("colour"), NUMBER)]
+    asks = re.sub(r"(?:周|星期|礼拜)\d", "", figures(question))
+    closed = [({*find.findall(asks)}, {*find.findall(known.clauses[best][2])}) for find in (rule("colour"), NUMBER)]
     return "the description says so" if whole or any(one and one == other for one, other in closed) else None
 
 
@@ -292,7 +294,12 @@ def _elsewhere(kind: str, text: str, about: set[str], known: Description, least:
     beside = known.beside(asked)
     mine = max((near for near, found in zip(beside, has, strict=True) if found), default=-1.0)
     best = max(range(len(there)), key=lambda at: (beside[at] if there[at] - about else -1.0, bool(has[at])))
-    if mine < 0 or has[best] or beside[best] < 0.45 or beside[best] - mine < 0.15:
+    if kind == "side" and not any(pairs("facing").get(one) in there[best] for one in said):
+        return None  # what is below may be on the left
+    of_said = [own for _, own, plain in known.clauses if said <= {*find.findall(plain)}]
+    listed = kind == "number" and any(all(map(NUMBER.fullmatch, own)) for own in of_said)
+    apart = 0.15 if kind == "number" else 0.3
+    if listed or mine < 0 or has[best] or beside[best] < 0.3 + apart or beside[best] - mine < apart:
         return None
     return f"the description has {', '.join(sorted(there[best]))} there, not {', '.join(said)}"
 

@@ -229,6 +229,16 @@ FLAGS: dict[str, dict[str, Any]] = {
 MODEL = {"model": arg("model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1", "MODEL")}
 
 
+def action(arguments: dict[str, dict[str, Any]], *examples: str) -> Callable[[Callable[[Args], Any]], Callable[[Args], Any]]:
+    """Make a function an action of its module's command: its name and text are the action's, which has what a command has."""
+
+    def made(run: Callable[[Args], Any]) -> Callable[[Args], Any]:
+        vars(run).update(ARGUMENTS=arguments, EXAMPLES="\n".join(examples), run=run)
+        return run
+
+    return made
+
+
 def flags(*names: str, choices: Sequence[str] | None = None, **defaults: Any) -> dict[str, dict[str, Any]]:
     """Take flags of `FLAGS` for a command, those with a default, or `REQUIRED`, as keywords (``max_tiles=12``), which come first.
 

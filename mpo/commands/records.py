@@ -44,17 +44,16 @@ def processes(args: Args) -> int:
     return getattr(args, "num_proc", None) or available
 
 
-def load_processor(args: Args) -> Any:
+def processor_of(args: Args) -> Any:
     """The processor of `--model`; None without it."""
     if not args.model:
         if args.max_tiles is not None:
             raise ValueError("--max-tiles needs --model. Add --model NAME_OR_PATH.")
         return None
-    from mpo.models.loading import NotOpened
-    from mpo.models.loading import load_processor as load
+    from mpo.models.loading import NotOpened, load_processor
 
     try:
-        return load(args.model, max_tiles=args.max_tiles)
+        return load_processor(args.model, max_tiles=args.max_tiles)
     except NotOpened as error:
         raise ValueError(f"--model {error}") from error
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from mpo.commands.flags import Args, action, arg, flags, path
 from mpo.commands.outcome import Report
+from mpo.visible import size
 
 FOLDER = {"folder": arg("folder of the cache, or one of its sub-folders", "DIR", type=path)}
 
@@ -67,7 +68,7 @@ def _contents(folder: Path, fingerprint: Any) -> dict[str, Any]:
 def _table(found: dict[str, Any]) -> str:
     about, settings, temporary = found["about"], found["settings"], found["temporary"]
     unreadable = f" (and {found['unreadable']} unreadable: run mpo cache verify)" if found["unreadable"] else ""
-    removed = f"{temporary['files']}, {_size(temporary['bytes'])} (removed by mpo cache prune)"
+    removed = f"{temporary['files']}, {size(temporary['bytes'])} (removed by mpo cache prune)"
     parts = found["fingerprint"]["parts"]
     of_features = {name: parts.get(name, "not known") for name in ("features", "compute dtype", "device") if "images" in found}
     of_log_probs = {
@@ -78,7 +79,7 @@ def _table(found: dict[str, Any]) -> str:
     }
     rows = {
         **{name: f"{found[name]:,}" for name in ("completions", "images") if name in found},
-        "shards": f"{found['shards']}{unreadable}, {_size(found['bytes'])}",
+        "shards": f"{found['shards']}{unreadable}, {size(found['bytes'])}",
         "written": " to ".join(found["written"]) or "nothing yet",
         "temporary files": removed if temporary["files"] else "none",
         "model": " ".join(str(about.get(name, "")) for name in ("model", "name_or_path")).strip(),
@@ -88,10 +89,6 @@ def _table(found: dict[str, Any]) -> str:
     }
     width = max(map(len, rows))
     return "\n".join([found["folder"], *(f"  {name:<{width}}  {value}" for name, value in rows.items()), ""])
-
-
-def _size(total: int) -> str:
-    return f"{total / 2**20:.1f} MiB" if total >= 2**20 else f"{total / 2**10:.1f} KiB"
 
 
 def _short(value: Any) -> str:

@@ -51,7 +51,7 @@ def _describe(report: dict[str, Any]) -> list[str]:
     },
     "mpo mminstruct collect photos --output images --image-domain folder     photos/landmark/a.jpg is a landmark",
     "mpo mminstruct collect archive --output images --image-domain landmark --clip openai/clip-vit-base-patch32 --retrieve 200",
-    "mpo mminstruct collect archive --output images --image-domain prompt --classifier http://localhost:8000/v1 --licence CC-BY-4.0",
+    "mpo mminstruct collect old --output images --image-domain prompt --classifier http://localhost:8000/v1 --licence CC-BY-4.0",
 )
 def collect(args: Args) -> Report:
     """Collect images of folders and data sets: without broken, small and duplicate ones, with domain, licence and origin.

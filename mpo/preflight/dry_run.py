@@ -26,7 +26,7 @@ from mpo.preflight.structure import adapted, build_structure, count_parameters
 from mpo.preflight.workload import Workload
 from mpo.training.features.use import is_projector_frozen, why_not_cached
 from mpo.training.record_checks import check_images, check_records, measure_records, name_of, sample
-from mpo.visible import table
+from mpo.visible import size, table
 
 if TYPE_CHECKING:
     from mpo.training.job import TrainJob
@@ -249,17 +249,6 @@ def histogram(title: str, values: Any, bins: int = 10) -> list[str]:
     for range_, count in zip(ranges, counts, strict=True):
         lines.append(f"    {range_:>{width}}  {count:>{most},} {'#' * -(-count * BAR // max(counts))}".rstrip())
     return lines
-
-
-def size(number: float) -> str:
-    """Format bytes in GiB or MiB.
-
-    >>> size(1.5 * 2**30), size(3 * 2**20), size(0)
-    ('1.50 GiB', '3.0 MiB', '0')
-    """
-    if number >= 2**30:
-        return f"{number / 2**30:.2f} GiB"
-    return f"{number / 2**20:.1f} MiB" if number else "0"
 
 
 def _columns(rows: Sequence[tuple[str, str, str]], *, indent: int = 0) -> list[str]:

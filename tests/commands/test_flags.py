@@ -173,7 +173,8 @@ def test_json_and_text_say_the_same(folder, capsys):
 def test_what_libraries_and_children_print_is_not_in_the_json(folder):
     """Python's stdout and the file descriptor, as of a child process."""
     program = (
-        "import os, sys\nfrom mpo.commands import main\nfrom mpo.commands.data import show\nfrom mpo.commands.outcome import Report\n"
+        "import os, sys\nfrom mpo.commands import main\n"
+        "from mpo.commands.data import show\nfrom mpo.commands.outcome import Report\n"
         "def noisy(args):\n    print('from Python')\n    os.system('echo from a child')\n    return Report('', {'records': []})\n"
         "show.run = noisy\nsys.exit(main(['data', 'show', 'pairs.jsonl', '--json']))"
     )

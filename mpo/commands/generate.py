@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mpo.commands.flags import MODEL, Args, Words, arg, flags, refuse
-from mpo.commands.models import open_model, refuse_unfit
+from mpo.commands.models import open_model, ran, refuse_unfit
 from mpo.commands.outcome import Report
-from mpo.commands.steps import ran
 from mpo.visible import visible
 
 EXAMPLES = """\

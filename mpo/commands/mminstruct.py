@@ -7,8 +7,8 @@ and asks nothing again that was answered.
 from typing import Any
 
 from mpo.commands.flags import REQUIRED, Args, action, arg, flags, path
+from mpo.commands.models import ASKED, INPUT, JOB, MAKE, asked_model, ran, run_make, run_step
 from mpo.commands.outcome import Report
-from mpo.commands.steps import ASKED, INPUT, JOB, MAKE, asked_model, ran, run_make, run_step
 
 
 @action(MAKE, "mpo mminstruct make mminstruct.yaml --output made                       all of it: made/meta.json, for mpo sft")

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from mpo.commands.flags import Args, Words, action, arg, flags
+from mpo.commands.models import ASKED, INPUT, JOB, MAKE, asked_model, reviewed, run_make, run_step
 from mpo.commands.outcome import Report
-from mpo.commands.steps import ASKED, INPUT, JOB, MAKE, asked_model, reviewed, run_make, run_step
 
 
 @action(

@@ -11,8 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from mpo.io import atomic_folder, refuse_existing
-from mpo.models.export.rows import NEW_ROWS, standard_names
-from mpo.models.export.trained import Trained, merged, open_trained
+from mpo.models.export.trained import NEW_ROWS, Trained, merged, open_trained, standard_names
 from mpo.models.export.trial import Comparison, Trial
 from mpo.models.family import INTERNVL
 from mpo.models.fit import missing_rows

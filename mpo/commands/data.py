@@ -9,10 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mpo.commands.flags import REQUIRED, Args, Words, action, arg, flags, path
+from mpo.commands.flags import REQUIRED, Args, Words, action, arg, flags, path, refuse_replacing, refuse_targets
 from mpo.commands.models import open_model, refuse_unfit
 from mpo.commands.outcome import Failed, Report
-from mpo.commands.outputs import refuse_replacing, refuse_targets
 from mpo.commands.records import INPUT, OUTPUT, SPLIT, TARGET, ids, load, processes, processor_of, write, written_data, written_text
 from mpo.io import write_json_lines, write_text
 

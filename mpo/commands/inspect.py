@@ -2,9 +2,8 @@
 
 import json
 
-from mpo.commands.flags import REQUIRED, Args, Words, action, arg, flags, path
+from mpo.commands.flags import REQUIRED, Args, Words, action, arg, flags, path, refuse_targets
 from mpo.commands.outcome import Report
-from mpo.commands.outputs import refuse_targets
 
 
 @action(

@@ -240,15 +240,9 @@ def _load_one(kind: str, source: mixture_file.Source, **settings: Any) -> Any:
 def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0, kind: str = "pair") -> IterableDataset:
     """Interleave streams of several sources, drawing the source of each pair by weight, until every source was read once.
 
-    A source that ends earlier is repeated. The result resumes with `state_dict` and `load_state_dict`.
-
-    Args:
-        sources: as in `mix`, with a ``weight`` for all of them or, to take them in turn, for none.
-        seed: of the random choices.
-        kind: as in `mix`.
-
-    Raises:
-        ValueError: for invalid sources, and for settings that need the number of pairs.
+    A source that ends earlier is repeated. The result resumes with `state_dict` and `load_state_dict`. Arguments are as in `mix`;
+    all sources have a ``weight`` or, to take them in turn, none. Raises ValueError for invalid sources, and for settings that need
+    the number of pairs.
     """
     checked = mixture_file.check_sources(sources)
     counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]

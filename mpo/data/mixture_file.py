@@ -199,15 +199,11 @@ def is_mixture(path: str | Path) -> bool:
 def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the arguments of `mix` from a file: YAML or JSON with a list ``sources`` and settings, or MMPR's meta.json.
 
-    Paths and patterns are relative to the file's folder if they exist there. Settings that are null are left out.
+    Paths and patterns are relative to the file's folder if they exist there. Settings that are null are left out. `base` is that of
+    `read_meta`, for a meta.json alone; `within` are the mixtures that contain this one.
 
-    Args:
-        base: as in `read_meta`, and only for a meta.json.
-        within: the mixtures that contain this one, the outermost first.
-
-    Raises:
-        ValueError: for a missing or invalid file, unknown keys, sources and settings that `mix` refuses, and a mixture that
-            contains itself.
+    Raises ValueError for a missing or invalid file, unknown keys, sources and settings that `mix` refuses, and a mixture that
+    contains itself.
     """
     path = Path(path).expanduser()
     if not path.is_file():

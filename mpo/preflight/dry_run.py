@@ -268,14 +268,11 @@ def _columns(rows: Sequence[tuple[str, str, str]], *, indent: int = 0) -> list[s
 class Workload:
     """Plan a run over `pairs`, its pairs or conversations, from the `costs` without truncation of all or some `records` of them.
 
-    Raises:
-        ValueError: for settings of rows that the trainer refuses for this model.
+    ``tokens`` and ``tiles`` of each record are as it is trained, in rows of ``layout``, shape (N,), without padding;
+    ``padded_because`` says why rows are padded, if they have to be. ``most_expensive`` are indices of the records of the
+    micro-batch with the highest memory; ``packing`` is the report of the sampler that plans the batches, None without one.
 
-    Attributes:
-        tokens: of each record as it is trained, in rows of ``layout``, shape (N,), without padding; ``tiles`` likewise.
-        padded_because: why rows are padded, if they have to be.
-        most_expensive: indices of the records of the micro-batch with the highest memory.
-        packing: report of the sampler that plans the batches; None without one.
+    Raises ValueError for settings of rows that the trainer refuses for this model.
     """
 
     def __init__(self, pairs: Any, records: Any, costs: PairCosts, model: Any, processor: Any, args: Any, *, ranks: int) -> None:

@@ -18,7 +18,7 @@ from mpo.models.fit import missing_rows
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import read_config, read_official
 from mpo.models.official.convert import ORIGINAL, check_same_model, checked_difference, to_official
-from mpo.models.official.layouts import expected_shapes
+from mpo.models.official.names import expected_shapes
 from mpo.models.official.tensors import TensorFiles, bytes_of
 from mpo.models.strict import check_shapes, read_json
 

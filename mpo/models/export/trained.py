@@ -93,8 +93,7 @@ class Trained:
 
         `dtype` is as in `load_internvl`; for an adapter, that of its base: adapters stay float32, as in peft.
 
-        Raises:
-            ValueError: naming tensors that are missing, unexpected, of another shape, or not finite.
+        Raises ValueError naming tensors that are missing, unexpected, of another shape, or not finite.
         """
         chosen = as_dtype(dtype)
         # PiSSA and OLoRA decompose the weights in the dtype of training, not rounded ones.
@@ -132,11 +131,8 @@ class Trained:
 def open_trained(folder: Path, *, base: str | None = None) -> Trained:
     """Open a folder written by `mpo train` or `MPOTrainer.save_model`, or a checkpoint of a run, without loading the model.
 
-    `base`: name or path of the checkpoint it was trained from, if its adapter_config.json does not name it or is wrong.
-
-    Raises:
-        ValueError: for an incomplete checkpoint, an adapter that is zero or not finite, or a base that cannot be found or is
-            quantised.
+    `base`: name or path of the checkpoint it was trained from, if its adapter_config.json does not name it or is wrong. Raises
+    ValueError for an incomplete checkpoint, an adapter that is zero or not finite, or a base that is not found or quantised.
     """
     if re.fullmatch(r"checkpoint-\d+", folder.name):
         try:
@@ -172,8 +168,7 @@ def open_trained(folder: Path, *, base: str | None = None) -> Trained:
 def merged(model: Any, *, progress: bool = True) -> Any:
     """Merge the adapter into the model's weights, layer by layer; a model without adapters is returned unchanged.
 
-    Raises:
-        ValueError: naming the layer whose merged weights are not finite, or that peft cannot merge.
+    Raises ValueError naming the layer whose merged weights are not finite, or that peft cannot merge.
     """
     if not isinstance(model, PeftModel):
         return model
@@ -307,8 +302,7 @@ def fit_rows(model: Any, adapter: PeftConfig, tensors: Mapping[str, Tensor], whe
     `tensors` are the adapter's, by their names on disk; with embeddings and head if peft saved them (``save_embedding_layers``,
     ``modules_to_save``). Returns those of its names that are complete embedding and head matrices.
 
-    Raises:
-        ValueError: when a row missing from the base is neither in the folder's matrices nor among its trained tokens.
+    Raises ValueError when a row missing from the base is neither in the folder's matrices nor among its trained tokens.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     places = {name: module for name, module in model.named_modules() if module in (embeddings, head)}

@@ -84,7 +84,9 @@ def export(
     processor = trained.processor()
     model = trained.load(dtype)
     _check_rows(source, trained, model, processor)
-    trial = _trial(source, trained, model, processor) if check else None
+    trial = Trial.of(model, processor, moves=not trained.residual) if check else None
+    if trial is not None and trial.moved == 0 and trained.must_change_logits:
+        raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
     model = merged(model, progress=progress)
     with atomic_folder(target) as partial:
         ours = partial if form == "transformers" else partial / "merged"
@@ -98,13 +100,6 @@ def export(
         tensors = len(TensorFiles(partial).names())
     merged_into = None if trained.adapter is None else trained.weights
     return Export(target, form, name, tensors, len(sizes), sum(sizes), merged_into, comparison, difference)
-
-
-def _trial(source: Path, trained: Trained, model: Any, processor: Any) -> Trial:
-    trial = Trial.of(model, processor, moves=not trained.residual)
-    if trial.moved == 0 and trained.must_change_logits:
-        raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
-    return trial
 
 
 def _save(model: Any, processor: Any, folder: Path, shard_bytes: int) -> None:

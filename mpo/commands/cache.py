@@ -9,6 +9,7 @@ With vision_features=cached the features of every image are stored likewise, by 
 processor's settings and the image.
 """
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,13 @@ def inspect(args: Args) -> Report:
     from mpo.training.store import read_caches
 
     caches, unread = read_caches(args.folder)
-    folders, problems = [_contents(*cache) for cache in caches], list(map(str, unread.values()))
-    return Report("\n".join([*map(_table, folders), *problems]), {"folders": folders, "problems": problems}, int(bool(unread)))
+    folders = [_contents(*cache) for cache in caches]
+    return _report(map(_table, folders), folders, unread)
+
+
+def _report(lines: Iterable[str], folders: list[Any], unread: Mapping[Path, Exception], bad: bool = False, **more: Any) -> Report:
+    problems = list(map(str, unread.values()))
+    return Report("\n".join([*lines, *problems]), {**more, "folders": folders, "problems": problems}, int(bad or bool(unread)))
 
 
 def _contents(folder: Path, fingerprint: Any) -> dict[str, Any]:
@@ -129,8 +135,7 @@ def verify(args: Args) -> Report:
     bad = any(found["problems"] for found in folders)
     fix = f"Run `mpo cache prune {args.folder}` to remove damaged and invalid entries; the next run computes them again."
     lines += [fix] if prunable else []
-    others = list(map(str, unread.values()))
-    return Report("\n".join([*lines, *others]), {"folders": folders, "problems": others}, int(bad or bool(unread)))
+    return _report(lines, folders, unread, bad)
 
 
 @action(
@@ -160,6 +165,4 @@ def prune(args: Args) -> Report:
         lines += [f"{folder}: " + ("nothing to do" if not done else "would" if args.dry_run else "done")]
         lines += [f"  {line}" for line in done]
         folders.append({"folder": folder, "changes": done})
-    problems = list(map(str, unread.values()))
-    data = {"dry_run": args.dry_run, "folders": folders, "problems": problems}
-    return Report("\n".join([*lines, *problems]), data, int(bool(unread)))
+    return _report(lines, folders, unread, dry_run=args.dry_run)

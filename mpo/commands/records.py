@@ -27,8 +27,8 @@ def load(args: Args) -> Any:
 
     if is_mixture(args.path):
         refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root, metadata=args.metadata)
-    given = {name: getattr(args, name, None) for name in ("format", "image_root", "metadata", "split")}
-    given = {name: value for name, value in given.items() if value is not None}
+    names = ("format", "image_root", "metadata", "split")
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     is_pair = kind_of_source(args.path, given.get("split", "train"), format=args.format) == "pair"
     return (load_preferences if is_pair else load_conversations)(args.path, num_proc=processes(args), **given)
 

@@ -309,14 +309,12 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[dict[
         {"NAME": {"root": FOLDER, "annotation": FILE.jsonl, "data_augment": false, "repeat_time": 0.5, "length": 6910,
                   "max_dynamic_patch": 6}, ...}
 
-    Args:
-        base: the folder that its paths are relative to; every ``root`` must be inside it, also after following links. The default
-            is the first of these folders that has the annotations: the file's folder, its parent (as MMPR's own files expect),
-            the current folder. A ``root`` may then be any folder. Set a base for files that you do not trust.
+    Its paths are relative to the folder `base`, and every ``root`` must be inside it, also after following links. The default is
+    the first of these that has the annotations: the file's folder, its parent (as MMPR's own files expect), the current folder. A
+    ``root`` may then be any folder. Set a base for files that you do not trust.
 
-    Raises:
-        ValueError: for a file that is not a meta.json, entries with missing or invalid values, missing files, a root outside
-            `base`, and annotations whose number of lines is not ``length``.
+    Raises ValueError for a file that is not a meta.json, entries with missing or invalid values, missing files, a root outside
+    `base`, and annotations whose number of lines is not ``length``.
     """
     path = Path(path).expanduser()
     try:

@@ -178,15 +178,12 @@ def convert(args: Args) -> Report:
     read = load_conversations if "messages" in pairs.column_names else load_preferences
     again = read(written.path, **({"image_root": written.image_root} if written.image_root else {}))
     dropped = not_kept(written)
-    found = first_difference(_bare(pairs, dropped), _bare(again, dropped))
+    kept = [one.remove_columns([name for name in dropped if name in one.column_names]) for one in (pairs, again)]
+    found = first_difference(*kept)
     if found is not None:
         raise Failed(f"{written.path} differs from {args.path}: {found}. The new file was not deleted. Please report this.")
     checked = f"Read again: {len(again):,} {written.unit}, the same as in {args.path}."
     return Report(f"{written_text(written)}\n{checked}", {**written_data(written), "checked": True})
-
-
-def _bare(pairs: Any, dropped: list[str]) -> Any:
-    return pairs.remove_columns([name for name in dropped if name in pairs.column_names])
 
 
 @action(

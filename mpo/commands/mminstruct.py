@@ -162,8 +162,7 @@ def expand(args: Args) -> Report:
     if wrong:
         raise ValueError(f"--field={wrong[0]} is not of the form OURS=THEIRS. Write it such as question=q.")
     own = {name: getattr(args, name) for name in ("image_root", "licence", "limit", "drop_bad")}
-    own["domain"] = args.image_domain
-    own["fields"] = dict(one.split("=", 1) for one in args.field or [])
+    own |= {"domain": args.image_domain, "fields": dict(one.split("=", 1) for one in args.field or [])}
     return written(args, [Check()], Expansion(args.set, args.path, domains=load_domains(args.domains or []), **own))
 
 

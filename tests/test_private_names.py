@@ -65,7 +65,7 @@ OTHERS = {
     "_orig_mod": {"models/packable.py", "training/features/use.py"},  # torch
     "_preprocess": {"models/tiles.py"},  # image processors
     "_target_": {"commands/train.py"},  # Hydra
-    "_weight_conversions": {"models/export/rows.py", "models/official/layouts.py"},
+    "_weight_conversions": {"models/export/trained.py", "models/official/names.py"},
 }
 PYTHON = ("__", "_replace")  # Python's own, and its named tuples
 LOOKUPS = ("getattr", "hasattr", "setattr", "delattr")

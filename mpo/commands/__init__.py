@@ -8,12 +8,13 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from inspect import cleandoc
 from io import TextIOWrapper
 from itertools import takewhile
-from pkgutil import ModuleInfo, iter_modules
+from pkgutil import iter_modules
 from typing import Any, NoReturn
 
 from mpo.commands.flags import flags
@@ -82,36 +83,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_line(arguments: Sequence[str] = ()) -> Parser:
-    """The parser of all commands. Each is a module with `ARGUMENTS` and `run`, each folder a command with actions.
+    """The parser of all commands. Each is a module with `ARGUMENTS` and `run`, or with actions (`mpo.commands.flags.action`).
 
     With arguments that begin with a command's name, the others are left out: their imports are most of the time to start.
     """
     parser = Parser(prog="mpo", **_texts(sys.modules[__name__]))
     parser.add_argument("--version", action="version", version=f"mpo-trainer {version('mpo-trainer')}")
-    _add_commands(parser, __name__, "COMMAND", arguments)
+    names = [one.name for one in iter_modules(__path__)]
+    named = [name for name in names if name in arguments[:1]]
+    _add_commands(parser, {name: import_module(f"{__name__}.{name}") for name in named or names}, "COMMAND")
     return parser
 
 
-def _add_commands(parser: Parser, package: str, kind: str, arguments: Sequence[str]) -> None:
+def _add_commands(parser: Parser, found: Mapping[str, Any], kind: str) -> None:
     choices = parser.add_subparsers(title=f"{kind.lower()}s", metavar=kind, required=True)
-    all_of_them = [*iter_modules(import_module(package).__path__)]
-    named = [one for one in all_of_them if [one.name] == [*arguments[:1]]]
-    for found, module in _commands(package, named) or _commands(package, all_of_them):
-        texts = _texts(module)
-        command = choices.add_parser(found.name, help=texts["description"].split("\n")[0].rstrip(".:"), **texts)
-        if found.ispkg:
-            _add_commands(command, module.__name__, "ACTION", arguments[1:])
-        elif hasattr(module, "ARGUMENTS"):
-            for name, how in {**module.ARGUMENTS, **flags("--json")}.items():
-                command.add_argument(name, **how)
-            command.set_defaults(run=module.run, default_of=command.get_default)
+    for name, one in found.items():
+        actions = {own.__name__.rstrip("_"): own for own in vars(one).values() if own is not one and hasattr(own, "ARGUMENTS")}
+        if not actions and not hasattr(one, "run"):
+            continue
+        texts = _texts(one, [own.EXAMPLES.splitlines()[0] for own in actions.values()])
+        command = choices.add_parser(name, help=texts["description"].split("\n")[0].rstrip(".:"), **texts)
+        if actions:
+            _add_commands(command, actions, "ACTION")
+        elif hasattr(one, "ARGUMENTS"):
+            for argument, how in {**one.ARGUMENTS, **flags("--json")}.items():
+                command.add_argument(argument, **how)
+            command.set_defaults(run=one.run, default_of=command.get_default)
 
 
-def _commands(package: str, found: Sequence[ModuleInfo]) -> list[tuple[ModuleInfo, Any]]:
-    modules = ((one, import_module(f"{package}.{one.name}")) for one in found)
-    return [(one, module) for one, module in modules if one.ispkg or hasattr(module, "run")]
-
-
-def _texts(module: Any) -> dict[str, Any]:
-    examples = "\n  ".join(getattr(module, "EXAMPLES", "").splitlines())
-    return {"description": module.__doc__ or module.__name__, "epilog": f"examples\n  {examples}"}
+def _texts(command: Any, of_actions: Sequence[str] = ()) -> dict[str, Any]:
+    examples = "\n  ".join(of_actions or getattr(command, "EXAMPLES", "").splitlines())
+    return {"description": cleandoc(command.__doc__ or command.__name__), "epilog": f"examples\n  {examples}"}

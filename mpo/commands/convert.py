@@ -11,9 +11,8 @@ saves the conversion at every load.
 
 from dataclasses import asdict
 
-from mpo.commands.flags import Args, Words, arg, flags, path
+from mpo.commands.flags import Args, Words, arg, flags, path, refuse_unwritable
 from mpo.commands.outcome import Report
-from mpo.commands.outputs import refuse_unwritable
 
 EXAMPLES = """\
 mpo convert InternVL2_5-8B InternVL2_5-8B-hf              convert to transformers' format

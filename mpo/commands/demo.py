@@ -16,9 +16,8 @@ Nothing is downloaded. Run the same command again to resume an interrupted demo.
 
 from pathlib import Path
 
-from mpo.commands.flags import Args, flags
+from mpo.commands.flags import Args, flags, refuse_unwritable
 from mpo.commands.outcome import Report
-from mpo.commands.outputs import refuse_unwritable
 
 EXAMPLES = """\
 mpo demo                          run the demo, output in runs/demo

@@ -17,9 +17,8 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mpo.commands.flags import Args, arg, flags, path
+from mpo.commands.flags import Args, arg, flags, path, refuse_unwritable
 from mpo.commands.outcome import Report
-from mpo.commands.outputs import refuse_unwritable
 
 if TYPE_CHECKING:
     from mpo.models.export.run import Export

@@ -1,9 +1,12 @@
-"""The flags of all commands. Each is described once, so that it has one spelling, one type and one help text everywhere."""
+"""The flags of all commands. Each is described once, so that it has one spelling, one type and one help text everywhere.
+
+And checks before any work is done: of flags that would do nothing, outputs that cannot be written, and files that are a user's.
+"""
 
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,6 +232,16 @@ FLAGS: dict[str, dict[str, Any]] = {
 MODEL = {"model": arg("model: a folder, a model id on the Hub, or http(s)://HOST:PORT/v1", "MODEL")}
 
 
+def action(arguments: dict[str, dict[str, Any]], *examples: str) -> Callable[[Callable[[Args], Any]], Callable[[Args], Any]]:
+    """Make a function an action of its module's command: its name and text are the action's, which has what a command has."""
+
+    def made(run: Callable[[Args], Any]) -> Callable[[Args], Any]:
+        vars(run).update(ARGUMENTS=arguments, EXAMPLES="\n".join(examples), run=run)
+        return run
+
+    return made
+
+
 def flags(*names: str, choices: Sequence[str] | None = None, **defaults: Any) -> dict[str, dict[str, Any]]:
     """Take flags of `FLAGS` for a command, those with a default, or `REQUIRED`, as keywords (``max_tiles=12``), which come first.
 
@@ -262,3 +275,38 @@ def refuse(args: Args, names: Iterable[str], why: str) -> None:
             value = " ".join(map(str, given)) if isinstance(given, list) else given
             said = f"{flag if flag in FLAGS else name.upper()}" + f"={value!s:.80}" * (given is not True)
             raise ValueError(f"{said} {why}. Leave it out.")
+
+
+def refuse_unwritable(name: str, target: Path) -> None:
+    """Refuse a file or folder, by its name on the command line, in a folder that cannot be created or written."""
+    above = next(path for path in target.absolute().parents if os.path.lexists(path))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "cannot be written" if above.is_dir() else "is not a folder"
+        raise ValueError(f"{name}={target} cannot be written: {above} {reason}. Give another path.")
+
+
+def refuse_targets(targets: Mapping[str, Path | None]) -> None:
+    """Refuse new targets, by their names on the command line, that exist, are the same, or cannot be written."""
+    seen: dict[str, str] = {}
+    for name, target in targets.items():
+        if target is None:
+            continue
+        if os.path.lexists(target):
+            raise ValueError(f"{name}={target} already exists. Choose a new name.")
+        refuse_unwritable(name, target)
+        if (other := seen.setdefault(os.path.realpath(target), name)) != name:
+            raise ValueError(f"{other} and {name} are both {target}. Give each its own name.")
+
+
+def refuse_replacing(name: str, target: Path | None, start: str) -> None:
+    """Refuse to replace a file, by its name on the command line, that does not start as those of the command (`start`)."""
+    if target is None:
+        return
+    if target.is_dir():
+        raise ValueError(f"{name}={target} is a folder. Give the name of a file.")
+    if target.is_file():
+        with open(target, "rb") as file:
+            found = file.read(len(start.encode()))
+        if found and found != start.encode():
+            raise ValueError(f"{name}={target} exists, and this command has not written it. Give another file.")
+    refuse_unwritable(name, target)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.commands.flags import MODEL, Args, Words, arg, flags, refuse
-from mpo.commands.mmpr.steps import ran
-from mpo.commands.models import open_model, refuse_unfit
+from mpo.commands.models import open_model, ran, refuse_unfit
 from mpo.commands.outcome import Report
 from mpo.visible import visible
 

@@ -6,9 +6,8 @@ Both are folders or names on the Hub. The folder that is written holds transform
 (method=internvl2_5_stage1).
 """
 
-from mpo.commands.flags import REQUIRED, Args, arg, flags
+from mpo.commands.flags import REQUIRED, Args, arg, flags, refuse_targets
 from mpo.commands.outcome import Report
-from mpo.commands.outputs import refuse_targets
 
 EXAMPLES = """\
 mpo join InternViT-300M-448px-V2_5 Qwen2.5-0.5B-Instruct --output joined    begin with the parts of InternVL2.5-1B

@@ -24,20 +24,12 @@ By = Literal["both", "image", "question"]
 def split_eval(
     pairs: Dataset, amount: float | int, *, seed: int = 0, by: By = "both", num_proc: int | None = None
 ) -> tuple[Dataset, Dataset]:
-    """Split pairs into a training part and an evaluation part, without copying them.
+    """Split pairs into a training and an evaluation part, each in its original order, without copying them.
 
-    Args:
-        amount: size of the evaluation part: a fraction of the pairs below 1, or a number of pairs. Connected components are
-            never split, so the part may be smaller.
-        by: what connects two pairs: the same question or the same image (``"both"``), or only one of the two. Pairs that are
-            connected through other pairs stay together too.
-        num_proc: number of processes that read images.
+    `amount` is the size of the evaluation part: a fraction of the pairs below 1, or a number of pairs. Pairs that are connected
+    (`By`), also through other pairs, are never split, so the part may be smaller. `num_proc` processes read images.
 
-    Returns:
-        the training pairs and the evaluation pairs, each in their original order.
-
-    Raises:
-        ValueError: for an invalid amount, or when every connected component is larger than the evaluation part.
+    Raises ValueError for an invalid amount, or when every connected component is larger than the evaluation part.
     """
     in_eval = choose_eval(pairs, amount, seed=seed, by=by, num_proc=num_proc)
     return pairs.select(np.flatnonzero(~in_eval)), pairs.select(np.flatnonzero(in_eval))

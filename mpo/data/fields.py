@@ -72,8 +72,7 @@ class Format:
     def read(self, line: Line) -> Iterator[Found]:
         """Read the pairs of a line, without checking their values.
 
-        Raises:
-            ValueError: for a line that cannot be read in this format.
+        Raises ValueError for a line that cannot be read in this format.
         """
         raise NotImplementedError
 

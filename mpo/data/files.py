@@ -56,8 +56,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
             a slice such as ``"train[:100]"``.
         min_shards: minimum number of shards of a JSONL file, if it has enough lines.
 
-    Raises:
-        ValueError: for a missing file, an unknown file type or an unknown split.
+    Raises ValueError for a missing file, an unknown file type or an unknown split.
     """
     text = os.fspath(path)
     if not os.path.exists(text) and not is_pattern(text):
@@ -79,8 +78,7 @@ def open_files(path: str | Path, split: str = "train", *, min_shards: int = 1) -
 def files_of(path: str | Path, split: str = "train") -> list[Path]:
     """List the local files of a source, which tell whether it has changed.
 
-    Raises:
-        ValueError: for an unknown split, and for a path that is neither a regular file nor a folder.
+    Raises ValueError for an unknown split, and for a path that is neither a regular file nor a folder.
     """
     text = os.fspath(path)
     if os.path.isdir(text):
@@ -118,13 +116,9 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
         data/train_prefs-00000-of-00002.parquet    as on the Hub: the name before the numbers
         validation/part-7.jsonl                    the name of the folder
 
-    Files without a split in their names belong to ``train``. References from one file to others are not followed.
-
-    Args:
-        split: name of the split, or another word for it.
-
-    Raises:
-        ValueError: for a folder without files of records, without that split, or with files of several types.
+    Files without a split in their names belong to ``train``. References from one file to others are not followed. `split` may be
+    another word for it. Raises ValueError for a folder without files of records or without that split, or with several types of
+    files.
     """
     asked = split.lower()
     found: dict[str, list[Path]] = {}

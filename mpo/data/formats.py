@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from mpo.data.fields import CANNOT, COMMON, SYSTEM, TRL_CANNOT, Format, Found, Line, is_nothing, message_of, one_of, pair_of, refuse
+from mpo.data.messages import text_of
 from mpo.io import json_kind, parse_json
 
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
@@ -299,14 +300,7 @@ def _begins_with(conversation: Any, prompt: str) -> bool:
     if not isinstance(conversation, list):
         return False
     turns = [turn for turn in conversation[:2] if isinstance(turn, Mapping) and turn.get("role") != "system"]
-    return bool(turns) and turns[0].get("role") == "user" and _text(turns[0].get("content")) == prompt.strip()
-
-
-def _text(content: Any) -> str | None:
-    if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-        content = "".join(text for text in texts if isinstance(text, str))
-    return content.strip() if isinstance(content, str) else None
+    return bool(turns) and turns[0].get("role") == "user" and text_of(turns[0]).strip() == prompt.strip()
 
 
 def _split_common_prefix(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -332,8 +326,7 @@ FORMATS = {one.NAME: one for one in (_Swift(), _ShareGPT(), _VLFeedback(), _RLAI
 def detect(line: Line, formats: Mapping[str, Format] = FORMATS, noun: str = "pair") -> Format:
     """Find the format of a line, of several, by the fields that the line has; ``noun`` says what the line should hold.
 
-    Raises:
-        ValueError: for a line in no known format (the message lists the formats), and for a line with two prompts.
+    Raises ValueError for a line in no known format (the message lists the formats), and for a line with two prompts.
     """
     given = {name: value for name, value in line.items() if not is_nothing(value)}
     is_pair = "completions" in given or "text" in given or ("chosen" in given and "rejected" in given) or noun != "pair"

@@ -19,8 +19,7 @@ def id_hash(text: str) -> int:
 def refuse_repeated(hashes: array[int], placed: Iterable[tuple[str, str]]) -> None:
     """Refuse an id that is there twice among the hashes of all (`id_hash`); `placed`, places and ids, are read only to name it.
 
-    Raises:
-        BadRecord: naming both places.
+    Raises BadRecord naming both places.
     """
     values = np.sort(np.frombuffer(hashes, np.uint64)) if hashes else np.empty(0, np.uint64)
     twice = set(values[1:][values[1:] == values[:-1]].tolist())

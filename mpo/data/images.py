@@ -37,16 +37,11 @@ _OTHER_FILES = (
 def open_image(source: Any, *, where: str = "") -> Image.Image:
     """Open an image: fully decoded, upright as its EXIF data say, as RGB on white, and only the first frame of an animation.
 
-    Args:
-        source: a path, the bytes of a file, a dict of datasets' Image feature with ``bytes`` or ``path``, or a PIL image.
-        where: name of the image, for error messages; a path is appended to it.
+    `source` is a path, the bytes of a file, a dict of datasets' Image feature with ``bytes`` or ``path``, or a PIL image, which is
+    returned itself if it is RGB already; ``filename`` is the path, if there is one. `where` names the image in messages.
 
-    Returns:
-        an RGB image; `source` itself if it is one already. ``filename`` is the path, if there is one.
-
-    Raises:
-        ValueError: for a file that is missing, cut short, damaged, not an image or not of `FORMATS`, for more than `MAX_PIXELS`,
-            and for pixels without a defined white (32-bit and float).
+    Raises ValueError for a file that is missing, cut short, damaged, not an image or not of `FORMATS`, for more than `MAX_PIXELS`,
+    and for pixels without a defined white (32-bit and float).
     """
     if isinstance(source, Image.Image):
         where = where or "the image"
@@ -63,8 +58,7 @@ def open_image(source: Any, *, where: str = "") -> Image.Image:
 def image_size(source: Any, *, where: str = "") -> tuple[int, int]:
     """Read the height and width of `open_image`'s result from the header alone.
 
-    Raises:
-        ValueError: as in `open_image`, as far as the header tells.
+    Raises ValueError as in `open_image`, as far as the header tells.
     """
     if isinstance(source, Image.Image):
         return _upright_size(source)
@@ -144,8 +138,7 @@ def media_type(content: bytes, *, where: str = "") -> str | None:
     These are JPEG, PNG, GIF and WebP without transparency, 16-bit grey, CMYK or further frames, and upright unless JPEG, whose
     orientation is commonly known. A JPEG needs its end, a PNG the checksums of all its chunks; anything else is decoded.
 
-    Raises:
-        ValueError: as in `open_image`.
+    Raises ValueError as in `open_image`.
     """
     with _header(content, where) as (opened, _):
         jpeg = opened.format in ("JPEG", "MPO")

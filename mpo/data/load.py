@@ -30,7 +30,6 @@ from mpo.io import BAD_RECORDS, MAX_BAD_FRACTION
 from mpo.visible import table
 
 logger = logging.getLogger(__name__)
-ON_BAD_RECORD = ("raise", "skip")
 
 
 def load_preferences(
@@ -137,7 +136,10 @@ def _load(
     metadata: Any, on_bad_record: str, max_bad_fraction: float, bad_records: Any, streaming: bool, num_proc: int | None, seed: int
 ) -> Any:  # fmt: skip
     check_format(format, KINDS[kind].formats)
-    _check(split, limit, on_bad_record, max_bad_fraction)
+    bad = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction}
+    mixture_file.check_values({"split": split, **bad, **({} if limit is None else {"limit": limit})})
+    if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
+        raise ValueError(f"max_bad_fraction={max_bad_fraction} needs on_bad_record='skip'. Set that, or leave it out.")
     metadata = mixture_file.checked_names(metadata)
     own = {"tiles": checked_tiles(tiles), "frames": checked_frames(frames)}
     if not isinstance(path, (str, os.PathLike)):
@@ -148,8 +150,7 @@ def _load(
         if streaming:
             found = f"{path} says how often each record is used, but a stream's records are not counted"
             raise ValueError(f"{found}. Set streaming=false, or call mpo.data.load.stream_mixture.")
-        bad = {"on_bad_record": on_bad_record, "max_bad_fraction": max_bad_fraction, "bad_records": bad_records}
-        settings = {"format": format, "num_proc": num_proc, "metadata": metadata, **bad}
+        settings = {"format": format, "num_proc": num_proc, "metadata": metadata, "bad_records": bad_records, **bad}
         return with_settings(spread(_load_mixture(path, image_root, split, seed, settings, source, kind), limit), own)
     root = os.path.expanduser(image_root) if image_root else folder_of(path)
     reading = Reading(os.path.realpath(root), format, source or stem(path), on_bad_record == "skip", metadata, kind)
@@ -158,19 +159,6 @@ def _load(
         stream = Stream(reading, listed, own).open(path, split)
         return stream if limit is None else stream.take(limit)
     return load_source(path, split, reading, listed, own, limit, num_proc)
-
-
-def _check(split: Any, limit: Any, on_bad_record: Any, max_bad_fraction: Any) -> None:
-    if not isinstance(split, str):
-        raise ValueError(f"split must be the name of a split, such as 'train'; got {split!r}.")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit must be a number of records, 1 or more; got {limit!r}.")
-    if on_bad_record not in ON_BAD_RECORD:
-        raise ValueError(f"on_bad_record must be one of {', '.join(ON_BAD_RECORD)}; got {on_bad_record!r}.")
-    if isinstance(max_bad_fraction, bool) or not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"max_bad_fraction must be between 0 and 1; got {max_bad_fraction!r}.")
-    if max_bad_fraction != MAX_BAD_FRACTION and on_bad_record == "raise":
-        raise ValueError(f"max_bad_fraction={max_bad_fraction} needs on_bad_record='skip'. Set that, or leave it out.")
 
 
 def mix(
@@ -240,15 +228,9 @@ def _load_one(kind: str, source: mixture_file.Source, **settings: Any) -> Any:
 def stream_mixture(sources: Sequence[Mapping[str, Any]], *, seed: int = 0, kind: str = "pair") -> IterableDataset:
     """Interleave streams of several sources, drawing the source of each pair by weight, until every source was read once.
 
-    A source that ends earlier is repeated. The result resumes with `state_dict` and `load_state_dict`.
-
-    Args:
-        sources: as in `mix`, with a ``weight`` for all of them or, to take them in turn, for none.
-        seed: of the random choices.
-        kind: as in `mix`.
-
-    Raises:
-        ValueError: for invalid sources, and for settings that need the number of pairs.
+    A source that ends earlier is repeated. The result resumes with `state_dict` and `load_state_dict`. Arguments are as in `mix`;
+    all sources have a ``weight`` or, to take them in turn, none. Raises ValueError for invalid sources, and for settings that need
+    the number of pairs.
     """
     checked = mixture_file.check_sources(sources)
     counted = [source.name for source in checked if source.repeat_time != 1 or source.cap is not None]

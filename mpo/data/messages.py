@@ -80,16 +80,11 @@ def prompt_messages(
 ) -> list[Message]:
     """Convert a prompt to messages, with image parts at the placeholders or, without any placeholders, in front.
 
-    Args:
-        value: text, or messages. If image parts already place all images, text is left unchanged.
-        name: name of the prompt, for error messages.
-        wanted: number of images and videos of the record, by ``image`` and ``video``.
-        elsewhere: other texts of the record, by name, in which images are not allowed.
-        is_whole: whether it is a whole conversation: messages may have ``tool_calls`` (as JSON) and ``train``, and images are
-            only in turns of the user, as in TRL's SFTTrainer.
+    If image parts of `value` already place all images, text is left unchanged. `wanted` is the number of images and of videos, by
+    ``image`` and ``video``; `elsewhere` are other texts of the record, by name, in which none are allowed. A whole conversation
+    (`is_whole`) may have ``tool_calls`` (as JSON) and ``train``, and images only in turns of the user, as in TRL's SFTTrainer.
 
-    Raises:
-        ValueError: for an invalid prompt, and for placeholders that do not match the images or are not allowed there.
+    Raises ValueError for an invalid prompt, and for placeholders that do not match the images or are not allowed there.
     """
     given = [{"role": "user", "content": value}] if isinstance(value, str) else value
     messages = [_message(message, name, is_whole) for message in given]

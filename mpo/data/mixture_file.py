@@ -50,30 +50,34 @@ def _is_whole(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_positive(value: Any, below: float = float("inf")) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < below
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 Checks = dict[str, tuple[Callable[[Any], bool], str]]
 _FLAG = (lambda value: isinstance(value, bool), "true or false")
-_CHECKS: Checks = {
+CHECKS: Checks = {
     **dict.fromkeys(("cap", "limit"), (_is_whole, "a number of records, 1 or more")),
-    **dict.fromkeys(("image_root", "format", "split"), (lambda value: isinstance(value, (str, Path)), "text")),
+    **dict.fromkeys(("image_root", "format"), (lambda value: isinstance(value, (str, Path)), "text")),
+    "split": (lambda value: isinstance(value, str), "the name of a split, such as 'train'"),
+    "on_bad_record": (lambda value: value in ("raise", "skip"), "raise or skip"),
+    "max_bad_fraction": (lambda value: _is_number(value) and 0 <= value <= 1, "between 0 and 1"),
     **dict.fromkeys(("augment", "from_preferences"), _FLAG),
-    **dict.fromkeys(("repeat_time", "weight"), (_is_positive, "a number above 0")),
+    **dict.fromkeys(("repeat_time", "weight"), (lambda value: _is_number(value) and 0 < value < float("inf"), "a number above 0")),
 }
 _META_CHECKS: Checks = {
     "data_augment": _FLAG,
-    "repeat_time": (lambda value: _is_positive(value, 1e6), "a number above 0 and below 1e6"),
+    "repeat_time": (lambda value: _is_number(value) and 0 < value < 1e6, "a number above 0 and below 1e6"),
     "length": (lambda value: _is_whole(value, 0), "a whole number of 0 or more"),
     "max_dynamic_patch": (_is_whole, "a whole number of 1 or more"),
 }
 
 
-def _check_values(given: Mapping[str, Any], checks: Checks, where: str) -> None:
+def check_values(given: Mapping[str, Any], where: str = "", checks: Checks = CHECKS) -> None:
+    """Refuse the first value that its check refuses, by its name."""
     for key, (is_right, expected) in checks.items():
         if key in given and not is_right(given[key]):
-            raise ValueError(f"{where}: {key!r} must be {expected}; got {given[key]!r:.100}.")
+            raise ValueError(f"{where}{key!r} must be {expected}; got {given[key]!r:.100}.")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Source:
         if unknown is not None:
             meant = did_you_mean(unknown, known)
             raise ValueError(f"Source {name!r} has an unknown key {unknown!r}.{meant} Known keys: {', '.join(known)}.")
-        _check_values(given, _CHECKS, f"Source {name!r}")
+        check_values(given, f"Source {name!r}: ")
         if "weight" in given and "repeat_time" in given:
             raise ValueError(f"Source {name!r} has a weight and a repeat_time, but only one of them can be used. Remove one.")
         load = {key: value for key, value in given.items() if key not in OWN}
@@ -199,15 +203,11 @@ def is_mixture(path: str | Path) -> bool:
 def read_mixture(path: str | Path, *, base: str | Path | None = None, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the arguments of `mix` from a file: YAML or JSON with a list ``sources`` and settings, or MMPR's meta.json.
 
-    Paths and patterns are relative to the file's folder if they exist there. Settings that are null are left out.
+    Paths and patterns are relative to the file's folder if they exist there. Settings that are null are left out. `base` is that of
+    `read_meta`, for a meta.json alone; `within` are the mixtures that contain this one.
 
-    Args:
-        base: as in `read_meta`, and only for a meta.json.
-        within: the mixtures that contain this one, the outermost first.
-
-    Raises:
-        ValueError: for a missing or invalid file, unknown keys, sources and settings that `mix` refuses, and a mixture that
-            contains itself.
+    Raises ValueError for a missing or invalid file, unknown keys, sources and settings that `mix` refuses, and a mixture that
+    contains itself.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -313,14 +313,12 @@ def read_meta(path: str | Path, *, base: str | Path | None = None) -> list[dict[
         {"NAME": {"root": FOLDER, "annotation": FILE.jsonl, "data_augment": false, "repeat_time": 0.5, "length": 6910,
                   "max_dynamic_patch": 6}, ...}
 
-    Args:
-        base: the folder that its paths are relative to; every ``root`` must be inside it, also after following links. The default
-            is the first of these folders that has the annotations: the file's folder, its parent (as MMPR's own files expect),
-            the current folder. A ``root`` may then be any folder. Set a base for files that you do not trust.
+    Its paths are relative to the folder `base`, and every ``root`` must be inside it, also after following links. The default is
+    the first of these that has the annotations: the file's folder, its parent (as MMPR's own files expect), the current folder. A
+    ``root`` may then be any folder. Set a base for files that you do not trust.
 
-    Raises:
-        ValueError: for a file that is not a meta.json, entries with missing or invalid values, missing files, a root outside
-            `base`, and annotations whose number of lines is not ``length``.
+    Raises ValueError for a file that is not a meta.json, entries with missing or invalid values, missing files, a root outside
+    `base`, and annotations whose number of lines is not ``length``.
     """
     path = Path(path).expanduser()
     try:
@@ -359,7 +357,7 @@ def _entry(where: str, name: str, entry: Any, bases: list[Path]) -> dict[str, An
         if meant := did_you_mean(field, META_KEYS):
             raise ValueError(f"{where} has an unknown key {field!r}.{meant}")
     checked = {key: value for key, value in entry.items() if value is not None or key == "repeat_time"}
-    _check_values(checked, _META_CHECKS, where)
+    check_values(checked, f"{where}: ", _META_CHECKS)
     base = next((one for one in bases if (one / entry["annotation"]).is_file()), None)
     if base is None:
         tried = ", ".join(str(one / entry["annotation"]) for one in bases)

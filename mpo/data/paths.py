@@ -18,17 +18,11 @@ _KINDS[stat.S_IFBLK] = "a device"
 
 
 def inside(root: str | os.PathLike[str], path: Any, what: str = "image", *, where: str = "", setting: str = "image_root") -> str:
-    """Resolve the path of a file that a data file names and that must be inside a folder.
+    """Resolve the path of a file that a data file names, relative or absolute, and that must be inside the folder `root`.
 
-    Args:
-        root: the folder; ``..``, absolute paths and links may lead anywhere inside it, but not outside.
-        path: the path in the data file, relative to `root` or absolute.
-        what: what the file is, for error messages.
-        where: name of the record, for error messages.
-        setting: name of the setting of `root`, for error messages.
-
-    Raises:
-        ValueError: for a path that is not text, a URL, a path that leaves the folder, and anything but a regular file.
+    ``..``, absolute paths and links may lead anywhere inside it, but not outside. `what` (the file), `where` (the record) and the
+    `setting` of the folder are for messages. Raises ValueError for a path that is not text, a URL, a path that leaves the folder,
+    and anything but a regular file.
     """
     name = f"{where}: the {what} {str(path)[:200]!r}" if where else f"The {what} {str(path)[:200]!r}"
     if not isinstance(path, str) or not path or "\0" in path:

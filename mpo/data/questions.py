@@ -101,8 +101,7 @@ def load_questions(path: str | Path, **settings: Any) -> Questions:
 def to_question(line: Mapping[str, Any], *, where: str, image_root: Path) -> Question:
     """Convert a line to a question. Image paths are relative to `image_root`.
 
-    Raises:
-        BadRecord: for a line that is no question, and for a field that is not read and may be something the model should see.
+    Raises BadRecord for a line that is no question, and for a field that is not read and may be something the model should see.
     """
     with bad_record(where):
         prompt, answer, choices = (_only(line, names) for names in (PROMPTS, ANSWERS, CHOICES))

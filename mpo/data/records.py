@@ -83,20 +83,14 @@ def to_records(
     metadata: Sequence[str] = (),
     kind: str = "pair",
 ) -> Rows:
-    """Convert a line to its records: one, in most formats.
+    """Convert a line, whose place is `where` (``pairs.jsonl:17``), to its records: one, in most formats.
 
-    Args:
-        where: name of the line for error messages, such as ``pairs.jsonl:17``.
-        find: finds images and videos, such as `mpo.data.paths.Folders`.
-        format: the line's format; None: detect it.
-        source: name of the source, if the line has none.
-        metadata: fields that are metadata, whatever they hold.
-        kind: one of `KINDS`.
+    `find` finds images and videos, such as `mpo.data.paths.Folders`; a `format` of None is detected; `source` is the name for a
+    line without its own; fields `metadata` are that, whatever they hold; `kind` is one of `KINDS`.
 
-    Raises:
-        BadRecord: for a line that is not a valid pair or conversation: missing or empty fields, fields of another type, equal
-            completions, turns out of order, files that are missing or outside their root, placeholders that do not match the
-            images, fields that the format does not use although the model should see them (`mpo.data.unused`).
+    Raises BadRecord for a line that is not a valid pair or conversation: missing or empty fields, fields of another type, equal
+    completions, turns out of order, files that are missing or outside their root, placeholders that do not match the images, fields
+    that the format does not use although the model should see them (`mpo.data.unused`).
     """
     with bad_record(where):
         rows = Rows()

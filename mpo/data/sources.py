@@ -148,8 +148,7 @@ class Stream:
     def __call__(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         """Yield the records of shards.
 
-        Raises:
-            ValueError: if too many of the records that this process has read are bad; each is counted once.
+        Raises ValueError if too many of the records that this process has read are bad; each is counted once.
         """
         for shard in shards:
             name, lines, bad = repr(shard), 0, 0

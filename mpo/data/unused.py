@@ -88,8 +88,7 @@ def metadata_of(
     The user calls the fields `called` metadata, and `line` is without them; fields `names` are not refused. With `labels`, turns of
     the assistant are labelled, each for itself.
 
-    Raises:
-        ValueError: for a field that the model should see, and for one that the line's own metadata have with another value.
+    Raises ValueError for a field that the model should see, and for one that the line's own metadata have with another value.
     """
     used = (*reader.uses(line), *settings_of(line))
     unused = {name: value for name, value in line.items() if name not in used and value is not None}
@@ -138,21 +137,13 @@ def check_unused(
 ) -> dict[str, list[Any]]:
     """Refuse fields that may be something the model should see, beside what is used and inside of its messages.
 
-    Args:
-        unused: the fields that are not used, by name; None, empty texts and empty lists are nothing.
-        used: the texts and conversations that are used, by name; a message or text that only repeats texts in them is metadata.
-        shown: the images and videos of the record: paths, bytes, or dicts with ``bytes`` or ``path``.
-        find: maps a path and its kind to the real path, see `mpo.data.paths.Folders`; None: relative to the current folder.
-        known: the fields of a message that are used.
-        passed: names of fields that are not judged.
-        advice: what to do for a field that is metadata, with a place for its name.
-        labelled: names of the conversations whose turns are labelled; flags of other names, which may say which, are refused.
+    `unused` and `used` (texts and conversations) are by name; what only repeats texts of `used` is metadata. `shown` are the images
+    and videos of the record: paths, bytes, or dicts with ``bytes`` or ``path``. `known` are the fields of a message that are used,
+    `passed` those that are not judged, `labelled` the conversations whose turns are labelled: flags of other names, which may say
+    which, are refused. `advice` says what to do for a field that is metadata, with a place for its name.
 
-    Returns:
-        the fields inside of messages and their parts that are not used, each with its values.
-
-    Raises:
-        BadRecord: of kind `KIND`, with the first such field, its value, and what to do.
+    Returns the fields inside of messages and their parts that are not used, each with its values. Raises BadRecord, of kind `KIND`,
+    with the first field that is refused, its value, and what to do.
     """
     inner: dict[str, list[Any]] = {}
     for side, conversation in used.items():

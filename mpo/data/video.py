@@ -94,13 +94,10 @@ def checked_frames(value: Any) -> dict[str, int] | None:
 def with_frames(record: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Replace the videos of a record by frames among its images. A record without videos is returned unchanged.
 
-    Args:
-        record: may have ``videos``, a list of paths, with one ``{"type": "video"}`` part for each in the prompt's messages. Its
-            images keep their order and have one tile each, as the frames do. ``frames`` of a record: see `checked_frames`.
-        where: name of the record, for error messages.
+    A prompt in messages has one ``{"type": "video"}`` part for each of the ``videos``, a list of paths. Images keep their order and
+    have one tile each, as the frames do. ``frames`` of a record: see `checked_frames`. `where` names it in messages.
 
-    Raises:
-        ValueError: for a video that is missing or cannot be read, and for a prompt with another number of video parts.
+    Raises ValueError for a video that is missing or cannot be read, and for a prompt with another number of video parts.
     """
     paths = record.get("videos") or []
     if not paths:
@@ -147,11 +144,8 @@ def _parts(message: Mapping[str, Any]) -> list[Any]:
 def frames_of(path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES) -> list[Frame]:
     """Choose the frames of a video, undecoded: `FRAMES_PER_SECOND`, at least `min_frames`, at most `max_frames` or all it has.
 
-    Raises:
-        ValueError: for a missing file, and for a file that FFmpeg cannot read as a video.
+    Raises ValueError for a missing file, and for a file that FFmpeg cannot read as a video.
     """
-    if not 1 <= min_frames <= max_frames:
-        raise ValueError(f"Expected 1 <= min_frames <= max_frames; got min_frames={min_frames} and max_frames={max_frames}.")
     with _named(where):
         header = _header(path)
     count = min(max(round(header.seconds * FRAMES_PER_SECOND), min_frames), max_frames, header.frames)
@@ -166,13 +160,9 @@ def frame_size(frame: Frame, *, where: str = "") -> tuple[int, int]:
 
 
 def open_frames(path: str, frames: Sequence[Frame], *, where: str = "") -> list[Image.Image]:
-    """Decode several frames of one video, as `frames_of` chooses them; `where` names the video in error messages.
+    """Decode frames of a video, as `frames_of` chooses them: upright RGB images, in order, with sides of `MAX_SIDE` at most.
 
-    Returns:
-        upright RGB images, in the order of `frames`, with sides of at most `MAX_SIDE`.
-
-    Raises:
-        ValueError: for a video that is missing, cut short or damaged.
+    Raises ValueError for a video, which `where` names in messages, that is missing, cut short or damaged.
     """
     with _named(where):
         header = _header(path)

@@ -16,10 +16,8 @@ class CallingThread:
 
     In a program's first thread glibc keeps the memory of a batch for the next one; that of other threads, in blocks of 64 MiB, it
     returns to the system whenever a block is empty, and each page is then given and cleared anew (up to 5 % of the time of small
-    models). CUDA's current device is that of the calling thread, too.
-
-    Attributes:
-        model: whose calls it runs: those of the first that asks. Several models generate at the same time, in threads of their own.
+    models). CUDA's current device is that of the calling thread, too. It runs the calls of the first ``model`` that asks: several
+    generate at the same time, in threads of their own.
     """
 
     def __init__(self) -> None:

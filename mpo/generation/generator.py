@@ -181,8 +181,7 @@ class Generator(Protocol):
 class Decoding:
     """The settings of `Generator.generate`, checked.
 
-    Raises:
-        ValueError: naming the setting, its value and what it may be; and for settings that have no effect together.
+    Raises ValueError naming the setting, its value and what it may be; and for settings that have no effect together.
     """
 
     n: int = 1  # responses per request

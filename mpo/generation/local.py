@@ -92,9 +92,6 @@ class LocalGenerator:
         usage: the tokens so far.
         concurrency: of a job's requests: a full batch of single responses.
         tower: the `mpo.training.features.use.CachedTower` of the model, or None; see `with_tower`.
-
-    Raises:
-        ValueError: for an invalid argument.
     """
 
     def __init__(

@@ -48,13 +48,8 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
 def gumbel_noise(keys: Tensor, step: int, vocabulary: int) -> Tensor:
     """Gumbel noise from a counter: the finalizer of SplitMix64 (Steele et al. 2014) on a row's key, the step and the token.
 
-    Args:
-        keys: of the rows, shape (rows, 1) int64.
-        step: number of the token in the response, from 0.
-        vocabulary: V, number of tokens.
-
-    Returns:
-        shape (rows, V); float64, or float32 on a device without it.
+    `keys` of the rows have shape (rows, 1) int64; `step` is the number of the token in the response, from 0; `vocabulary`, V, that
+    of all tokens. Returns shape (rows, V); float64, or float32 on a device without it.
 
     >>> keys = torch.tensor([[5], [6]])
     >>> torch.equal(gumbel_noise(keys, 3, 4)[1:], gumbel_noise(keys[1:], 3, 4))

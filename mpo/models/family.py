@@ -73,8 +73,7 @@ class Family:
         >>> bool(re.fullmatch(INTERNVL.adapted_layers({"vision": "lora"}), "model.vision_tower.encoder.layer.0.mlp.fc1"))
         True
 
-        Raises:
-            ValueError: when no part is adapted.
+        Raises ValueError when no part is adapted.
         """
         linear = {**self.linear, "language": _LANGUAGE}
         chosen = [part for part in linear if choices.get(part, "freeze") == "lora"]
@@ -175,8 +174,7 @@ def known_family(config: Any) -> Family:
 def family_of(config: Any, why: str) -> Family:
     """The family of a model, where it matters: for the setting `why`, which the error names.
 
-    Raises:
-        ValueError: for a vision-language model of an unknown family, whose parts would be mistaken for others.
+    Raises ValueError for a vision-language model of an unknown family, whose parts would be mistaken for others.
     """
     family = known_family(config)
     if family is not UNKNOWN:

@@ -15,9 +15,7 @@ def compile_layers(model: nn.Module, *, backend: str | None = None, mode: str | 
 
     Weights, names and hooks stay as they are. A model compiled as a whole would be recompiled for nearly every batch: packed rows
     differ in more than their length. The model may have adapters or be sharded; `backend` and `mode` are those of `torch.compile`.
-
-    Raises:
-        ValueError: for a model without a known stack of layers.
+    Raises ValueError for a model without a known stack of layers.
     """
     stack = getattr(find_text_model(model), "layers", None)
     layers = [*(stack if isinstance(stack, nn.ModuleList) else []), *tower_layers(model)]
@@ -32,10 +30,8 @@ def use_liger_layers(model: nn.Module, kernels: dict[str, bool] | None = None) -
     """Replace RMSNorm, LayerNorm, rotary positions and SwiGLU with Liger's Triton kernels (arXiv 2410.10989), in place.
 
     They work token by token, so packing does not affect them. The loss remains TRL's fused LM head. `kernels`: those to use
-    (``liger_kernel_config``): ``rope``, ``rms_norm``, ``layer_norm``, ``swiglu``; None for all.
-
-    Raises:
-        ValueError: for a model that Liger does not support, which it would silently leave unchanged.
+    (``liger_kernel_config``): ``rope``, ``rms_norm``, ``layer_norm``, ``swiglu``; None for all. Raises ValueError for a model that
+    Liger does not support, which it would silently leave unchanged.
     """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # type: ignore[import-not-found, unused-ignore]
 

@@ -97,18 +97,11 @@ def convert_llava(source: Path, target: Path, *, tower: Path | None = None, shar
     """Write an official LLaVA-1.5 in transformers' format, with its processor; tensors are copied bit by bit.
 
     The placeholder of images gets a row in embeddings and head, the mean of the others, which is never read and never the largest.
+    mm_vision_select_layer of the checkpoint in `source` says which layers its MMFuser reads. `target` is an empty folder, `tower`
+    that of the CLIP vision tower, for a checkpoint without these weights, or of another size than CLIP_L_336, and `shard_bytes`
+    the largest size of a weight file. Returns the number of tensors written.
 
-    Args:
-        source: folder of the checkpoint. Its mm_vision_select_layer says which layers its MMFuser reads.
-        target: an existing, empty folder.
-        tower: folder of its CLIP vision tower, for a checkpoint without these weights, or of another size than CLIP_L_336.
-        shard_bytes: the largest size of a weight file.
-
-    Returns:
-        the number of tensors written.
-
-    Raises:
-        ValueError: for settings that transformers' LLaVA does not have, and tensors that are not those of the config.
+    Raises ValueError for settings that transformers' LLaVA does not have, and tensors that are not those of the config.
     """
     where = source / "config.json"
     official, tokenizer = _official(where), read_tokenizer(source)

@@ -144,10 +144,7 @@ def as_dtype(dtype: Any) -> torch.dtype | Literal["auto"]:
 def official_folder(name_or_path: str, *, weights: bool = True) -> Path | None:
     """The folder of an InternVLChatModel, downloaded if it is a name on the Hub; None for a checkpoint in another format.
 
-    An adapter is refused. Without `weights` those are not downloaded.
-
-    Raises:
-        NotOpened: for a checkpoint that cannot be found.
+    Without `weights` those are not downloaded. Raises NotOpened for a checkpoint that cannot be found, ValueError for an adapter.
     """
     refuse_adapter(name_or_path)
     with opening(name_or_path):

@@ -63,8 +63,7 @@ def check_adapter(choices: Mapping[str, Any], adapter: Any, family: Family = DEF
 def freeze_parts(model: nn.Module, choices: Mapping[str, Any]) -> None:
     """Freeze parts of a model, and the first layers of its vision tower, by the choices of `check_parts`; the rest is trained.
 
-    Raises:
-        ValueError: for a part that the model does not have, or more layers than in its tower.
+    Raises ValueError for a part that the model does not have, or more layers than in its tower.
     """
     family = family_of(base_model(model).config, "train_parts")
     names = {family.part_of(name) for name, _ in model.named_parameters()}
@@ -107,10 +106,7 @@ def split_groups(
 
     `rates`: part -> learning rate; `rate` is that of the others. With `vision_layer_decay` d, layer i of L in the vision tower has
     d^(L - i) of the tower's rate, its embeddings d^(L + 1): layer-wise decay as in BEiT (arXiv 2106.08254), with the projector in
-    place of its head.
-
-    Raises:
-        ValueError: for a learning rate of a part that is not trained, and for a model of an unknown family.
+    place of its head. Raises ValueError for a rate of a part that is not trained, and for a model of an unknown family.
     """
     setting = f"{next(iter(rates))}_learning_rate" if rates else "vision_layer_decay"
     family = family_of(base_model(model).config, setting)

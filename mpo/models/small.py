@@ -101,11 +101,8 @@ def assemble_processor(
 ) -> InternVLProcessor:
     """Put an InternVL processor together around a tokenizer with InternVL's tokens; pixels are normalized as in every InternVL.
 
-    Args:
-        tiles: the smallest and the largest number of tiles per image.
-        thumbnail: ``use_thumbnail`` of `TileImageProcessor`; None for transformers' class, which always adds one.
-        image_size: height and width of a tile, in pixels.
-        image_seq_length: tokens per tile.
+    `tiles` are the smallest and the largest number of tiles per image, of `image_size` pixels and `image_seq_length` tokens each;
+    `thumbnail` is ``use_thumbnail`` of `TileImageProcessor`, or None for transformers' class, which always adds one.
     """
     pixels: dict[str, Any] = {"size": {"height": image_size, "width": image_size}}
     pixels |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of ImageNet

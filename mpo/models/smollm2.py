@@ -30,11 +30,8 @@ def smollm2_folder() -> Path:
 def load_smollm2_vl(*, image_size: int = 56, patch_size: int = 14, max_tiles: int = 4, seed: int = 0) -> LoadedModel:
     """Build a float32 InternVL of about 135 M parameters, and its processor.
 
-    Args:
-        image_size: height and width of a tile, in pixels.
-        patch_size: patch size of the vision tower, in pixels; a tile is ``(image_size / patch_size / 2)^2`` tokens.
-        max_tiles: the largest number of tiles per image.
-        seed: random seed of the weights of the vision tower and of the new tokens.
+    `image_size` of a tile and `patch_size` of the vision tower are in pixels: a tile is ``(image_size / patch_size / 2)^2`` tokens;
+    `max_tiles` is the largest number of them per image. `seed` is that of the weights of the vision tower and of the new tokens.
     """
     folder = smollm2_folder()
     text_model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF_FILE, dtype=torch.float32)

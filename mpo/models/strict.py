@@ -36,8 +36,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def read_config_json(path: str | Path) -> dict[str, Any]:
     """Read config.json of a checkpoint in either format.
 
-    Raises:
-        ValueError: as `read_json`; for two values of rope_theta in a part of it, and rope settings that are not above 0.
+    Raises ValueError as `read_json`; for two values of rope_theta in a part of it, and rope settings that are not above 0.
     """
     config = read_json(path)
     _check_rope(config, str(path))
@@ -102,12 +101,10 @@ def read_hf_config(name_or_path: str | Path, **options: Any) -> Any:
 
 
 def load_strictly(load: Callable[..., Any], name_or_path: str, *, fix: str | None = None, **options: Any) -> Any:
-    """Load a model by `load` (`from_pretrained`), and refuse missing, unexpected or differently shaped tensors.
+    """Load a model by `load` (`from_pretrained`), and refuse missing, unexpected or differently shaped tensors, which are listed.
 
-    Raises:
-        ValueError: for an adapter, a missing or truncated file, a tied tensor with values of its own, or listing the missing,
-            unexpected and differently shaped tensors. A missing tied head and tensors that a model is known to ignore are
-            allowed.
+    A missing tied head and tensors that a model is known to ignore are allowed. Raises ValueError also for an adapter, a missing or
+    truncated file, and a tied tensor with values of its own.
     """
     refuse_adapter(name_or_path)
     if (index := Path(name_or_path) / SAFE_WEIGHTS_INDEX_NAME).is_file():

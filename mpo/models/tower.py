@@ -74,12 +74,10 @@ def can_share(model: nn.Module) -> bool:
 class DropPath:
     """Stochastic depth (arXiv 1603.09382): drop the output of a layer's attention or MLP for random tiles, in training mode.
 
-    Kept outputs are divided by the keep probability. The rate grows linearly with depth, from 0 in the first layer to `rate` in the
-    last, as in the official InternVisionEncoder; transformers has none. It adds nothing to a checkpoint.
-
-    Args:
-        model: a model whose tower is trained, with branches of one output row per tile in its layers (`mpo.models.family`).
-        rate: drop probability of the last layer; 0.1 (300M tower) or 0.4 (6B) in most official recipes.
+    Kept outputs are divided by the keep probability. The rate grows linearly with depth, from 0 in the first layer to `rate` in
+    the last (0.1 for the 300M tower, 0.4 for the 6B, in most official recipes), as in the official InternVisionEncoder;
+    transformers has none. It adds nothing to a checkpoint. The model's tower is trained, with branches of one output row per tile
+    in its layers (`mpo.models.family`).
     """
 
     def __init__(self, model: nn.Module, rate: float) -> None:

@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from mpo.preflight.doctor import Finding, attempted, one_line
+from mpo.visible import size
 
 GIB = 2**30
 SHARED_MEMORY = 1 * GIB
@@ -24,15 +25,6 @@ HUB_SECONDS = 2.0
 """Timeout of a request to the Hub."""
 HUB_FIX = "export HF_ENDPOINT=https://MIRROR, or HTTPS_PROXY=http://PROXY, or HF_HUB_OFFLINE=1 if all files are cached"
 REINSTALL = "pip install --force-reinstall torch torchvision"
-
-
-def size(number: float) -> str:
-    """Format bytes in GiB, or in MiB below half a GiB.
-
-    >>> size(79.6 * 2**30), size(64 * 2**20)
-    ('79.6 GiB', '64 MiB')
-    """
-    return f"{number / GIB:.1f} GiB" if number >= GIB / 2 else f"{number / 2**20:.0f} MiB"
 
 
 def _free(path: str | Path) -> tuple[int, str]:

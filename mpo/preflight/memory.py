@@ -121,10 +121,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the peak memory of the second or a later training step, when the optimizer state exists.
 
-    Args:
-        model: the policy on the meta device, in the dtype of the run, trained where ``requires_grad``.
-        batch: the most expensive micro-batch.
-        with_adapters: the reference is the policy without its adapters.
+    `model` is the policy on the meta device, in the dtype of the run, trained where ``requires_grad``; `batch` the most expensive
+    micro-batch. `with_adapters`: the reference is the policy without its adapters.
     """
     raised = sharding.kind == "fsdp2" and bool(args.bf16 or args.fp16) and not four_bits  # as `fsdp2_prepare_model` does
     accumulates = args.gradient_accumulation_steps > 1
@@ -248,10 +246,7 @@ def optimiser_bytes(model: nn.Module, optim: str, sharding: Sharding, *, raised:
 
     AdamW holds two moments per weight in the weight's dtype (arXiv 1711.05101; `torch.optim.AdamW`). 8-bit AdamW (arXiv 2110.02861)
     holds one byte per moment and a float32 scale per 256 of them, except for embeddings and small tensors. DeepSpeed adds float32
-    master weights and holds moments in float32.
-
-    Args:
-        raised: trained weights are cast to float32 after loading (accelerate under FSDP2 and mixed precision).
+    master weights and holds moments in float32. `raised`: trained weights are cast to float32 after loading (FSDP2 in accelerate).
     """
     owners = {p: module for module in model.modules() for p in module.parameters(recurse=False) if p.requires_grad}
     if sharding.is_deepspeed:

@@ -79,16 +79,12 @@ def trace_step(
 ) -> StepMemory:
     """Run the policy's forward pass, the reference's while the policy's activations are kept, and the backward pass.
 
-    Of equal layers after one another a few are run; each sum grows by the same amount with every further one.
+    Of equal layers after one another `layers`, 2 or more, are run; each sum grows by the same amount with every further one.
 
-    Args:
-        model: the policy on the meta device, with its adapters; it is not changed.
-        part_of: from the name of a module to the title of its part.
-        gpu: count what an NVIDIA GPU would allocate; otherwise a CPU.
-        reference: whether the step runs a reference, the policy or a copy of it.
-        gradients: bytes that stay on this rank after the gradient of a parameter is computed.
-        dtype: of the weights during the step, if it is not theirs.
-        layers: how many equal layers are run, at least 2.
+    `model` is the policy on the meta device, with its adapters, which is not changed; `part_of` maps a module's name to the title
+    of its part. `gpu`: count what an NVIDIA GPU would allocate; otherwise a CPU. `reference`: the step runs one, the policy or a
+    copy of it. `gradients` gives the bytes that stay on this rank after the gradient of a parameter is computed; `dtype` is that
+    of the weights during the step, if it is not theirs.
     """
     runs = _equal_layers(model)
     lengths = [min(len(run), layers) for run in runs]

@@ -173,7 +173,8 @@ def test_json_and_text_say_the_same(folder, capsys):
 def test_what_libraries_and_children_print_is_not_in_the_json(folder):
     """Python's stdout and the file descriptor, as of a child process."""
     program = (
-        "import os, sys, mpo.commands.data.show as show\nfrom mpo.commands import main\nfrom mpo.commands.outcome import Report\n"
+        "import os, sys\nfrom mpo.commands import main\n"
+        "from mpo.commands.data import show\nfrom mpo.commands.outcome import Report\n"
         "def noisy(args):\n    print('from Python')\n    os.system('echo from a child')\n    return Report('', {'records': []})\n"
         "show.run = noisy\nsys.exit(main(['data', 'show', 'pairs.jsonl', '--json']))"
     )
@@ -330,7 +331,7 @@ def test_ctrl_c_ends_cleanly(folder, capsys, monkeypatch):
 def test_a_terminal_that_lacks_a_character_gets_it_escaped(folder):
     """Also of a file name that is not UTF-8."""
     program = (
-        "import sys, mpo.commands.data.show as show\nfrom mpo.commands import main\nfrom mpo.commands.outcome import Report\n"
+        "import sys\nfrom mpo.commands import main\nfrom mpo.commands.data import show\nfrom mpo.commands.outcome import Report\n"
         "show.run = lambda args: Report('caf\\u00e9 \\udcff')\nsys.exit(main(['data', 'show', 'pairs.jsonl']))"
     )
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -341,7 +342,7 @@ def test_a_terminal_that_lacks_a_character_gets_it_escaped(folder):
 def test_a_closed_pipe_ends_cleanly(folder):
     """The reader is gone before the first line, as with ``| head``."""
     program = (
-        "import sys, mpo.commands.data.show as show\nfrom mpo.commands import main\nfrom mpo.commands.outcome import Report\n"
+        "import sys\nfrom mpo.commands import main\nfrom mpo.commands.data import show\nfrom mpo.commands.outcome import Report\n"
         "show.run = lambda args: Report('text')\nsys.exit(main(['data', 'show', 'pairs.jsonl']))"
     )
     reading, writing = os.pipe()
@@ -354,7 +355,7 @@ def test_a_closed_pipe_ends_cleanly(folder):
 def test_ctrl_c_ends_forked_processes_without_tracebacks(folder):
     """Ctrl-C reaches the whole process group, data workers included; a daemon that sleeps stands for one."""
     program = (
-        "import multiprocessing, sys, time, mpo.commands.data.show as show\nfrom mpo.commands import main\n"
+        "import multiprocessing, sys, time\nfrom mpo.commands import main\nfrom mpo.commands.data import show\n"
         "def run(args):\n"
         "    multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,), daemon=True).start()\n"
         "    print('ready', flush=True)\n"

@@ -17,7 +17,7 @@ from mpo.encoding.encoder import Encoder
 from mpo.models.loading import load_model, load_processor
 from mpo.models.official.config import transformers_config
 from mpo.models.official.convert import convert
-from mpo.models.official.layouts import expected_shapes
+from mpo.models.official.names import expected_shapes
 from mpo.models.official.schema import parse
 
 FILE = "somewhere/config.json"

@@ -11,15 +11,14 @@ import torch
 from transformers import AutoConfig
 
 from mpo.io import atomic_folder, refuse_existing
-from mpo.models.export.rows import NEW_ROWS, standard_names
-from mpo.models.export.trained import Trained, merged, open_trained
+from mpo.models.export.trained import NEW_ROWS, Trained, merged, open_trained, standard_names
 from mpo.models.export.trial import Comparison, Trial
 from mpo.models.family import INTERNVL
 from mpo.models.fit import missing_rows
 from mpo.models.loading import official_folder
 from mpo.models.official.checkpoint import read_config, read_official
 from mpo.models.official.convert import ORIGINAL, check_same_model, checked_difference, to_official
-from mpo.models.official.layouts import expected_shapes
+from mpo.models.official.names import expected_shapes
 from mpo.models.official.tensors import TensorFiles, bytes_of
 from mpo.models.strict import check_shapes, read_json
 
@@ -85,7 +84,9 @@ def export(
     processor = trained.processor()
     model = trained.load(dtype)
     _check_rows(source, trained, model, processor)
-    trial = _trial(source, trained, model, processor) if check else None
+    trial = Trial.of(model, processor, moves=not trained.residual) if check else None
+    if trial is not None and trial.moved == 0 and trained.must_change_logits:
+        raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
     model = merged(model, progress=progress)
     with atomic_folder(target) as partial:
         ours = partial if form == "transformers" else partial / "merged"
@@ -99,13 +100,6 @@ def export(
         tensors = len(TensorFiles(partial).names())
     merged_into = None if trained.adapter is None else trained.weights
     return Export(target, form, name, tensors, len(sizes), sum(sizes), merged_into, comparison, difference)
-
-
-def _trial(source: Path, trained: Trained, model: Any, processor: Any) -> Trial:
-    trial = Trial.of(model, processor, moves=not trained.residual)
-    if trial.moved == 0 and trained.must_change_logits:
-        raise ValueError(f"The adapter in {source} does not change the base's logits. Check the learning rate and the folder.")
-    return trial
 
 
 def _save(model: Any, processor: Any, folder: Path, shard_bytes: int) -> None:

@@ -74,8 +74,7 @@ class Trial:
     def compare(self, folder: Path) -> Comparison:
         """Load a folder in transformers' format and compare its logits for the same question.
 
-        Raises:
-            ValueError: when its processor encodes the question differently, or its logits differ by more than allowed.
+        Raises ValueError when its processor encodes the question differently, or its logits differ by more than allowed.
         """
         processor = load_processor(str(folder))
         inputs = question(processor)

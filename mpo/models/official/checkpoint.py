@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, InternVLConfig, InternVLProcessor
 
 from mpo.models.official.config import is_official, tensor_names, transformers_config
-from mpo.models.official.layouts import HEAD, check_tied, expected_shapes
-from mpo.models.official.names import TensorNames
+from mpo.models.official.names import HEAD, TensorNames, check_tied, expected_shapes
 from mpo.models.official.processor import load_tokenizer, official_processor
 from mpo.models.official.schema import Chat, parse, text_model
 from mpo.models.official.tensors import TensorFiles
@@ -52,8 +51,7 @@ class OfficialCheckpoint:
     def check(self) -> int:
         """Check that its tensors are those of its config, without reading them, and return their number in transformers' format.
 
-        Raises:
-            ValueError: listing those that differ; for unmerged LoRA adapters, and a head that should be tied and differs.
+        Raises ValueError listing those that differ; for unmerged LoRA adapters, and a head that should be tied and differs.
         """
         shapes = self.files.shapes()
         if adapters := [name for name in shapes if "base_model.model." in name or ".lora_" in name]:
@@ -77,8 +75,7 @@ class OfficialCheckpoint:
 def open_official(folder: Path, *, weights: bool = True) -> OfficialCheckpoint:
     """Open the folder of an official checkpoint, without running its code or reading tensors; with `weights` it must have them.
 
-    Raises:
-        ValueError: for a checkpoint that cannot be loaded, saying why.
+    Raises ValueError for a checkpoint that cannot be loaded, saying why.
     """
     where = str(folder / "config.json")
     official = parse(read_official(folder), where)

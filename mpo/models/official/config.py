@@ -44,10 +44,8 @@ def transformers_config(
 ) -> InternVLConfig:
     """The transformers config of an official checkpoint.
 
-    Args:
-        image_token_id: id of ``<IMG_CONTEXT>``.
-        eos_token_id: id of the token that ends a turn; by default that of the language model's config.
-        where: path of the file, for the error of a value that transformers' config of the language model refuses.
+    `image_token_id` is that of ``<IMG_CONTEXT>``, `eos_token_id` that of the token that ends a turn, by default as in the language
+    model's config. The error of a value that transformers refuses names the file, `where`.
     """
     llm, vision, kind = official.llm_config, official.vision_config, text_model(official.llm_config)
     text_class = CONFIG_MAPPING[TEXT_MODELS[kind][1]]

@@ -18,7 +18,7 @@ from mpo.models.loading import load_internvl, load_processor
 from mpo.models.official.checkpoint import open_official, read_config, read_official
 from mpo.models.official.config import differences, is_official, official_config, transformers_config
 from mpo.models.official.forward import official_logits
-from mpo.models.official.layouts import EMBEDDINGS, HEAD, TransformersFiles
+from mpo.models.official.names import EMBEDDINGS, HEAD, TransformersFiles
 from mpo.models.official.processor import PROCESSOR_FILES, carried_settings, check_processors, load_tokenizer
 from mpo.models.official.schema import parse
 from mpo.models.official.tensors import bytes_of, write_shards
@@ -68,8 +68,7 @@ def convert(
         compare: compare the logits of both formats on a random input; by default if memory allows.
         tower: folder of a LLaVA's vision tower, as in `convert_llava`.
 
-    Raises:
-        ValueError: for a checkpoint that cannot be converted, or logits that differ.
+    Raises ValueError for a checkpoint that cannot be converted, or logits that differ.
     """
     shard_bytes = bytes_of(shard_gb)
     if is_official_llava(read_config(source)):

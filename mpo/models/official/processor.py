@@ -48,8 +48,7 @@ def chat_template(name: str, *, bos: str = "") -> str:
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of an official checkpoint, without running its code; None if there is none.
 
-    Raises:
-        ValueError: when it cannot be read, or lacks an image token.
+    Raises ValueError when it cannot be read, or lacks an image token.
     """
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.exists() else {}

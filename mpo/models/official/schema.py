@@ -213,8 +213,7 @@ TEXT_MODELS: dict[str, tuple[str, str, type[Language]]] = {
 def parse(official: Mapping[str, Any], where: str) -> "Chat[Any]":
     """Check the keys of an official config.json, and fill in the official code's defaults.
 
-    Raises:
-        ValueError: naming the file, `where`, and the key that is missing, has another type, or a value that is not supported.
+    Raises ValueError naming the file, `where`, and the key that is missing, has another type, or a value that is not supported.
     """
     llm = official.get("llm_config")
     kind = text_model(llm, where) if isinstance(llm, Mapping) else "llama"

@@ -15,15 +15,12 @@ def read_sentencepiece(
 ) -> tuple[Tokenizer, dict[str, str]]:
     """Read a tokenizer.model of type BPE, as InternLM2's and Llama's; and its special tokens by name (``bos_token``, ...).
 
-    Args:
-        added: ``added_tokens_decoder`` of tokenizer_config.json: id -> content and flags. Those within the vocabulary replace the
-            piece with that id.
-        prefix_every_text: put the model's leading space before each text between added tokens, as SentencePiece does when it gets
-            them one by one (``legacy`` of Llama's tokenizer); otherwise before the first one only.
+    `added` is ``added_tokens_decoder`` of tokenizer_config.json, id -> content and flags; those within the vocabulary replace the
+    piece with that id. `prefix_every_text`: put the model's leading space before each text between added tokens, as SentencePiece
+    does when it gets them one by one (``legacy`` of Llama's tokenizer); otherwise before the first one only.
 
-    Raises:
-        ValueError: when the sentencepiece package is missing, the file cannot be read, the model is of another type, or the ids of
-            added tokens leave a gap.
+    Raises ValueError when the sentencepiece package is missing, the file cannot be read, the model is of another type, or the ids
+    of added tokens leave a gap.
     """
     proto = _parsed(path)
     trained, rules = proto.trainer_spec, proto.normalizer_spec

@@ -94,8 +94,8 @@ def test_gpus_that_are_alike_share_a_line(cuda, smi):
     h100 = ("NVIDIA H100", 80, 79, (9, 0))
     cuda(h100, h100, ("NVIDIA H100", 80, 70, (9, 0)), ("NVIDIA A100", 40, 39, (8, 0)))
     found = {finding.name: finding for finding in gpus()}
-    assert found["GPU 0-2"].value == "NVIDIA H100, 80.0 GiB (70.0 GiB free), compute capability 9.0, bf16: yes"
-    assert found["GPU 3"].value == "NVIDIA A100, 40.0 GiB (39.0 GiB free), compute capability 8.0, bf16: yes"
+    assert found["GPU 0-2"].value == "NVIDIA H100, 80.00 GiB (70.00 GiB free), compute capability 9.0, bf16: yes"
+    assert found["GPU 3"].value == "NVIDIA A100, 40.00 GiB (39.00 GiB free), compute capability 8.0, bf16: yes"
     assert found["between GPUs"].status == "ok" and found["between GPUs"].value.endswith("all pairs, NVLink")
 
 

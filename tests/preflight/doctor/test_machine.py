@@ -31,12 +31,12 @@ def look(path):
 def test_this_machine():
     found = {finding.name: finding for finding in machine()}
     total = psutil.virtual_memory().total / GIB
-    assert f"free of {total:.1f} GiB" in found["memory"].value
+    assert f"free of {total:.2f} GiB" in found["memory"].value
 
 
 def test_a_container_that_may_use_less_memory_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("mpo.preflight.machine.CGROUP", tmp_path / "memory.max")
-    for written, said in (("1073741824\n", "container: 1.0 GiB"), ("max\n", None)):
+    for written, said in (("1073741824\n", "container: 1.00 GiB"), ("max\n", None)):
         (tmp_path / "memory.max").write_text(written)
         value = next(finding.value for finding in machine() if finding.name == "memory")
         assert said in value if said else "container" not in value
@@ -46,13 +46,13 @@ def test_a_container_that_may_use_less_memory_says_so(tmp_path, monkeypatch):
 def test_dockers_64_mib_of_shared_memory_are_little(free):
     free(64 * 2**20)
     found = next(finding for finding in machine() if finding.name == "/dev/shm")
-    assert found.status == "note" and "64 MiB" in found.value and "--shm-size" in found.fix
+    assert found.status == "note" and "64.0 MiB" in found.value and "--shm-size" in found.fix
 
 
 def test_a_folder_with_room(tmp_path, free):
     free(80 * GIB)
     found = look(tmp_path / "not" / "there" / "yet")
-    assert found.status == "ok" and found.value.endswith("yet: 80.0 GiB free of 100.0 GiB, writable")
+    assert found.status == "ok" and found.value.endswith("yet: 80.00 GiB free of 100.00 GiB, writable")
     assert not (tmp_path / "not").exists() and list(tmp_path.iterdir()) == []
 
 

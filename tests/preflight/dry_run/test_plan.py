@@ -12,8 +12,8 @@ from mpo.commands import main
 from mpo.data import load_preferences
 from mpo.encoding.costs import measure
 from mpo.models.small import small_processor
+from mpo.preflight.dry_run import Workload
 from mpo.preflight.structure import build_structure, count_parameters, meta_model
-from mpo.preflight.workload import Workload
 from mpo.training.job import TrainJob
 
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

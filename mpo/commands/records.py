@@ -27,8 +27,8 @@ def load(args: Args) -> Any:
 
     if is_mixture(args.path):
         refuse_beside_mixture(args.path, format=args.format, image_root=args.image_root, metadata=args.metadata)
-    given = {name: getattr(args, name, None) for name in ("format", "image_root", "metadata", "split")}
-    given = {name: value for name, value in given.items() if value is not None}
+    names = ("format", "image_root", "metadata", "split")
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     is_pair = kind_of_source(args.path, given.get("split", "train"), format=args.format) == "pair"
     return (load_preferences if is_pair else load_conversations)(args.path, num_proc=processes(args), **given)
 
@@ -44,17 +44,16 @@ def processes(args: Args) -> int:
     return getattr(args, "num_proc", None) or available
 
 
-def load_processor(args: Args) -> Any:
+def processor_of(args: Args) -> Any:
     """The processor of `--model`; None without it."""
     if not args.model:
         if args.max_tiles is not None:
             raise ValueError("--max-tiles needs --model. Add --model NAME_OR_PATH.")
         return None
-    from mpo.models.loading import NotOpened
-    from mpo.models.loading import load_processor as load
+    from mpo.models.loading import NotOpened, load_processor
 
     try:
-        return load(args.model, max_tiles=args.max_tiles)
+        return load_processor(args.model, max_tiles=args.max_tiles)
     except NotOpened as error:
         raise ValueError(f"--model {error}") from error
 

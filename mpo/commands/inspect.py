@@ -1,30 +1,29 @@
-"""Show where the MMFuser of a model looks in an image (arXiv 2410.11829).
-
-MODEL is a folder or a model id on the Hub, as in `mpo generate`. DIR gets fuser.png: for each layer that is sampled, the
-sampling locations of some points over the image, as large as their weights; the mean attention by layer; and the norm of what the
-fuser adds to the feature of each patch. And fuser.json, with the numbers.
-"""
+"""Inspect parts of a model."""
 
 import json
 
-from mpo.commands.flags import REQUIRED, Args, Words, arg, flags, path
+from mpo.commands.flags import REQUIRED, Args, Words, action, arg, flags, path, refuse_targets
 from mpo.commands.outcome import Report
-from mpo.commands.outputs import refuse_targets
-
-EXAMPLES = """\
-mpo inspect fuser runs/first photo.jpg --output looks                      from a grid of 3 x 3 points
-mpo inspect fuser runs/first photo.jpg --output looks --point 0.2 0.8      from one point, near the lower left corner
-mpo inspect fuser runs/first photo.jpg --output looks --tile 0 --points 5
-"""
-ARGUMENTS = {
-    "model": arg("model: a folder, or a model id on the Hub", "MODEL"),
-    "image": arg("image file", "IMAGE", type=path),
-    **flags("--point", "--tile", "--max-tiles", "--base", "--device", output=REQUIRED, dtype=Words("auto")),
-    **flags(points=Words("3, without --point")),
-}
 
 
-def run(args: Args) -> Report:
+@action(
+    {
+        "model": arg("model: a folder, or a model id on the Hub", "MODEL"),
+        "image": arg("image file", "IMAGE", type=path),
+        **flags("--point", "--tile", "--max-tiles", "--base", "--device", output=REQUIRED, dtype=Words("auto")),
+        **flags(points=Words("3, without --point")),
+    },
+    "mpo inspect fuser runs/first photo.jpg --output looks                      from a grid of 3 x 3 points",
+    "mpo inspect fuser runs/first photo.jpg --output looks --point 0.2 0.8      from one point, near the lower left corner",
+    "mpo inspect fuser runs/first photo.jpg --output looks --tile 0 --points 5",
+)
+def fuser(args: Args) -> Report:
+    """Show where the MMFuser of a model looks in an image (arXiv 2410.11829).
+
+    MODEL is a folder or a model id on the Hub, as in `mpo generate`. DIR gets fuser.png: for each layer that is sampled, the
+    sampling locations of some points over the image, as large as their weights; the mean attention by layer; and the norm of what
+    the fuser adds to the feature of each patch. And fuser.json, with the numbers.
+    """
     if args.point and args.points:
         raise ValueError(f"--point and --points={args.points} both say where to look from. Leave one of the two out.")
     refuse_targets({"--output": args.output})

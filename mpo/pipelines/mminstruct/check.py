@@ -7,18 +7,17 @@ from what the caption means, only a model can tell (`Blind`, `Agree`). `benchmar
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-from mpo.data.degenerate import find_degenerate
 from mpo.data.similar import normalised
 from mpo.generation.generator import Decoding, Generator, Request, Response
 from mpo.pipelines.mminstruct.against import figures, find_contradiction, has, whole_numbers
 from mpo.pipelines.mminstruct.description import tokens
 from mpo.pipelines.mminstruct.domains import prompt
+from mpo.pipelines.mminstruct.forms import find_cut, find_repetition
 from mpo.pipelines.mminstruct.generate import draw, lettered, priors
 from mpo.pipelines.mminstruct.language import (
     CJK,
@@ -29,7 +28,6 @@ from mpo.pipelines.mminstruct.language import (
     length,
     other_language,
     rule,
-    vocabulary,
     without_thinking,
 )
 from mpo.pipelines.mminstruct.repeats import find_round_fault, mark_repeats, same_answer
@@ -97,14 +95,14 @@ def _of_text(name: str, text: str, item: Record, known: str) -> Iterator[str]:
     if known and (name == "question" or type != "long") and (said := _new(plain, "signs", known)):
         yield f"malformed: the {name} has {said!r:.40}"
     blank = name == "question" and re.match(r"\W*(?:finish|complete|continue|fill)\b|.*(?:补全|续写|填空)", text, re.IGNORECASE)
-    if name != "option" and not blank and (said := _cut(text.strip(), type if name == "answer" else name, language, known)):
+    if name != "option" and not blank and (said := find_cut(text.strip(), type if name == "answer" else name, language, known)):
         yield f"malformed: the {name} is cut off at {said!r:.40}"
     signs = name == "option" and not any(re.search(r"\w", one) for one in _options(item))  # +, -, <
     if not re.search(r"\S" if signs or (_options(item) and name == "answer") else r"\w", text):
         yield f"malformed: the {name} {text!r:.40} has no word"
     if said := _new(text, "twice", known):
         yield f"malformed: the {name} says {said!r:.40} twice"
-    if name != "option" and (again := _repeats(text, 1 if name == "question" else 2)):
+    if name != "option" and (again := find_repetition(text, 1 if name == "question" else 2)):
         yield f"malformed: the {name} repeats {again!r:.40}"
     if said := _new(text, "caption", known):
         yield f"caption: the {name} speaks of the caption ({said!r})"
@@ -134,7 +132,7 @@ def _of_question(item: Record, known: str) -> Iterator[str]:
         yield f"malformed: the question {question!r:.40} asks two things"
     if type != "choice" and re.match(r"\(?[A-H][.):．、）]\s", answer) and answer.casefold() not in known.casefold():
         yield f"malformed: the answer {answer!r:.40} is an option, and there is none"
-    ends = r"[?？]\W*$|\n\s*\d+[.)、]\s" if type == "short" else r"[?？]\W*$" if type == "long" else r"[?？]|\n\s*\d"
+    ends = {"short": r"[?？]\W*$|\n\s*\d+[.)、]\s", "long": r"[?？]\W*$|\n\s*\d+[.)、]\s[^\n]*[?？]"}.get(type, r"[?？]|\n\s*\d")
     if type != "choice" and re.search(ends, said) and answer.strip() not in known:
         yield f"malformed: the answer asks {answer!r:.40}"
 
@@ -173,58 +171,6 @@ def yes_or_no(text: str, language: str) -> bool | None:
     said, then = read_yes_no(text), read_yes_no(rest) if read_yes_no(first) is not None else None
     turned = then is not None and then != said and not re.match("是(?!的?\\W*$)", rest)  # "不是，是二等座"
     return None if turned or rule("hedged").search(text) else said
-
-
-def _cut(text: str, kind: str, language: str, known: str) -> str | None:
-    """Where a question or an answer is cut off: it has not its end or its start, or what it opens stays open."""
-    if (kind in ("question", "long") or length(text, language) > 1) and (said := found_in(text, f"cut_{language}")):
-        return said
-    opened = [len(re.findall(one, text)) for one in (r"[(\[{（【《“「]", r"[)\]}）】》”」]", r'(?<!\d)"')]
-    if (opened[0] > opened[1] and not re.search(r"[:;]\W?\(", text)) or (opened[2] % 2 and text.count('"') % 2):
-        return text[-20:]
-    if not known or kind not in ("question", "long"):
-        return text[-20:] if known and kind == "short" and " " in text and _in_a_word(text, known, 3) else None
-    if kind == "long":
-        listed = re.match(r"\s*(?:[-*•]|\d+[.)、])", text.rsplit("\n", 1)[-1])
-        if _in_a_word(text.rstrip(" ."), known) or re.search(r"\b(?:a|an|the|and|or|of|with|from)\.$", text):
-            return text[-20:]
-        return None if listed or re.search(r"[.!?。！？:]\W*$|[|`]$", text) else text[-20:]
-    if language == "zh" or re.search(r"[?？]|(?:[.!:)）\"”’'。$]|__)$", text) or _asks_all(text, known):
-        return text[:20] if found_in(text, "headless") else None
-    return text[-20:]
-
-
-def _in_a_word(text: str, known: str, least: int = 1) -> bool:
-    """Whether a text ends in the middle of a word that is known, with at least so many letters to come."""
-    part = re.search(r"[A-Za-z]{2,}$" if least > 1 else r"[A-Za-z]+$", text)
-    longer = part and re.search(rf"\b{part[0]}(?!\b|e?[sdnr]\b|ing\b|l?y\b)\w{{{least},}}", known)
-    return bool(part and longer and not re.search(rf"\b{part[0]}\b", known))
-
-
-def _asks_all(text: str, known: str) -> bool:
-    """Whether an English question without a mark at its end asks for something, and ends with a word that is one."""
-    last = re.search(r"\b[a-z]+$", text)
-    word = last is None or last[0] in vocabulary() or re.search(rf"\b{last[0]}\b", known)
-    return bool(word and rule("asks_en").match(text)) and not _in_a_word(text, known) and not rule("open_end").search(text)
-
-
-def _repeats(text: str, most: int) -> str | None:
-    """What a text says again: a word four times in a row, a sentence more than `most` times, or as `find_degenerate`."""
-    again = rf"\b(\w+)(?:\W+\1\b){{3,}}|({CJK.pattern}{{2,8}}?)\2{{3,}}|(\d+\.\d+)(?:\W+\3\b){{3,}}"
-    again += rf"|({CJK.pattern}{{3,9}}?)\4\4|\b(\w+ \w+(?: \w+){{,4}})(?:\W+\5\b){{2}}"
-    again += rf"|((?=\S{{0,4}}\w)\S{{2,6}}?)\6{{4}}|({CJK.pattern})\7{{3}}"
-    if found := re.search(again, text, re.IGNORECASE):
-        said: str = next(filter(None, found.groups()))
-        return None if said.isdigit() else said
-    if len(twice := re.findall(r"\b([^\W\d]+) \1\b", text, re.IGNORECASE)) > 2:
-        return str(twice[0])
-    text = re.sub(r"(?m)^\s*(?:\d+[.)、]|[-*•])\s", "", text)
-    parts = [*map(normalised, re.split(r"(?<!\d)[.]|[.](?=\s|$)|[!?。！？\n]+", text))]
-    sentences = Counter(part for part in parts if len(part) > 5)
-    long = {part for part in sentences if len(part) > 40 or len(CJK.findall(part)) > 15}
-    ends = {part for part in parts if len(part) > 12 and part == parts[0]} & {*[part for part in parts if part][-1:]}
-    many = next((part for part, count in sentences.items() if count > (1 if part in long | ends else most)), None)
-    return many or next((found.rule for found in find_degenerate(text)), None)
 
 
 def _judgement(item: Record, language: str) -> Iterator[str]:

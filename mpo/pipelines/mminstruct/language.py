@@ -120,6 +120,8 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     if any(run not in seen for run in rule("traditional").findall(text)) or (language == "en" and _new_article(text, seen)):
         return True
     if language == "zh":
+        if sum(one.isalpha() and ord(one) >= _LATIN and not CJK.match(one) and one.casefold() not in seen for one in text) > 4:
+            return True
         text = re.sub('“[^”]*”|"[^"]*"', "", text) if CJK.search(text) else text  # a slogan, a sign
         runs = [_WORD.findall(run) for run in CJK.split(text)]  # "哪一类 of 柱子", not "Bank of China"
         own = any({*run} <= vocabulary() and not {*run}.isdisjoint(new) for run in runs if run)

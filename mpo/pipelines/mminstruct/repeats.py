@@ -102,7 +102,7 @@ def question_key(question: str, *, loose: bool = False) -> str:
     question = rule("asked").sub("", question)
     while (clause := _CLAUSE.match(question)) and _frames(clause[0]):
         question = question[clause.end() :]
-    question = re.sub(rf"[\u200b-\u200d\u2060\ufeff]|(?<=[{IDEOGRAPHS}])\s+(?=[{IDEOGRAPHS}])", "", question)
+    question = re.sub(rf"[\u00ad\u200b-\u200d\u2060\ufeff]|(?<=[{IDEOGRAPHS}])\s+(?=[{IDEOGRAPHS}])", "", question)
     said = re.sub(r"^(\w+)n t ", r"\1 ", normalised(question).replace("colour", "color").replace("grey", "gray"))
     said = rule("in_image").sub(" ", rule("in_image").sub(" ", said))
     if loose:

@@ -185,7 +185,8 @@ def _of_judgement(item: Record, known: Description) -> str | None:
     whole = whole and asked <= there
     asks = re.sub(r"(?:周|星期|礼拜)\d", "", figures(question))
     closed = [({*find.findall(asks)}, {*find.findall(known.clauses[best][2])}) for find in (rule("colour"), NUMBER)]
-    return "the description says so" if whole or any(one and one == other for one, other in closed) else None
+    alike = [one == other for one, other in closed if one]
+    return "the description says so" if all(alike) and (whole or alike) else None
 
 
 def _of_statement(text: str, known: Description, asked: Collection[str] = ()) -> str | None:

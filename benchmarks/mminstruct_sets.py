@@ -103,5 +103,5 @@ def result(name):
 
 
 if __name__ == "__main__":
-    names = "fourth fifth sixth seventh open eighth second_open ninth tenth"
+    names = "fourth fifth sixth seventh open eighth second_open ninth tenth eleventh twelfth thirteenth fourteenth rich"
     seen.add_to_file(result, __doc__, sets=names.split())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -154,15 +154,26 @@ def read_yaml(path: str | Path, kind: type[Read]) -> Read:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}. Fix the file.") from None
     except ValidationError as error:
-        raise ValueError(f"{path}: " + " ".join(_said(one) for one in error.errors())) from None
+        raise ValueError(f"{path}: " + " ".join(_said(one, kind) for one in error.errors())) from None
 
 
-def _said(error: Any) -> str:
+def _said(error: Any, kind: type[Group]) -> str:
     place = ".".join(map(str, error["loc"])) or "the file"
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg']}; got {error['input']!r:.80}."
-    known = {one.alias or name for group in Group.__subclasses__() for name, one in group.model_fields.items()}
-    return f"{place}: unknown key {error['loc'][-1]!r}.{did_you_mean(error['loc'][-1], sorted(known))}"
+    groups = {kind}
+    for part in error["loc"][:-1]:
+        inner = (field.annotation for group in groups for name, field in group.model_fields.items() if part in (name, field.alias))
+        groups = {group for one in inner for group in _groups(one)} or groups
+    known = {one.alias or name for group in groups for name, one in group.model_fields.items()}
+    return f"{place}: unknown key {error['loc'][-1]!r}.{did_you_mean(error['loc'][-1], known)} Keys: {', '.join(sorted(known))}."
+
+
+def _groups(annotation: Any) -> list[type[Group]]:
+    """The groups in the type of a field."""
+    if isinstance(annotation, type) and issubclass(annotation, Group):
+        return [annotation]
+    return [group for one in get_args(annotation) for group in _groups(one)]
 
 
 def file_name(text: str) -> str:

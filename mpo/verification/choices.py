@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mpo.verification.dress import undress
-from mpo.verification.expressions import equation, latex
+from mpo.verification.expressions import equation, latex, same_rational
 from mpo.verification.number import find_numbers, read_number, same_number
 from mpo.verification.prose import REFUSAL, stated_number
-from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
 from mpo.verification.units import singular
 from mpo.verification.words import ORDINALS

@@ -11,10 +11,11 @@ from datasets import Dataset, Value
 from numpy.typing import NDArray
 
 from mpo.curation.dedupe import texts
-from mpo.curation.show import html_page, png_url
+from mpo.curation.show import STYLE, png_url
 from mpo.data.eval_part import content_keys, content_text, per_record
 from mpo.data.similar import normalised, overlap
 from mpo.figure import new_figure
+from mpo.pipelines.report import html_page
 from mpo.visible import table
 
 if TYPE_CHECKING:
@@ -170,9 +171,9 @@ def stats_page(stats: Stats, title: str) -> str:
     """Build a self-contained HTML page of pairs with the tables of `stats_text` and plots; errors as in `stats_figures`."""
     plots = "\n".join(
         f'<figure><img alt="{name}" src="{png_url(figure.savefig, dpi=130)}"><figcaption>{name}</figcaption></figure>'
-        for name, figure in ((escape(name), figure) for name, figure in stats_figures(stats).items())
+        for name, figure in stats_figures(stats).items()
     )
-    return html_page(title, f'<pre>{escape(stats_text(stats))}</pre>\n<div class="figures">\n{plots}\n</div>')
+    return html_page(title, f'<pre>{escape(stats_text(stats))}</pre>\n<div class="figures">\n{plots}\n</div>', STYLE)
 
 
 def stats_figures(stats: Stats) -> dict[str, Figure]:

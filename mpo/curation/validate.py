@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 from tqdm.auto import tqdm
 
+from mpo.curation.dedupe import repeated
 from mpo.curation.examine import NOTES, PROBLEMS, Examined, Examiner, Finding, Part
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
@@ -176,10 +177,8 @@ def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> It
     where = [place for shard in examined for place in shard.where]
     if not where:
         return
-    pair = np.concatenate([shard.pair for shard in examined])
-    _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
-    for index in np.flatnonzero(first[inverse] != np.arange(len(pair))):
-        yield Finding("duplicate", where[index], f"the same question, images and completions as {where[first[inverse[index]]]}")
+    for index, same_as in repeated(np.concatenate([shard.pair for shard in examined])):
+        yield Finding("duplicate", where[index], f"the same question, images and completions as {where[same_as]}")
     if not evaluated:
         return
     leaked = np.isin(np.concatenate([shard.prompt for shard in examined]), np.concatenate([shard.prompt for shard in evaluated]))

@@ -1,5 +1,5 @@
 // Text of unknown origin as nodes: Markdown, LaTeX as MathML, differences. Everything becomes a text node or an element of the names
-// below; nothing is ever parsed as HTML, and there are no links.
+// below, in which characters that cannot be seen are named; nothing is ever parsed as HTML, and there are no links.
 
 export function el(name, properties = {}, ...children) {
   const made = document.createElement(name);
@@ -8,7 +8,7 @@ export function el(name, properties = {}, ...children) {
     else if (key.includes("-") || key === "role" || key === "for") made.setAttribute(key, value);
     else if (value !== undefined) made[key] = value;
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  made.append(...children.flatMap((child) => (typeof child === "string" ? plainNodes(child) : child || [])));
   return made;
 }
 
@@ -16,7 +16,7 @@ export function el(name, properties = {}, ...children) {
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 const LONGEST = 200_000; // characters that are rendered; longer texts are shown as they are
 
-export function plainNodes(text) {
+function plainNodes(text) {
   const nodes = [];
   let last = 0;
   for (const found of text.matchAll(HIDDEN)) {
@@ -30,10 +30,8 @@ export function plainNodes(text) {
 }
 
 export function rendered(text, raw) {
-  const box = el("div", { className: raw ? "text raw" : "text", dir: "auto" });
-  if (raw || text.length > LONGEST) box.append(...plainNodes(text));
-  else box.append(...blocks(text.split("\n"), 0));
-  return box;
+  const nodes = raw || text.length > LONGEST ? [text] : blocks(text.split("\n"), 0);
+  return el("div", { className: raw ? "text raw" : "text", dir: "auto" }, ...nodes);
 }
 
 // Markdown
@@ -60,7 +58,7 @@ function blocks(lines, depth) {
       close();
       const code = [];
       while (++at < lines.length && !lines[at].trim().startsWith(fence[1])) code.push(lines[at]);
-      found.push(el("pre", {}, el("code", {}, ...plainNodes(code.join("\n")))));
+      found.push(el("pre", {}, el("code", {}, code.join("\n"))));
     } else if (display) {
       const end = display[1] === "$$" ? "$$" : "\\]";
       const math = [];
@@ -146,11 +144,11 @@ function inline(text, depth = 0) {
   let last = 0;
   for (const found of text.matchAll(INLINE)) {
     const own = found.groups;
-    nodes.push(...plainNodes(text.slice(last, found.index)));
+    nodes.push(text.slice(last, found.index));
     last = found.index + found[0].length;
     const math = own.math ?? own.round;
-    const inner = (value) => (depth < 4 ? inline(value, depth + 1) : plainNodes(value));
-    if (own.code !== undefined) nodes.push(el("code", {}, ...plainNodes(own.code)));
+    const inner = (value) => (depth < 4 ? inline(value, depth + 1) : [value]);
+    if (own.code !== undefined) nodes.push(el("code", {}, own.code));
     else if (math !== undefined) nodes.push(mathNode(math, false));
     else if (own.display !== undefined || own.square !== undefined) nodes.push(mathNode(own.display ?? own.square, true));
     else if (own.file !== undefined) nodes.push(el("span", { className: "chip" }, own.file));
@@ -160,7 +158,7 @@ function inline(text, depth = 0) {
     else if (own.link !== undefined) nodes.push(...inner(own.link), el("span", { className: "address" }, ` (${own.address})`));
     else nodes.push(own.escaped);
   }
-  nodes.push(...plainNodes(text.slice(last)));
+  nodes.push(text.slice(last));
   return nodes;
 }
 
@@ -197,7 +195,7 @@ export function mathNode(source, display) {
     node = m("math", parser.row(() => parser.done, 0));
     if (display) node.setAttribute("display", "block");
   } catch {
-    node = el("code", { className: "latex" }, ...plainNodes(source)); // what is not understood is shown as written
+    node = el("code", { className: "latex" }, source); // what is not understood is shown as written
   }
   return el("span", { className: display ? "math display" : "math", title: source }, node);
 }
@@ -362,9 +360,6 @@ export function difference(one, other) {
 }
 
 export function compared(parts, name) {
-  const box = el("div", { className: "text raw", dir: "auto" });
-  for (const [text, alone] of parts) {
-    if (text) box.append(...(alone ? [el("mark", { className: name }, ...plainNodes(text))] : plainNodes(text)));
-  }
-  return box;
+  const nodes = parts.map(([text, alone]) => (alone && text ? el("mark", { className: name }, text) : text));
+  return el("div", { className: "text raw", dir: "auto" }, ...nodes);
 }

@@ -16,9 +16,8 @@ from typing import Any
 
 from mpo.io import BadRecord, read_json_lines
 from mpo.review.agreement import summary
-from mpo.review.corrections import opened
+from mpo.review.corrections import corrected, new_value, opened, refused
 from mpo.review.documents import Document, at, read_line
-from mpo.review.edits import corrected, new_value, refused
 from mpo.review.facets import Facets, key_of
 from mpo.review.files import Records, plain
 from mpo.review.log import ACTIONS, Event, Log, hold, label, log_of

@@ -42,81 +42,59 @@ const RULER = /^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$/;
 
 function blocks(lines, depth) {
   const found = [];
-  let at = 0;
   const paragraph = [];
-  const close = () => {
-    while (paragraph.length && !paragraph[0].trim()) paragraph.shift();
+  let at = 0;
+  const add = (...nodes) => {
     if (paragraph.length) found.push(el("p", {}, ...inline(paragraph.join("\n"))));
     paragraph.length = 0;
+    found.push(...nodes);
+  };
+  const take = (test, from = at) => { // the next lines that pass a test
+    while (at < lines.length && test(lines[at])) at++;
+    return lines.slice(from, at);
   };
   while (at < lines.length) {
-    const line = lines[at];
+    const line = lines[at++];
     const fence = /^\s*(```+|~~~+)\s*([\w+-]*)/.exec(line);
     const heading = /^\s{0,3}(#{1,6})\s+(.*)$/.exec(line);
     const display = /^\s*(\$\$|\\\[)(.*)$/.exec(line);
     if (fence) {
-      close();
-      const code = [];
-      while (++at < lines.length && !lines[at].trim().startsWith(fence[1])) code.push(lines[at]);
-      found.push(el("pre", {}, el("code", {}, code.join("\n"))));
+      const code = take((one) => !one.trim().startsWith(fence[1]));
+      at++;
+      add(el("pre", {}, el("code", {}, code.join("\n"))));
     } else if (display) {
       const end = display[1] === "$$" ? "$$" : "\\]";
-      const math = [];
-      let rest = display[2];
-      let next = at;
-      while (!rest.includes(end) && next + 1 < lines.length && next - at < 200) {
-        math.push(rest);
-        rest = lines[++next];
-      }
-      if (rest.includes(end)) {
-        close();
-        math.push(rest.slice(0, rest.indexOf(end)));
-        found.push(mathNode(math.join("\n"), true));
-        at = next;
-        const after = rest.slice(rest.indexOf(end) + 2);
-        if (after.trim()) paragraph.push(after);
-      } else paragraph.push(line);
+      const further = [display[2], ...lines.slice(at, at + 200)];
+      const last = further.findIndex((one) => one.includes(end));
+      const text = further.slice(0, last + 1).join("\n");
+      const after = text.slice(text.indexOf(end) + 2);
+      if (last >= 0) add(mathNode(text.slice(0, text.indexOf(end)), true));
+      if (last < 0 || after.trim()) paragraph.push(last < 0 ? line : after);
+      at += Math.max(last, 0);
     } else if (heading) {
-      close();
-      found.push(el("p", { className: `heading h${heading[1].length}`, role: "heading", "aria-level": 5 }, ...inline(heading[2])));
+      add(el("p", { className: `heading h${heading[1].length}`, role: "heading", "aria-level": 5 }, ...inline(heading[2])));
     } else if (/^\s*([-*_])(\s*\1){2,}\s*$/.test(line)) {
-      close();
-      found.push(el("hr"));
+      add(el("hr"));
     } else if (/^\s*>/.test(line) && depth < 8) {
-      close();
-      const inner = [];
-      for (; at < lines.length && /^\s*>/.test(lines[at]); at++) inner.push(lines[at].replace(/^\s*>\s?/, ""));
-      at--;
-      found.push(el("blockquote", {}, ...blocks(inner, depth + 1)));
+      const inner = take((one) => /^\s*>/.test(one), at - 1);
+      add(el("blockquote", {}, ...blocks(inner.map((one) => one.replace(/^\s*>\s?/, "")), depth + 1)));
     } else if (ITEM.test(line)) {
-      close();
-      const ordered = /\d/.test(ITEM.exec(line)[2]);
-      const list = el(ordered ? "ol" : "ul");
-      if (ordered) list.start = parseInt(ITEM.exec(line)[2], 10);
-      for (let item; at < lines.length && (item = ITEM.exec(lines[at])); at++) {
-        const entry = el("li", {}, ...inline(item[3]));
-        entry.classList.add(`depth${Math.min(item[1].length >> 1, 4)}`);
-        list.append(entry);
-      }
-      at--;
-      found.push(list);
-    } else if (CELLS.test(line) && at + 1 < lines.length && RULER.test(lines[at + 1]) && lines[at + 1].includes("-")) {
-      close();
+      const items = take((one) => ITEM.test(one), at - 1).map((one) => ITEM.exec(one));
+      const start = parseInt(items[0][2], 10);
+      const entries = items.map(([, indent, , text]) => el("li", { className: `depth${Math.min(indent.length >> 1, 4)}` }, ...inline(text)));
+      add(isNaN(start) ? el("ul", {}, ...entries) : el("ol", { start }, ...entries));
+    } else if (CELLS.test(line) && at < lines.length && RULER.test(lines[at]) && lines[at].includes("-")) {
       const row = (text, name) => {
         const cells = text.trim().replace(/^\||\|$/g, "").split("|");
         return el("tr", {}, ...cells.map((cell) => el(name, {}, ...inline(cell.trim()))));
       };
-      const body = el("tbody");
-      const head = el("thead", {}, row(line, "th"));
-      for (at += 2; at < lines.length && CELLS.test(lines[at]) && lines[at].trim(); at++) body.append(row(lines[at], "td"));
-      at--;
-      found.push(el("div", { className: "scrolls" }, el("table", {}, head, body)));
-    } else if (!line.trim()) {
-      close();
-    } else paragraph.push(line);
-    at++;
+      at++;
+      const rows = take((one) => CELLS.test(one) && one.trim()).map((one) => row(one, "td"));
+      add(el("div", { className: "scrolls" }, el("table", {}, el("thead", {}, row(line, "th")), el("tbody", {}, ...rows))));
+    } else if (line.trim()) paragraph.push(line);
+    else add();
   }
-  close();
+  add();
   return found;
 }
 

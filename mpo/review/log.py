@@ -10,6 +10,7 @@ import secrets
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -205,16 +206,14 @@ class Log:
         if not self.path.exists() or os.stat(self.path).st_ino != os.fstat(self._file).st_ino:
             raise NotSaved(errno.ENOENT, f"{self.path} was removed or replaced while it was open. Restart mpo review")
         try:
+            os.ftruncate(self._file, self._size)  # half a line that an error has left: nothing may follow it
             left = data
             while left:
                 left = left[os.write(self._file, left) :]
             os.fsync(self._file)
         except OSError as error:
-            try:
-                os.ftruncate(self._file, self._size)  # what was written of it
-            except OSError:
-                os.close(self._file)  # nothing may follow half a line
-                self._file = -2
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
             raise NotSaved(error.errno, f"{self.path} was not written ({error.strerror}). Make room, and try again") from error
         self._size += len(data)
 

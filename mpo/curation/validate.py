@@ -177,8 +177,8 @@ def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> It
     where = [place for shard in examined for place in shard.where]
     if not where:
         return
-    for index, same_as in repeated(np.concatenate([shard.pair for shard in examined])):
-        yield Finding("duplicate", where[index], f"the same question, images and completions as {where[same_as]}")
+    for place, same_as in repeated(np.concatenate([shard.pair for shard in examined])):
+        yield Finding("duplicate", where[place], f"the same question, images and completions as {where[same_as]}")
     if not evaluated:
         return
     leaked = np.isin(np.concatenate([shard.prompt for shard in examined]), np.concatenate([shard.prompt for shard in evaluated]))

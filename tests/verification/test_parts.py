@@ -5,7 +5,6 @@ import pytest
 from mpo.schema import Question
 from mpo.verification import final_answer
 from mpo.verification.choices import named_inside, same_selection
-from mpo.verification.dates import read_time, same_date
 from mpo.verification.dress import boxed, plain_math, plain_sentence, plain_vectors, undress
 from mpo.verification.expressions import equation, latex, refused, same_expression, same_rational
 from mpo.verification.extraction import bare, without_contrast, without_denied, without_rejected, without_struck
@@ -24,7 +23,7 @@ from mpo.verification.sequences import (
     read_list,
     read_ratio,
 )
-from mpo.verification.texts import normalize, read_yes_no, same_text, same_transcription
+from mpo.verification.texts import normalize, read_time, read_yes_no, same_date, same_text, same_transcription
 from mpo.verification.units import canonical_unit
 from mpo.verification.verdicts import restated
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
@@ -67,18 +68,15 @@ class Work:
 
 
 def _take_shards(job: Job, rank: int, workers: int) -> None:
-
-    def took(number: int) -> bool:
-        try:
-            job.run_part(number)
-        except InUse:
-            return False
-        return True
-
     parts = job.parts()
     first = len(parts) * rank // workers
     while left := [number for number, part in enumerate(parts) if not part.finished]:
-        if not any([took(number) for number in sorted(left, key=lambda number: (number - first) % len(parts))]):
+        taken = 0
+        for number in sorted(left, key=lambda number: (number - first) % len(parts)):
+            with suppress(InUse):
+                job.run_part(number)
+                taken += 1
+        if not taken:
             time.sleep(POLL_SECONDS)
 
 

@@ -45,8 +45,6 @@ _NOT = re.compile(
     r"(?i)(?:\b(?:not|no|(?:is|are|was|were|do|does|did|ca|could|would)nt|cannot be|neither|nor|except|than|unlike|instead of"
     r"|without)|不是|不选|并非|非)\s*(?:be\s)?(?:the|an?|option|choice|选项)?\s*[(\"'*]*$"
 )
-
-
 _IS_NOT = re.compile(r" (?:(?:is|are|was|were) (?:wrong|incorrect|not)|(?:is|are|was|were)nt)\b")
 MOST_CHARACTERS = 2000  # of a longer text, only the beginning is read
 _SO_IT_IS = re.compile(r"(?is).*[,;]\s(?:and )?(?:so|thus|therefore|hence),? (?:it|this|that|the answer)(?:['’]s| is) ")

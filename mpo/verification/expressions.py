@@ -297,7 +297,9 @@ class _Reader:
 
     def __init__(self, text: str, seed: str) -> None:
         self.seed, self.prime = seed, _prime(seed)
-        self.tokens = [found.groups() for found in _TOKEN.finditer(text.strip())]
+        kinds = {1: "0", 2: "frac", 3: "*", 4: "x"}  # by the groups of _TOKEN; a sign is its own kind
+        found = [(one.lastindex or 5, one[one.lastindex or 5]) for one in _TOKEN.finditer(text.strip())]
+        self.tokens = [(kinds.get(group, said), said) for group, said in found]
         self.place = 0
         self.point = 0
         self.variables = False
@@ -310,13 +312,10 @@ class _Reader:
         return result
 
     def next(self) -> str:
-        """The next sign, `0` for a number, `x` for a variable; empty at the end."""
-        if self.place >= len(self.tokens):
-            return ""
-        number, fraction, times, letter, sign = self.tokens[self.place]
-        return "0" if number else "\\" if fraction else "*" if times else "x" if letter else sign
+        """The kind of the next token; empty at the end."""
+        return self.tokens[self.place][0] if self.place < len(self.tokens) else ""
 
-    def take(self) -> tuple[str, ...]:
+    def take(self) -> tuple[str, str]:
         if self.place >= len(self.tokens):
             raise _Other
         self.place += 1
@@ -325,8 +324,8 @@ class _Reader:
     def sum(self) -> int:
         result, sign = 0, 1
         while True:
-            while self.next() in {"+", "-"} and self.next():
-                sign = -sign if self.take()[4] == "-" else sign
+            while self.next() in {"+", "-"}:
+                sign = -sign if self.take()[0] == "-" else sign
             result = (result + sign * self.product()) % self.prime
             if self.next() not in {"+", "-"}:
                 return result
@@ -334,7 +333,7 @@ class _Reader:
 
     def product(self) -> int:
         result = self.power()
-        while (sign := self.next()) in {"*", "/", "0", "x", "(", "{", "\\"}:
+        while (sign := self.next()) in {"*", "/", "0", "x", "(", "{", "frac"}:
             if sign == "0":
                 raise _Other  # "x 2", "2 3": a product is not written so
             negative = sign in "*/" and bool(self.take()) and self.next() == "-" and bool(self.take())
@@ -351,27 +350,27 @@ class _Reader:
         if closing:
             self.take()
         negative = self.next() == "-" and bool(self.take())
-        exponent = self.take()[0]
-        if not exponent or "." in exponent or len(exponent) > 6 or (closing and self.take()[4] != closing) or self.next() == "^":
+        kind, exponent = self.take()
+        if kind != "0" or "." in exponent or len(exponent) > 6 or (closing and self.take()[0] != closing) or self.next() == "^":
             raise _Other
         result = pow(base, int(exponent), self.prime)
         return self.inverse(result) if negative else result
 
     def atom(self) -> int:
-        number, fraction, _, letter, sign = self.take()
-        if number:
-            whole, _, decimals = number.partition(".")
+        kind, said = self.take()
+        if kind == "0":
+            whole, _, decimals = said.partition(".")
             return int(whole + decimals) * self.inverse(10 ** len(decimals)) % self.prime
-        if fraction:
+        if kind == "frac":
             return self.atom() * self.inverse(self.atom()) % self.prime
-        if letter and letter not in "eiEI":
+        if kind == "x" and said not in "eiEI":
             self.variables = True
-            return _drawn(f"{self.seed}\0{letter}\0{self.point}") % self.prime
-        closing = {"(": ")", "{": "}", "[": "]"}.get(sign)
+            return _drawn(f"{self.seed}\0{said}\0{self.point}") % self.prime
+        closing = {"(": ")", "{": "}", "[": "]"}.get(kind)
         if closing is None:
             raise _Other
         result = self.sum()
-        if self.take()[4] != closing:
+        if self.take()[0] != closing:
             raise _Other
         return result
 

@@ -68,7 +68,7 @@ class Sample(Step):
         if record.get("messages"):
             *before, last = Request(record["messages"], record.get("images", ()), videos=record.get("videos", ())).messages
             parts = [dict(one) for one in last["content"]]
-            for one in parts if self._prompt.reasons else ():
+            for one in parts if self._prompt.format != "any" else ():  # it asks for reasoning
                 one.update({"text": SHORT.sub("", one["text"])} if one["type"] == "text" else {})
             text = "".join(one.get("text") or "" for one in parts)
             record = {**record, "messages": [*before, {**last, "content": parts}]} if text.strip() else record
@@ -125,11 +125,6 @@ class Prompt(NamedTuple):
     template: str
     format: str = "line"
     system: str | None = None
-
-    @property
-    def reasons(self) -> bool:
-        """Whether it asks for reasoning and a final answer."""
-        return self.format != "any"
 
 
 _PLAIN = "{{ question }}{% if choices %}\n{{ choices }}{% endif %}"

@@ -19,6 +19,8 @@ from mpo.io import BadRecord, flush, json_kind, parse_json
 
 Event = dict[str, Any]
 ACTIONS = ("accept", "swap", "reject", "skip")
+FIELDS: dict[str, dict[str, type]] = dict.fromkeys(ACTIONS, {"place": int, "key": str, "edits": list})
+FIELDS |= {"undo": {"undoes": str}, "file": {"content": str, "seed": str}}
 VERSION = 1
 SUM = b', "sum": "'  # before the checksum of a line, which ends it; older versions wrote none
 GONE = -1
@@ -92,16 +94,10 @@ def hold(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def _check(event: Event) -> None:
-    texts = {"action": str, "uid": str, "by": str, "n": int}
-    if event.get("action") in ACTIONS:
-        texts |= {"place": int, "key": str, "edits": list}
-    elif event.get("action") == "undo":
-        texts |= {"undoes": str}
-    elif event.get("action") == "file":
-        texts |= {"content": str, "seed": str}
-    else:
+    own = FIELDS.get(str(event.get("action")))
+    if own is None:
         raise ValueError(f"unknown action {event.get('action')!r:.40}.")
-    for name, kind in texts.items():
+    for name, kind in {"action": str, "uid": str, "by": str, "n": int, **own}.items():
         if not isinstance(event.get(name), kind) or isinstance(event.get(name), bool):
             raise ValueError(f"{name!r} is {json_kind(event.get(name))}.")
     for edit in event.get("edits", ()):

@@ -22,8 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mpo.io import parse_json
@@ -32,6 +31,8 @@ from mpo.review.files import Changed
 from mpo.review.log import NotSaved
 from mpo.review.review import Refused, Review
 
+PAGE = Path(__file__).parent / "page"
+TYPES = {"index.html": "text/html", "app.js": "text/javascript", "text.js": "text/javascript", "style.css": "text/css"}
 MAX_BODY = 4 * 2**20
 """Maximum bytes of a request."""
 BODY_SECONDS = 30
@@ -58,12 +59,18 @@ HEADERS = {
 
 def application(review: Review, host: str, port: int) -> Any:
     """The ASGI application for a review at an address."""
-    no_icon = Route("/favicon.ico", lambda request: Response(status_code=204))  # which browsers ask for by themselves
-    routes: list[BaseRoute] = [no_icon]
+    routes = [Route("/", _static), Route("/{name}", _static)]
     for method, works in WORKS.items():
         routes += [Route(f"/api/{path}", partial(_answer, review, work), methods=[method]) for path, work in works.items()]
-    routes.append(Mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True)))
     return Guard(Starlette(routes=routes), host, port)
+
+
+async def _static(request: Request) -> Response:
+    # No StaticFiles: a header with many ranges holds that of older releases up (CVE-2025-62727).
+    name = request.path_params.get("name", "index.html")
+    if name == "favicon.ico":  # which browsers ask for by themselves
+        return Response(status_code=204)
+    return Response((PAGE / name).read_bytes(), media_type=TYPES[name]) if name in TYPES else Response("", 404)
 
 
 async def _answer(review: Review, work: Work, request: Request) -> Response:

@@ -463,16 +463,7 @@ function help() {
 
 async function report() {
   try {
-    const found = await json("/api/report");
-    const rows = [];
-    for (const [by, counts] of Object.entries(found.reviewers)) rows.push([by, Object.entries(counts).map(([name, count]) => `${count} ${name}`).join(", ")]);
-    for (const one of found.agreement) {
-      const kappa = one.kappa === null ? "not defined" : one.kappa.toFixed(3);
-      rows.push([one.reviewers.join(" and "), `${one.records} records, ${(100 * one.equal).toFixed(1)} % alike, Cohen's kappa ${kappa}`]);
-    }
-    if (found.informed) rows.push(["changed after others' were told", `${found.informed} decisions; agreement is of those before`]);
-    rows.push(["to settle", `${found.disagreements} disagreements`]);
-    for (const [by, one] of Object.entries(found.position_bias)) rows.push([`${by}, position`, `left preferred in ${one.left} of ${one.pairs} pairs (p = ${one.p.toPrecision(2)})`]);
+    const { rows } = await json("/api/report");
     told("Report", el("dl", {}, ...rows.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])));
   } catch (error) {
     problem(error);

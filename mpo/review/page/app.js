@@ -245,7 +245,7 @@ function partNode(part, name) {
 function turnNodes(turns, name, title) {
   return turns.flatMap((turn, at) => {
     const parts = turn.parts.map((part, place) => partNode(part, `${name}, ${turn.role} ${at + 1}.${place + 1}`));
-    return turns.length > 1 || title ? [el("h3", {}, turn.role), ...parts] : parts;
+    return turn.role && (turns.length > 1 || title) ? [el("h3", {}, turn.role), ...parts] : parts;
   });
 }
 

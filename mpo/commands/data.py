@@ -341,8 +341,7 @@ def filter(args: Args) -> Report:
     kept has the files of PATH without the dropped lines, the others as they are, with their image paths; dropped.jsonl has the
     dropped ones with all reasons, report.json the counts by rule and by source.
     """
-    from mpo.curation.filter import Source, filter_records
-    from mpo.curation.judge import OTHERS, Form, Quality, Repetition
+    from mpo.curation.judge import OTHERS, Form, Quality, Repetition, Source, filter_records
 
     limits = {name: value for name in LIMITS if (value := getattr(args, f"max_{name}")) is not None}
     judges = {Repetition: args.repetition, Quality: args.quality}

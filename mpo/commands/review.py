@@ -73,6 +73,7 @@ def _user() -> str:
 
 
 def _export(args: Args) -> Report:
+    from mpo.review.agreement import rows
     from mpo.review.corrections import export, opened
     from mpo.review.files import Records
     from mpo.review.log import Log, log_of
@@ -87,13 +88,7 @@ def _export(args: Args) -> Report:
     counts = report["counts"]
     lines = [f"{args.export}: {counts['written']:,} of {counts['records']:,} records"]
     lines += [f"  {name}: {value:,}" for name, value in counts.items() if name not in ("written", "records")]
-    for one in report["agreement"]:
-        kappa = "not defined" if one["kappa"] is None else f"{one['kappa']:.3f}"
-        lines.append(
-            f"{' and '.join(one['reviewers'])}: {one['records']:,} records, {one['equal']:.1%} alike, Cohen's kappa {kappa}"
-        )
-    for name, one in report["position_bias"].items():
-        lines.append(f"{name} preferred the left completion in {one['left']:,} of {one['pairs']:,} pairs (p = {one['p']:.2g})")
+    lines += [f"{name}: {text}" for name, text in rows(report)]
     if report["unmatched"]:
         lines.append(f"{len(report['unmatched']):,} decisions are about records that {args.file} does not have any more")
     lines.append(f"{args.export}.review.json")

@@ -85,7 +85,8 @@ def find_duplicates(
     columns, title = ["id", "prompt", "chosen", "rejected", "messages", "tools", "images", "videos"], "Reading texts and images"
     signature = partial(_signature, near=near)
     hashes = per_record(pairs, columns, signature, features, ("duplicates", VERSION, near), title, num_proc)
-    found = {one.index: one for one in _exact(np.asarray(hashes.data.column("exact").to_numpy()))}
+    exact = repeated(np.asarray(hashes.data.column("exact").to_numpy()))
+    found = {index: Duplicate(index, same_as, "the same question, images and completions") for index, same_as in exact}
     if near:
         found |= {one.index: one for one in _near(pairs, hashes, threshold, image_bits, set(found))}
     kept: dict[int, int] = {}
@@ -151,10 +152,10 @@ def _signature(record: dict[str, Any], near: bool) -> dict[str, Any]:
     return {"exact": exact, "numbers": numbers, "signature": signature, "looks": looks}
 
 
-def _exact(keys: NDArray[np.int64]) -> Iterator[Duplicate]:
+def repeated(keys: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The places of keys that were there before, each with the first place of its key."""
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    for index in np.flatnonzero(first[inverse] != np.arange(len(keys))):
-        yield Duplicate(int(index), int(first[inverse[index]]), "the same question, images and completions")
+    return [(place, int(earlier)) for place, earlier in enumerate(first[inverse]) if earlier != place]
 
 
 def _near(pairs: Dataset, hashes: Dataset, threshold: float, bits: int, dropped: set[int]) -> Iterator[Duplicate]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -323,12 +324,5 @@ def unfinished(completion: str) -> str | None:
 
 
 def _open_box(text: str) -> bool:
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return False
-    depth = 0
-    for character in text[start + len(r"\boxed") :]:
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if not depth:
-            return False
-    return True
+    _, box, inside = text.rpartition(r"\boxed{")
+    return bool(box) and -1 not in accumulate((character == "{") - (character == "}") for character in inside)

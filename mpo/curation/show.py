@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping
 from html import escape
 from io import BytesIO
@@ -13,25 +12,23 @@ from PIL import Image
 
 from mpo.curation.dedupe import images_of, texts
 from mpo.data.eval_part import content_text, encoded
+from mpo.figure import data_url
+from mpo.pipelines.report import html_page
 from mpo.schema import names
 from mpo.visible import visible
 
 STYLE = """
-body { margin: 0; background: #f6f8fa; color: #1f2933; font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 64px; }
-article, figure, main > pre { margin: 0 0 20px; padding: 16px; background: #fff; border: 1px solid #dde3ea; border-radius: 8px; }
-h1 { font-size: 24px; margin: 0 0 12px; overflow-wrap: anywhere; }
-h2 { font-size: 16px; margin: 0 0 8px; overflow-wrap: anywhere; }
-h3 { font-size: 13px; margin: 12px 0 2px; }
-pre { margin: 0; font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-main > pre { white-space: pre; overflow-x: auto; }
+body { max-width: 1120px; overflow-wrap: anywhere; }
+body > pre { white-space: pre; overflow-x: auto; }
+article { margin-bottom: 20px; padding: 16px; border: 1px solid #ccc; }
 .chosen { color: #1f7a4d; }
 .rejected { color: #b3261e; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 16px; align-items: start; }
-figure img { width: 100%; height: auto; }
-article img { max-width: 320px; max-height: 320px; margin: 0 8px 8px 0; border: 1px solid #dde3ea; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 12px; margin: 8px 0; font-size: 13px; color: #52606d; }
-dd { margin: 0; overflow-wrap: anywhere; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); }
+figure { margin: 8px; }
+figure img { width: 100%; }
+article img { max-width: 320px; max-height: 320px; margin: 0 8px 8px 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 12px; }
+dd { margin: 0; }
 """
 THUMBNAIL_SIDE = 512
 """Maximum pixels of an image's longer side on the page."""
@@ -45,7 +42,7 @@ def show_text(pairs: Dataset, processor: Any = None) -> str:
 
 def show_page(pairs: Dataset, title: str, processor: Any = None) -> str:
     """Show records as one self-contained HTML page with their images."""
-    return html_page(title, "\n".join(_article(record, processor) for record in encoded(pairs, pairs.column_names)))
+    return html_page(title, "\n".join(_article(record, processor) for record in encoded(pairs, pairs.column_names)), STYLE)
 
 
 def show_data(pairs: Dataset, processor: Any = None) -> list[dict[str, Any]]:
@@ -111,15 +108,7 @@ def _img(opened: Image.Image) -> str:
     return f'<img title="{size}" alt="{size}" src="{png_url(opened.save)}">'
 
 
-def html_page(title: str, body: str) -> str:
-    """Build a page from a body of HTML and a title of plain text."""
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    heading = f"<h1>{escape(title)}</h1>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{heading}\n{body}\n</main></body></html>\n'
-
-
 def png_url(save: Callable[..., Any], **settings: Any) -> str:
     """Encode a PNG as a data URL, to embed it in a page; ``save`` writes it to a file, as `Figure.savefig` does."""
-    png = BytesIO()
-    save(png, format="png", **settings)
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+    save(png := BytesIO(), format="png", **settings)
+    return data_url(png.getvalue(), "image/png")

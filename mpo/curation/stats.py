@@ -11,10 +11,11 @@ from datasets import Dataset, Value
 from numpy.typing import NDArray
 
 from mpo.curation.dedupe import texts
-from mpo.curation.show import html_page, png_url
+from mpo.curation.show import STYLE, png_url
 from mpo.data.eval_part import content_keys, content_text, per_record
 from mpo.data.similar import normalised, overlap
 from mpo.figure import new_figure
+from mpo.pipelines.report import html_page
 from mpo.visible import table
 
 if TYPE_CHECKING:
@@ -170,9 +171,9 @@ def stats_page(stats: Stats, title: str) -> str:
     """Build a self-contained HTML page of pairs with the tables of `stats_text` and plots; errors as in `stats_figures`."""
     plots = "\n".join(
         f'<figure><img alt="{name}" src="{png_url(figure.savefig, dpi=130)}"><figcaption>{name}</figcaption></figure>'
-        for name, figure in ((escape(name), figure) for name, figure in stats_figures(stats).items())
+        for name, figure in stats_figures(stats).items()
     )
-    return html_page(title, f'<pre>{escape(stats_text(stats))}</pre>\n<div class="figures">\n{plots}\n</div>')
+    return html_page(title, f'<pre>{escape(stats_text(stats))}</pre>\n<div class="figures">\n{plots}\n</div>', STYLE)
 
 
 def stats_figures(stats: Stats) -> dict[str, Figure]:
@@ -193,11 +194,10 @@ def stats_figures(stats: Stats) -> dict[str, Figure]:
 
 def _lengths(stats: Stats) -> Figure:
     most = max(float(np.quantile(np.concatenate([stats.side("chosen"), stats.side("rejected")]), 0.995)), 1.0)
-    figure, axes = _figure()
+    figure, axes = _figure(f"{stats.unit} (the longest 0.5 % in the last bar)")
     for side, colour in (("chosen", CHOSEN), ("rejected", REJECTED)):
         shown = np.minimum(stats.side(side), most)
         axes.hist(shown, np.linspace(0, most, 50), histtype="step", lw=1.6, color=colour, label=side)
-    axes.set_xlabel(f"{stats.unit} (the longest 0.5 % in the last bar)")
     axes.set_ylabel("pairs")
     axes.legend(frameon=False)
     return figure
@@ -205,28 +205,28 @@ def _lengths(stats: Stats) -> Figure:
 
 def _gaps(stats: Stats) -> Figure:
     groups = stats.by_source()[:MAX_SOURCES]
-    figure, axes = _figure(height=max(3.2, 0.32 * len(groups) + 1.2))
+    label = f"{stats.unit} of the chosen minus the rejected completion"
+    figure, axes = _figure(label, max(3.2, 0.32 * len(groups) + 1.2))
     look = {"showfliers": False, "patch_artist": True, "boxprops": {"facecolor": "#dbe7f3", "edgecolor": CHOSEN}}
     axes.boxplot([stats.gap[places] for _, places in groups], orientation="horizontal", **look)
     axes.set_yticks(range(1, len(groups) + 1), [name if len(name) <= 28 else name[:25] + "..." for name, _ in groups], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color=GREY, lw=0.8, zorder=0)
-    axes.set_xlabel(f"{stats.unit} of the chosen minus the rejected completion")
     return figure
 
 
 def _histogram(values: Any, label: str, *, whole: bool = True) -> Figure:
-    figure, axes = _figure()
+    figure, axes = _figure(label)
     low, high = float(values.min()), float(values.max())
     edges = np.unique(np.linspace(low, high + 1, int(min(50, high - low + 1)) + 1).astype(int)) if whole else np.linspace(0, 1, 41)
     axes.hist(values, edges, color=CHOSEN)
-    axes.set_xlabel(label)
     axes.set_ylabel("pairs")
     return figure
 
 
-def _figure(height: float = 3.2) -> tuple[Figure, Any]:
+def _figure(label: str, height: float = 3.2) -> tuple[Figure, Any]:
     figure = new_figure(5.6, height)
     axes = figure.subplots()
+    axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

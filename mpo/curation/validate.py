@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from unittest import mock
 import numpy as np
 from tqdm.auto import tqdm
 
+from mpo.curation.dedupe import repeated
 from mpo.curation.examine import NOTES, PROBLEMS, Examined, Examiner, Finding, Part
 from mpo.data.files import open_files
 from mpo.data.formats import check_format
@@ -176,10 +178,8 @@ def _over_all(examined: Sequence[Examined], evaluated: Sequence[Examined]) -> It
     where = [place for shard in examined for place in shard.where]
     if not where:
         return
-    pair = np.concatenate([shard.pair for shard in examined])
-    _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
-    for index in np.flatnonzero(first[inverse] != np.arange(len(pair))):
-        yield Finding("duplicate", where[index], f"the same question, images and completions as {where[first[inverse[index]]]}")
+    for place, same_as in repeated(np.concatenate([shard.pair for shard in examined])):
+        yield Finding("duplicate", where[place], f"the same question, images and completions as {where[same_as]}")
     if not evaluated:
         return
     leaked = np.isin(np.concatenate([shard.prompt for shard in examined]), np.concatenate([shard.prompt for shard in evaluated]))
@@ -200,19 +200,18 @@ _EXAMINER: Examiner | None = None
 def _each(parts: Sequence[Part], make: Callable[[], Examiner], workers: int, title: str) -> Iterator[Examined]:
     total = sum(part.shard.size for part in parts)
     workers = min(workers, len(parts))
-    with tqdm(total=total, desc=title, unit="", unit_scale=True, disable=None) as bar:
+    with tqdm(total=total, desc=title, unit="", unit_scale=True, disable=None) as bar, ExitStack() as stack:
+        found: Iterator[Examined]
         if workers <= 1:
-            examiner = make()
-            for part in parts:
-                yield examiner(part)
-                bar.update(part.shard.size)
-            return
-        # Each process tokenises on its own; the tokenizers' threads would only compete with the other processes.
-        alone = mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false")
-        with alone, ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(make,)) as pool:
-            for part, examined in zip(parts, pool.map(_examine, parts), strict=True):
-                yield examined
-                bar.update(part.shard.size)
+            found = map(make(), parts)
+        else:
+            # Each process tokenises on its own; the tokenizers' threads would only compete with the other processes.
+            stack.enter_context(mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"))
+            pool = stack.enter_context(ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(make,)))
+            found = pool.map(_examine, parts)
+        for part, examined in zip(parts, found, strict=True):
+            yield examined
+            bar.update(part.shard.size)
 
 
 def _init_worker(make: Callable[[], Examiner]) -> None:

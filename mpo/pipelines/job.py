@@ -318,21 +318,21 @@ class Job:
         images, shards = self.folder / IMAGES, self.shards or 1
         if shards == 1:
             return [Part(self.folder, self.count, images)]
-        bounds = [self._start(number) for number in range(shards + 1)]
+        bounds = self._bounds()
         folders = [self.folder / SHARDS / f"{number:05d}" for number in range(shards)]
         return [
             Part(folder, end - start, images, last=folder is folders[-1])
             for folder, start, end in zip(folders, bounds, bounds[1:], strict=False)
         ]
 
-    def _start(self, number: int) -> int:
+    def _bounds(self) -> list[int]:
         shards = self.shards or 1
-        return self.count if number == shards else (self.divided or self.count) * number // shards
+        return [*((self.divided or self.count) * number // shards for number in range(shards)), self.count]
 
     def run_part(self, number: int, show: Any = lambda progress: None) -> None:
         """Run one part. Raises as `run`, and InUse if another process works on it."""
         parts = self.parts()
-        start, job = self._start(number), read_json_object(self.folder / SETTINGS)
+        start, job = self._bounds()[number], read_json_object(self.folder / SETTINGS)
         shared = job.get("changed", False)
         if len(parts) > 1 and not self._base:
             self._base = [base_ledger(self.folder, shared=shared)]  # read once, for all parts

@@ -19,7 +19,6 @@ class Sample(Step):
         prompt: text of the last turn, in which ``{question}`` is replaced by the question and ``{choices}`` by its choices, a
             line each (``A. ...``).
         system: the system prompt; None for that of the question or the chat template.
-
         sampling: settings of `mpo.generation.generator.Generator.generate`: n, temperature, max_new_tokens, ...
 
     Raises:

@@ -1,9 +1,4 @@
-"""The same job over several processes, or over machines with datatrove's executors (extra ``scale``).
-
-Ray was tried by hand, with ray 2.60 and datatrove's executor on one machine: `executor(job, "ray", tasks=2).run()` after
-`ray.init(num_cpus=2)` gave the bytes of one process. Its workers have to import the module of the job's steps (``PYTHONPATH``).
-Slurm's executor was tried without a cluster: an ``sbatch`` that runs datatrove's script, two tasks at once, gave these bytes too.
-"""
+"""The same job over several processes, or over machines with datatrove's executors (extra ``scale``)."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
@@ -37,7 +33,7 @@ def executor(job: Job, kind: str = "slurm", *, tasks: int, **settings: Any) -> A
 
     Args:
         job: the job.
-        kind: ``slurm``, ``ray`` (which must be installed) or ``local``.
+        kind: ``slurm``, ``local``, or ``ray``, which must be installed and import the module of the steps (``PYTHONPATH``).
         tasks: number of tasks.
         settings: further arguments of datatrove's executor, such as ``time`` and ``partition`` of Slurm's.
 
@@ -72,18 +68,15 @@ class Work:
 
 
 def _take_shards(job: Job, rank: int, workers: int) -> None:
-
-    def took(number: int) -> bool:
-        try:
-            job.run_part(number)
-        except InUse:
-            return False
-        return True
-
     parts = job.parts()
     first = len(parts) * rank // workers
     while left := [number for number, part in enumerate(parts) if not part.finished]:
-        if not any([took(number) for number in sorted(left, key=lambda number: (number - first) % len(parts))]):
+        taken = 0
+        for number in sorted(left, key=lambda number: (number - first) % len(parts)):
+            with suppress(InUse):
+                job.run_part(number)
+                taken += 1
+        if not taken:
             time.sleep(POLL_SECONDS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -85,3 +85,17 @@ def summary(log: Log) -> dict[str, Any]:
         "disagreements": disagreements(log),
         "position_bias": position_bias(log),
     }
+
+
+def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A summary as text: what each row is about, and what it says."""
+    said = [(by, ", ".join(f"{count:,} {name}" for name, count in own.items())) for by, own in found["reviewers"].items()]
+    for one in found["agreement"]:
+        kappa = "not defined" if one["kappa"] is None else f"{one['kappa']:.3f}"
+        text = f"{one['records']:,} records, {one['equal']:.1%} alike, Cohen's kappa {kappa}"
+        said.append((" and ".join(one["reviewers"]), text))
+    if found["informed"]:
+        said.append(("changed after others' were told", f"{found['informed']:,} decisions; agreement is of those before"))
+    for by, one in found["position_bias"].items():
+        said.append((f"{by}, position", f"left preferred in {one['left']:,} of {one['pairs']:,} pairs (p = {one['p']:.2g})"))
+    return said

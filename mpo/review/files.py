@@ -10,7 +10,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -216,13 +216,6 @@ class Records:
     def where(self, place: int) -> str:
         """The name of a record for messages."""
         return f"{self.path}:{place + 1 + bisect_right(self._blank, place)}" if self.plain else f"{self.path}#{place + 1}"
-
-    def __iter__(self) -> Iterator[dict[str, Any] | BadRecord]:
-        for place in range(len(self)):
-            try:
-                yield self.line(place)
-            except BadRecord as error:
-                yield error
 
     def find(self, given: Any, kind: str, *, of_job: bool) -> str:
         """The path of an image or a video inside the root; of a job's record, it is relative to its file. ValueError: not there."""

@@ -10,6 +10,7 @@ import secrets
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from mpo.io import BadRecord, flush, json_kind, parse_json
 
 Event = dict[str, Any]
 ACTIONS = ("accept", "swap", "reject", "skip")
+FIELDS: dict[str, dict[str, type]] = dict.fromkeys(ACTIONS, {"place": int, "key": str, "edits": list})
+FIELDS |= {"undo": {"undoes": str}, "file": {"content": str, "seed": str}}
 VERSION = 1
 SUM = b', "sum": "'  # before the checksum of a line, which ends it; older versions wrote none
 GONE = -1
@@ -91,16 +94,10 @@ def hold(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def _check(event: Event) -> None:
-    texts = {"action": str, "uid": str, "by": str, "n": int}
-    if event.get("action") in ACTIONS:
-        texts |= {"place": int, "key": str, "edits": list}
-    elif event.get("action") == "undo":
-        texts |= {"undoes": str}
-    elif event.get("action") == "file":
-        texts |= {"content": str, "seed": str}
-    else:
+    own = FIELDS.get(str(event.get("action")))
+    if own is None:
         raise ValueError(f"unknown action {event.get('action')!r:.40}.")
-    for name, kind in texts.items():
+    for name, kind in {"action": str, "uid": str, "by": str, "n": int, **own}.items():
         if not isinstance(event.get(name), kind) or isinstance(event.get(name), bool):
             raise ValueError(f"{name!r} is {json_kind(event.get(name))}.")
     for edit in event.get("edits", ()):
@@ -205,16 +202,14 @@ class Log:
         if not self.path.exists() or os.stat(self.path).st_ino != os.fstat(self._file).st_ino:
             raise NotSaved(errno.ENOENT, f"{self.path} was removed or replaced while it was open. Restart mpo review")
         try:
+            os.ftruncate(self._file, self._size)  # half a line that an error has left: nothing may follow it
             left = data
             while left:
                 left = left[os.write(self._file, left) :]
             os.fsync(self._file)
         except OSError as error:
-            try:
-                os.ftruncate(self._file, self._size)  # what was written of it
-            except OSError:
-                os.close(self._file)  # nothing may follow half a line
-                self._file = -2
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
             raise NotSaved(error.errno, f"{self.path} was not written ({error.strerror}). Make room, and try again") from error
         self._size += len(data)
 

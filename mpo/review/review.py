@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mpo.io import BadRecord, read_json_lines
-from mpo.review.agreement import summary
-from mpo.review.corrections import opened
+from mpo.review.agreement import rows, summary
+from mpo.review.corrections import corrected, new_value, opened, refused
 from mpo.review.documents import Document, at, read_line
-from mpo.review.edits import corrected, new_value, refused
 from mpo.review.facets import Facets, key_of
 from mpo.review.files import Records, plain
 from mpo.review.log import ACTIONS, Event, Log, hold, label, log_of
@@ -325,7 +324,7 @@ class Review:
         found["position_bias"] = {name: one for name, one in found["position_bias"].items() if name == by}
         found["agreement"] = [one for one in found["agreement"] if by in one["reviewers"]]
         found["disagreements"] = sum(by in labels[place] for place in found["disagreements"])
-        return found
+        return {**found, "rows": [*rows(found), ("to settle", f"{found['disagreements']:,} disagreements")]}
 
 
 def _told(event: Event) -> dict[str, Any]:

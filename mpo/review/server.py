@@ -66,6 +66,7 @@ def application(review: Review, host: str, port: int) -> Any:
 
 
 async def _static(request: Request) -> Response:
+    # No StaticFiles: a header with many ranges holds that of older releases up (CVE-2025-62727).
     name = request.path_params.get("name", "index.html")
     if name == "favicon.ico":  # which browsers ask for by themselves
         return Response(status_code=204)
@@ -185,12 +186,7 @@ class Guard:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle a request."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return
-
+        """Handle a request: `Server` sends nothing else."""
         unread = True
 
         async def reading() -> Any:

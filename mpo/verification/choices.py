@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mpo.verification.dress import undress
-from mpo.verification.expressions import equation, latex
+from mpo.verification.expressions import equation, latex, same_rational
 from mpo.verification.number import find_numbers, read_number, same_number
 from mpo.verification.prose import REFUSAL, stated_number
-from mpo.verification.rational import same_rational
 from mpo.verification.texts import normalize, read_yes_no
 from mpo.verification.units import singular
 from mpo.verification.words import ORDINALS
@@ -46,8 +45,6 @@ _NOT = re.compile(
     r"(?i)(?:\b(?:not|no|(?:is|are|was|were|do|does|did|ca|could|would)nt|cannot be|neither|nor|except|than|unlike|instead of"
     r"|without)|不是|不选|并非|非)\s*(?:be\s)?(?:the|an?|option|choice|选项)?\s*[(\"'*]*$"
 )
-
-
 _IS_NOT = re.compile(r" (?:(?:is|are|was|were) (?:wrong|incorrect|not)|(?:is|are|was|were)nt)\b")
 MOST_CHARACTERS = 2000  # of a longer text, only the beginning is read
 _SO_IT_IS = re.compile(r"(?is).*[,;]\s(?:and )?(?:so|thus|therefore|hence),? (?:it|this|that|the answer)(?:['’]s| is) ")

@@ -15,11 +15,11 @@ import selectors
 import subprocess
 import sys
 from functools import lru_cache
+from hashlib import sha512
 from itertools import accumulate
 from pathlib import Path
 
 from mpo.verification.dress import plain_math, undress
-from mpo.verification.rational import same_rational
 
 SECONDS = 2.0
 """CPU time that one comparison may take."""
@@ -247,3 +247,134 @@ def refused(text: str) -> str:
     if any(len(power) > 3 or int(power) > 400 for power in powers) or re.search(r"(?<![A-Za-z])\d\^-?[\d.]+\^", plain) or large:
         return "has a power or factorial too large to compute"
     return ""
+
+
+# Rational expressions, compared without a process: sums, products, quotients and whole powers of numbers and variables
+
+
+_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)|(\\frac)|(\\cdot|\\times)|([a-zA-Z])|(.))")
+_LONGEST_RATIONAL = 400
+
+
+class _Other(Exception):
+    """The text is something else than a rational expression, or has no value here."""
+
+
+def same_rational(one: str, other: str, *, scaled: bool = False) -> tuple[bool, bool] | None:
+    r"""Whether two rational expressions, LaTeX or plain, are equal, and whether there are variables; None where one is none.
+
+    `scaled` allows a factor, as between 2y - 4 and y - 2. Equal values at two points modulo a prime are equal expressions
+    (Schwartz-Zippel: others agree with a chance of about their degree / 2^127 a point). Prime and points come from a hash of both
+    texts: the verdict is always the same, and nobody can write a text for a prime that is known before.
+    """
+    if max(len(one), len(other)) > _LONGEST_RATIONAL:
+        return None
+    seed = "\0".join(sorted((one, other)))
+    try:
+        readers = _Reader(one, seed), _Reader(other, seed)
+        (a, b), (c, d) = ([reader.value(point) for point in (0, 1)] for reader in readers)
+    except (_Other, RecursionError):
+        return None
+    equal = any((a, b)) == any((c, d)) and (a * d - b * c) % readers[0].prime == 0 if scaled else (a, b) == (c, d)
+    return equal, any(reader.variables for reader in readers)
+
+
+@lru_cache(maxsize=4096)
+def _drawn(text: str) -> int:
+    return int.from_bytes(sha512(text.encode("utf-8", "surrogatepass")).digest()[:16]) >> 1
+
+
+@lru_cache(maxsize=1024)
+def _prime(seed: str) -> int:
+    candidate = _drawn(seed) | 1 << 126 | 1
+    while pow(2, candidate - 1, candidate) != 1:  # Fermat: at this size no composite number is met
+        candidate += 2
+    return candidate
+
+
+class _Reader:
+    """Recursive descent over the tokens of an expression."""
+
+    def __init__(self, text: str, seed: str) -> None:
+        self.seed, self.prime = seed, _prime(seed)
+        kinds = {1: "0", 2: "frac", 3: "*", 4: "x"}  # by the groups of _TOKEN; a sign is its own kind
+        found = [(one.lastindex or 5, one[one.lastindex or 5]) for one in _TOKEN.finditer(text.strip())]
+        self.tokens = [(kinds.get(group, said), said) for group, said in found]
+        self.place = 0
+        self.point = 0
+        self.variables = False
+
+    def value(self, point: int) -> int:
+        self.place, self.point = 0, point
+        result = self.sum()
+        if self.place < len(self.tokens):
+            raise _Other
+        return result
+
+    def next(self) -> str:
+        """The kind of the next token; empty at the end."""
+        return self.tokens[self.place][0] if self.place < len(self.tokens) else ""
+
+    def take(self) -> tuple[str, str]:
+        if self.place >= len(self.tokens):
+            raise _Other
+        self.place += 1
+        return self.tokens[self.place - 1]
+
+    def sum(self) -> int:
+        result, sign = 0, 1
+        while True:
+            while self.next() in {"+", "-"}:
+                sign = -sign if self.take()[0] == "-" else sign
+            result = (result + sign * self.product()) % self.prime
+            if self.next() not in {"+", "-"}:
+                return result
+            sign = 1
+
+    def product(self) -> int:
+        result = self.power()
+        while (sign := self.next()) in {"*", "/", "0", "x", "(", "{", "frac"}:
+            if sign == "0":
+                raise _Other  # "x 2", "2 3": a product is not written so
+            negative = sign in "*/" and bool(self.take()) and self.next() == "-" and bool(self.take())
+            factor = self.power()
+            result = (result * (self.inverse(factor) if sign == "/" else factor) * (-1 if negative else 1)) % self.prime
+        return result
+
+    def power(self) -> int:
+        base = self.atom()
+        if self.next() != "^":
+            return base
+        self.take()
+        closing = {"{": "}", "(": ")"}.get(self.next())
+        if closing:
+            self.take()
+        negative = self.next() == "-" and bool(self.take())
+        kind, exponent = self.take()
+        if kind != "0" or "." in exponent or len(exponent) > 6 or (closing and self.take()[0] != closing) or self.next() == "^":
+            raise _Other
+        result = pow(base, int(exponent), self.prime)
+        return self.inverse(result) if negative else result
+
+    def atom(self) -> int:
+        kind, said = self.take()
+        if kind == "0":
+            whole, _, decimals = said.partition(".")
+            return int(whole + decimals) * self.inverse(10 ** len(decimals)) % self.prime
+        if kind == "frac":
+            return self.atom() * self.inverse(self.atom()) % self.prime
+        if kind == "x" and said not in "eiEI":
+            self.variables = True
+            return _drawn(f"{self.seed}\0{said}\0{self.point}") % self.prime
+        closing = {"(": ")", "{": "}", "[": "]"}.get(kind)
+        if closing is None:
+            raise _Other
+        result = self.sum()
+        if self.take()[0] != closing:
+            raise _Other
+        return result
+
+    def inverse(self, value: int) -> int:
+        if not value % self.prime:
+            raise _Other
+        return pow(value, -1, self.prime)

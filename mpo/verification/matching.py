@@ -12,12 +12,19 @@ from functools import lru_cache
 from mpo.io import did_you_mean
 from mpo.verification import sequences
 from mpo.verification.choices import same_choices, same_selection
-from mpo.verification.dates import read_date
 from mpo.verification.dress import plain_vectors, undress
 from mpo.verification.expressions import DIFFERENT, other_name, same_expression
 from mpo.verification.number import Number, read_number, same_number
 from mpo.verification.sequences import read_boxes, read_list, read_ratio, same_boxes
-from mpo.verification.texts import document_distance, document_words, fixed_words, read_yes_no, same_text, same_transcription
+from mpo.verification.texts import (
+    document_distance,
+    document_words,
+    fixed_words,
+    read_date,
+    read_yes_no,
+    same_text,
+    same_transcription,
+)
 
 LONGEST = 10_000
 """Longest answer and ground truth that are read, in characters."""

@@ -6,13 +6,12 @@ import re
 from dataclasses import replace
 
 from mpo.schema import Question
-from mpo.verification.blanks import count_parts, in_parts
 from mpo.verification.extraction import after_label, bare, find_answer
 from mpo.verification.matching import Verdict, check_rules, detect_kind, match
 from mpo.verification.number import read_number
 from mpo.verification.phrases import opposites, without_asked
 from mpo.verification.prose import ASKS_LETTER, ASKS_YEAR, CUE, REFUSAL, content_words, sentences_of
-from mpo.verification.sequences import read_list
+from mpo.verification.sequences import count_parts, in_parts, read_list
 from mpo.verification.statements import Extraction, no_answer
 from mpo.verification.texts import normalize, read_yes_no, same_text
 from mpo.verification.units import is_unit, singular

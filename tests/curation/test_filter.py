@@ -13,8 +13,7 @@ from stub_jobs import PROCESSES
 from stub_server import StubServer
 
 from mpo.commands import main
-from mpo.curation.filter import Source
-from mpo.curation.judge import Form, Quality, Repetition, read_score
+from mpo.curation.judge import Form, Quality, Repetition, Source, read_score
 from mpo.generation.server import ServerGenerator
 from mpo.io import read_json_lines
 

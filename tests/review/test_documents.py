@@ -5,9 +5,8 @@ import json
 import pytest
 
 from mpo.data.records import to_records
-from mpo.review.corrections import changed
+from mpo.review.corrections import Stale, changed, corrected, new_value, refused
 from mpo.review.documents import at, read_line
-from mpo.review.edits import Stale, corrected, new_value, refused
 from mpo.review.facets import facets
 
 USER, SAYS = {"role": "user", "content": "q"}, "assistant"

@@ -1,6 +1,8 @@
 """The log: torn, damaged, full, shared, undone, and the records that its decisions follow."""
 
+import errno
 import json
+import os
 import re
 import resource
 import signal
@@ -109,6 +111,24 @@ def test_a_write_that_fails_leaves_the_log_as_it_was(tmp_path):
     decide(log, 1)
     log.close()
     assert len(read_events(path)[0]) == 3
+
+
+def test_half_a_line_that_could_not_be_removed_is_removed_by_the_next_write(tmp_path, monkeypatch):
+    """The disk takes ten bytes, and then nothing, not even a shorter file; then all again."""
+    log, write = opened(tmp_path / "log"), os.write
+
+    def fails(file, *_):
+        raise OSError(errno.EIO, "the disk is gone")
+
+    with monkeypatch.context() as patched, pytest.raises(NotSaved, match="log"):
+        calls = iter([lambda file, data: write(file, data[:10]), fails])
+        patched.setattr(os, "write", lambda file, data: next(calls)(file, data))
+        patched.setattr(os, "ftruncate", lambda file, size, done=[]: fails(file) if done else done.append(size))
+        decide(log, 1)
+    assert log.decision("anna", 1) is None
+    decide(log, 1)
+    log.close()
+    assert [event["action"] for event in read_events(tmp_path / "log")[0]] == ["file", "accept"]
 
 
 def test_a_log_that_was_removed_is_not_written_to(tmp_path):

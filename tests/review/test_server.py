@@ -268,6 +268,7 @@ def test_reviewers_are_blind_until_they_decide_and_settle_what_they_differ_in(se
     assert not served.ask("/api/records/4", by="anna")[1]["disagreeing"]
     told = served.ask("/api/report", by="anna")[1]
     assert told["disagreements"] == 0 and "ben" not in told["position_bias"]
+    assert told["rows"][-1] == ["to settle", "0 disagreements"] and ["ben", "1 decided"] in told["rows"]
 
 
 def test_filters_orders_and_search(served):
@@ -495,7 +496,8 @@ def texts(shard):
 def records_of(path):
     from mpo.review.files import Records
 
-    return [*Records(path)]
+    records = Records(path)
+    return [records.line(place) for place in range(len(records))]
 
 
 def test_logs_of_others_are_added(tmp_path, capsys):

@@ -4,19 +4,26 @@ import pytest
 
 from mpo.schema import Question
 from mpo.verification import final_answer
-from mpo.verification.alternatives import without_contrast, without_denied, without_rejected, without_struck
-from mpo.verification.blanks import count_parts, filled, in_parts
 from mpo.verification.choices import named_inside, same_selection
-from mpo.verification.dates import read_time, same_date
 from mpo.verification.dress import boxed, plain_math, plain_sentence, plain_vectors, undress
-from mpo.verification.expressions import equation, latex, refused, same_expression
-from mpo.verification.extraction import bare
+from mpo.verification.expressions import equation, latex, refused, same_expression, same_rational
+from mpo.verification.extraction import bare, without_contrast, without_denied, without_rejected, without_struck
 from mpo.verification.matching import detect_kind, is_expression
 from mpo.verification.phrases import opposites, phrase_of, said_phrase, without_asked
 from mpo.verification.prose import asked_clause, content_words, of_name, sentences_of, stated_number
-from mpo.verification.rational import same_rational
-from mpo.verification.sequences import labelled, named_values, overlap, read_boxes, read_intervals, read_list, read_ratio
-from mpo.verification.texts import normalize, read_yes_no, same_text, same_transcription
+from mpo.verification.sequences import (
+    count_parts,
+    filled,
+    in_parts,
+    labelled,
+    named_values,
+    overlap,
+    read_boxes,
+    read_intervals,
+    read_list,
+    read_ratio,
+)
+from mpo.verification.texts import normalize, read_time, read_yes_no, same_date, same_text, same_transcription
 from mpo.verification.units import canonical_unit
 from mpo.verification.verdicts import restated
 

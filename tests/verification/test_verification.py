@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from mpo.schema import Question
 from mpo.verification import MATCHERS, extract, match, register, verify
-from mpo.verification.expressions import refused, same_expression
+from mpo.verification.expressions import refused, same_expression, same_rational
 from mpo.verification.number import find_numbers, read_number
-from mpo.verification.rational import same_rational
 
 TABLES = [
     Path(__file__).with_name(name) for name in ("cases.jsonl", "endings.jsonl", "written.jsonl", "prose.jsonl", "natural.jsonl")

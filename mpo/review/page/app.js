@@ -1,5 +1,5 @@
 // The page: one record at a time. Nothing is told to be saved before the server has answered that it is on disk.
-import { compared, difference, el, plainNodes, rendered } from "/text.js";
+import { compared, difference, el, rendered } from "/text.js";
 
 const $ = (id) => document.getElementById(id);
 const STATES = ["all", "unreviewed", "reviewed", "accept", "swap", "edit", "reject", "skip", "disagreeing"];
@@ -71,7 +71,7 @@ function say(text, how = "") {
 
 function problem(error) {
   const box = $("problem");
-  box.replaceChildren(...plainNodes(error?.message ?? ""));
+  box.replaceChildren(el("span", {}, error?.message));
   box.hidden = !error;
   $("record").removeAttribute("aria-busy");
   if (!error) return;
@@ -244,9 +244,8 @@ function partNode(part, name) {
 
 function turnNodes(turns, name, title) {
   return turns.flatMap((turn, at) => {
-    const label = turns.length > 1 || title ? `${turn.role}` : "";
     const parts = turn.parts.map((part, place) => partNode(part, `${name}, ${turn.role} ${at + 1}.${place + 1}`));
-    return [label ? el("h3", {}, label) : null, ...parts].filter(Boolean);
+    return turn.role && (turns.length > 1 || title) ? [el("h3", {}, turn.role), ...parts] : parts;
   });
 }
 
@@ -254,13 +253,16 @@ const onlyText = (completion) => completion.turns.flatMap((turn) => turn.parts.f
 
 function completionNode(completion, title, shown) {
   const name = state.hidden ? "" : completion.name;
-  const side = el("section", { "aria-label": title });
-  side.append(el("div", { className: "side-title" }, el("h2", {}, title), name === title ? null : el("span", { className: completion.name === "chosen" || completion.name === "rejected" ? name : "" }, name)));
-  side.append(...(shown ? [shown] : turnNodes(completion.turns, title, completion.turns.length > 1)));
-  const about = completion.details.map((part) => detailNode(part, `${title}: ${part.name}`)).flat();
-  for (const [key, value] of Object.entries(completion.about ?? {})) about.push(el("dt", {}, key), el("dd", {}, ...plainNodes(asText(value))));
-  if (about.length) side.append(el("dl", {}, ...about));
-  return side;
+  const about = completion.details.flatMap((part) => detailNode(part, `${title}: ${part.name}`));
+  for (const [key, value] of Object.entries(completion.about ?? {})) about.push(el("dt", {}, key), el("dd", {}, asText(value)));
+  const named = name !== title && el("span", { className: ["chosen", "rejected"].includes(name) ? name : "" }, name);
+  return el(
+    "section",
+    { "aria-label": title },
+    el("div", { className: "side-title" }, el("h2", {}, title), named),
+    ...(shown ? [shown] : turnNodes(completion.turns, title, completion.turns.length > 1)),
+    about.length && el("dl", {}, ...about),
+  );
 }
 
 function detailNode(part, name) {
@@ -282,38 +284,30 @@ function sidesOf(view) { // the completions, the left one first
 function draw() {
   const view = state.view;
   if (!view) return;
-  const main = $("record");
-  main.replaceChildren();
+  const note = (text, more) => el("p", { className: "note", ...more }, text);
   const about = [["record", view.where], ["id", view.id], ["kind", view.kind]].filter(([, value]) => value);
-  main.append(el("div", { className: "meta" }, ...about.map(([key, value]) => el("span", {}, `${key} `, el("strong", {}, ...plainNodes(value))))));
-  if (view.bad) main.append(el("p", { className: "note" }, ...plainNodes(`This line is not a record: ${view.bad} Reject or skip it.`)));
-  if (view.decision) main.append(el("p", { className: "note", id: "decision" }, ...plainNodes(decisionText(view.decision, "You"))));
-  if (view.disagreeing) main.append(el("p", { className: "note", id: "disagreeing" }, "You disagree. The next decision on this record settles it for all."));
-  if (view.settled) main.append(el("p", { className: "note" }, ...plainNodes(`Settled. ${decisionText(view.settled, view.settled.by)}`)));
-  for (const one of view.others) main.append(el("p", { className: "note other" }, ...plainNodes(decisionText(one, one.by))));
-  main.append(gallery(view));
-  if (view.turns.length) {
-    const prompt = el("section", { "aria-label": view.kind === "conversation" ? "Conversation" : "Prompt" });
-    prompt.append(...turnNodes(view.turns, "Prompt", true));
-    main.append(prompt);
-  }
   const sides = sidesOf(view);
-  if (sides.length) {
-    const grid = el("div", { className: sides.length > 1 ? "sides" : "" });
-    let shown = [];
-    if (sides.length === 2 && state.diff && !state.editing) {
-      const texts = sides.map((one) => onlyText(one).map(written).join("\n\n"));
-      const marks = sides.map((one, at) => (state.hidden || !isPair(view) ? "chosen" : one.name));
-      shown = difference(...texts).map((parts, at) => compared(parts, marks[at]));
-    }
-    sides.forEach((one, at) => grid.append(completionNode(one, isPair(view) ? ["Left", "Right"][at] : one.name, shown[at])));
-    main.append(grid);
+  let shown = [];
+  if (sides.length === 2 && state.diff && !state.editing) {
+    const texts = sides.map((one) => onlyText(one).map(written).join("\n\n"));
+    const marks = sides.map((one) => (state.hidden || !isPair(view) ? "chosen" : one.name));
+    shown = difference(...texts).map((parts, at) => compared(parts, marks[at]));
   }
   const details = view.details.flatMap((part) => detailNode(part, part.name));
-  if (details.length) main.append(el("section", { "aria-label": "Details" }, el("dl", {}, ...details)));
-  if (Object.keys(view.about).length) {
-    main.append(el("details", { className: "card" }, el("summary", {}, "Other fields"), el("pre", {}, ...plainNodes(JSON.stringify(view.about, null, 1)))));
-  }
+  const nodes = [
+    el("div", { className: "meta" }, ...about.map(([key, value]) => el("span", {}, `${key} `, el("strong", {}, value)))),
+    view.bad && note(`This line is not a record: ${view.bad} Reject or skip it.`),
+    view.decision && note(decisionText(view.decision, "You"), { id: "decision" }),
+    view.disagreeing && note("You disagree. The next decision on this record settles it for all.", { id: "disagreeing" }),
+    view.settled && note(`Settled. ${decisionText(view.settled, view.settled.by)}`),
+    ...view.others.map((one) => note(decisionText(one, one.by), { className: "note other" })),
+    gallery(view),
+    view.turns.length && el("section", { "aria-label": view.kind === "conversation" ? "Conversation" : "Prompt" }, ...turnNodes(view.turns, "Prompt", true)),
+    sides.length && el("div", { className: sides.length > 1 ? "sides" : "" }, ...sides.map((one, at) => completionNode(one, isPair(view) ? ["Left", "Right"][at] : one.name, shown[at]))),
+    details.length && el("section", { "aria-label": "Details" }, el("dl", {}, ...details)),
+    Object.keys(view.about).length && el("details", { className: "card" }, el("summary", {}, "Other fields"), el("pre", {}, JSON.stringify(view.about, null, 1))),
+  ];
+  $("record").replaceChildren(...nodes.filter(Boolean));
   actions();
   progress();
   if (document.activeElement !== $("jump")) $("jump").value = view.place + 1;
@@ -325,15 +319,14 @@ function decisionText(one, by) {
 }
 
 function gallery(view) {
-  const box = el("div", { className: view.images.length > 2 ? "gallery many" : "gallery" });
-  view.images.forEach((one, at) => {
-    if (!one.id) return box.append(el("p", { className: "note" }, ...plainNodes(`${one.name}: ${one.failed}`)));
+  const failed = (one, why) => el("p", { className: "note" }, `${one.name}: ${why}`);
+  return el("div", { className: view.images.length > 2 ? "gallery many" : "gallery" }, ...view.images.map((one, at) => {
+    if (!one.id) return failed(one, one.failed);
     const shown = el("img", { alt: one.name });
     const button = el("button", { type: "button", "aria-label": `Zoom ${one.name}`, on: { click: () => zoom(at) } }, shown);
-    image(one.id).then((address) => { shown.src = address; }, (error) => button.replaceWith(el("p", { className: "note" }, ...plainNodes(`${one.name}: ${error.message}`))));
-    box.append(button);
-  });
-  return box;
+    image(one.id).then((address) => { shown.src = address; }, (error) => button.replaceWith(failed(one, error.message)));
+    return button;
+  }));
 }
 
 // Deciding
@@ -470,17 +463,8 @@ function help() {
 
 async function report() {
   try {
-    const found = await json("/api/report");
-    const rows = [];
-    for (const [by, counts] of Object.entries(found.reviewers)) rows.push([by, Object.entries(counts).map(([name, count]) => `${count} ${name}`).join(", ")]);
-    for (const one of found.agreement) {
-      const kappa = one.kappa === null ? "not defined" : one.kappa.toFixed(3);
-      rows.push([one.reviewers.join(" and "), `${one.records} records, ${(100 * one.equal).toFixed(1)} % alike, Cohen's kappa ${kappa}`]);
-    }
-    if (found.informed) rows.push(["changed after others' were told", `${found.informed} decisions; agreement is of those before`]);
-    rows.push(["to settle", `${found.disagreements} disagreements`]);
-    for (const [by, one] of Object.entries(found.position_bias)) rows.push([`${by}, position`, `left preferred in ${one.left} of ${one.pairs} pairs (p = ${one.p.toPrecision(2)})`]);
-    told("Report", el("dl", {}, ...rows.flatMap(([name, text]) => [el("dt", {}, ...plainNodes(name)), el("dd", {}, text)])));
+    const { rows } = await json("/api/report");
+    told("Report", el("dl", {}, ...rows.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])));
   } catch (error) {
     problem(error);
   }
@@ -511,7 +495,7 @@ async function drawZoom() {
     zoomState.scale = Math.min($("stage").clientWidth / node.naturalWidth, $("stage").clientHeight / node.naturalHeight, 4);
     scale(1);
   } catch (error) {
-    $("stage").replaceChildren(...plainNodes(error.message));
+    $("stage").replaceChildren(el("span", {}, error.message));
   }
 }
 
@@ -580,11 +564,8 @@ function start() {
     if ($("rejecting").returnValue === "reject") decide("reject", { reason: $("reason").value });
     $("rejecting").returnValue = "";
   });
-  $("zoom-in").addEventListener("click", () => scale(1.25));
-  $("zoom-out").addEventListener("click", () => scale(0.8));
-  $("zoom-before").addEventListener("click", () => nextImage(-1));
-  $("zoom-after").addEventListener("click", () => nextImage(1));
-  $("zoom-close").addEventListener("click", () => $("zoomed").close());
+  const zooming = { in: () => scale(1.25), out: () => scale(0.8), before: () => nextImage(-1), after: () => nextImage(1), close: () => $("zoomed").close() };
+  for (const [name, work] of Object.entries(zooming)) $(`zoom-${name}`).addEventListener("click", work);
   $("stage").addEventListener("wheel", (event) => { event.preventDefault(); scale(event.deltaY < 0 ? 1.1 : 0.9); }, { passive: false });
   $("stage").addEventListener("pointermove", (event) => { if (event.buttons & 1) $("stage").scrollBy(-event.movementX, -event.movementY); });
   addEventListener("beforeunload", (event) => { if ([...drafts.values()].some((own) => own.size)) event.preventDefault(); });

@@ -1,5 +1,5 @@
 // Text of unknown origin as nodes: Markdown, LaTeX as MathML, differences. Everything becomes a text node or an element of the names
-// below; nothing is ever parsed as HTML, and there are no links.
+// below, in which characters that cannot be seen are named; nothing is ever parsed as HTML, and there are no links.
 
 export function el(name, properties = {}, ...children) {
   const made = document.createElement(name);
@@ -8,7 +8,7 @@ export function el(name, properties = {}, ...children) {
     else if (key.includes("-") || key === "role" || key === "for") made.setAttribute(key, value);
     else if (value !== undefined) made[key] = value;
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  made.append(...children.flatMap((child) => (typeof child === "string" ? plainNodes(child) : child || [])));
   return made;
 }
 
@@ -16,7 +16,7 @@ export function el(name, properties = {}, ...children) {
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 const LONGEST = 200_000; // characters that are rendered; longer texts are shown as they are
 
-export function plainNodes(text) {
+function plainNodes(text) {
   const nodes = [];
   let last = 0;
   for (const found of text.matchAll(HIDDEN)) {
@@ -30,10 +30,8 @@ export function plainNodes(text) {
 }
 
 export function rendered(text, raw) {
-  const box = el("div", { className: raw ? "text raw" : "text", dir: "auto" });
-  if (raw || text.length > LONGEST) box.append(...plainNodes(text));
-  else box.append(...blocks(text.split("\n"), 0));
-  return box;
+  const nodes = raw || text.length > LONGEST ? [text] : blocks(text.split("\n"), 0);
+  return el("div", { className: raw ? "text raw" : "text", dir: "auto" }, ...nodes);
 }
 
 // Markdown
@@ -44,81 +42,59 @@ const RULER = /^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$/;
 
 function blocks(lines, depth) {
   const found = [];
-  let at = 0;
   const paragraph = [];
-  const close = () => {
-    while (paragraph.length && !paragraph[0].trim()) paragraph.shift();
+  let at = 0;
+  const add = (...nodes) => {
     if (paragraph.length) found.push(el("p", {}, ...inline(paragraph.join("\n"))));
     paragraph.length = 0;
+    found.push(...nodes);
+  };
+  const take = (test, from = at) => { // the next lines that pass a test
+    while (at < lines.length && test(lines[at])) at++;
+    return lines.slice(from, at);
   };
   while (at < lines.length) {
-    const line = lines[at];
+    const line = lines[at++];
     const fence = /^\s*(```+|~~~+)\s*([\w+-]*)/.exec(line);
     const heading = /^\s{0,3}(#{1,6})\s+(.*)$/.exec(line);
     const display = /^\s*(\$\$|\\\[)(.*)$/.exec(line);
     if (fence) {
-      close();
-      const code = [];
-      while (++at < lines.length && !lines[at].trim().startsWith(fence[1])) code.push(lines[at]);
-      found.push(el("pre", {}, el("code", {}, ...plainNodes(code.join("\n")))));
+      const code = take((one) => !one.trim().startsWith(fence[1]));
+      at++;
+      add(el("pre", {}, el("code", {}, code.join("\n"))));
     } else if (display) {
       const end = display[1] === "$$" ? "$$" : "\\]";
-      const math = [];
-      let rest = display[2];
-      let next = at;
-      while (!rest.includes(end) && next + 1 < lines.length && next - at < 200) {
-        math.push(rest);
-        rest = lines[++next];
-      }
-      if (rest.includes(end)) {
-        close();
-        math.push(rest.slice(0, rest.indexOf(end)));
-        found.push(mathNode(math.join("\n"), true));
-        at = next;
-        const after = rest.slice(rest.indexOf(end) + 2);
-        if (after.trim()) paragraph.push(after);
-      } else paragraph.push(line);
+      const further = [display[2], ...lines.slice(at, at + 200)];
+      const last = further.findIndex((one) => one.includes(end));
+      const text = further.slice(0, last + 1).join("\n");
+      const after = text.slice(text.indexOf(end) + 2);
+      if (last >= 0) add(mathNode(text.slice(0, text.indexOf(end)), true));
+      if (last < 0 || after.trim()) paragraph.push(last < 0 ? line : after);
+      at += Math.max(last, 0);
     } else if (heading) {
-      close();
-      found.push(el("p", { className: `heading h${heading[1].length}`, role: "heading", "aria-level": 5 }, ...inline(heading[2])));
+      add(el("p", { className: `heading h${heading[1].length}`, role: "heading", "aria-level": 5 }, ...inline(heading[2])));
     } else if (/^\s*([-*_])(\s*\1){2,}\s*$/.test(line)) {
-      close();
-      found.push(el("hr"));
+      add(el("hr"));
     } else if (/^\s*>/.test(line) && depth < 8) {
-      close();
-      const inner = [];
-      for (; at < lines.length && /^\s*>/.test(lines[at]); at++) inner.push(lines[at].replace(/^\s*>\s?/, ""));
-      at--;
-      found.push(el("blockquote", {}, ...blocks(inner, depth + 1)));
+      const inner = take((one) => /^\s*>/.test(one), at - 1);
+      add(el("blockquote", {}, ...blocks(inner.map((one) => one.replace(/^\s*>\s?/, "")), depth + 1)));
     } else if (ITEM.test(line)) {
-      close();
-      const ordered = /\d/.test(ITEM.exec(line)[2]);
-      const list = el(ordered ? "ol" : "ul");
-      if (ordered) list.start = parseInt(ITEM.exec(line)[2], 10);
-      for (let item; at < lines.length && (item = ITEM.exec(lines[at])); at++) {
-        const entry = el("li", {}, ...inline(item[3]));
-        entry.classList.add(`depth${Math.min(item[1].length >> 1, 4)}`);
-        list.append(entry);
-      }
-      at--;
-      found.push(list);
-    } else if (CELLS.test(line) && at + 1 < lines.length && RULER.test(lines[at + 1]) && lines[at + 1].includes("-")) {
-      close();
+      const items = take((one) => ITEM.test(one), at - 1).map((one) => ITEM.exec(one));
+      const start = parseInt(items[0][2], 10);
+      const entries = items.map(([, indent, , text]) => el("li", { className: `depth${Math.min(indent.length >> 1, 4)}` }, ...inline(text)));
+      add(isNaN(start) ? el("ul", {}, ...entries) : el("ol", { start }, ...entries));
+    } else if (CELLS.test(line) && at < lines.length && RULER.test(lines[at]) && lines[at].includes("-")) {
       const row = (text, name) => {
         const cells = text.trim().replace(/^\||\|$/g, "").split("|");
         return el("tr", {}, ...cells.map((cell) => el(name, {}, ...inline(cell.trim()))));
       };
-      const body = el("tbody");
-      const head = el("thead", {}, row(line, "th"));
-      for (at += 2; at < lines.length && CELLS.test(lines[at]) && lines[at].trim(); at++) body.append(row(lines[at], "td"));
-      at--;
-      found.push(el("div", { className: "scrolls" }, el("table", {}, head, body)));
-    } else if (!line.trim()) {
-      close();
-    } else paragraph.push(line);
-    at++;
+      at++;
+      const rows = take((one) => CELLS.test(one) && one.trim()).map((one) => row(one, "td"));
+      add(el("div", { className: "scrolls" }, el("table", {}, el("thead", {}, row(line, "th")), el("tbody", {}, ...rows))));
+    } else if (line.trim()) paragraph.push(line);
+    else add();
   }
-  close();
+  add();
   return found;
 }
 
@@ -146,11 +122,11 @@ function inline(text, depth = 0) {
   let last = 0;
   for (const found of text.matchAll(INLINE)) {
     const own = found.groups;
-    nodes.push(...plainNodes(text.slice(last, found.index)));
+    nodes.push(text.slice(last, found.index));
     last = found.index + found[0].length;
     const math = own.math ?? own.round;
-    const inner = (value) => (depth < 4 ? inline(value, depth + 1) : plainNodes(value));
-    if (own.code !== undefined) nodes.push(el("code", {}, ...plainNodes(own.code)));
+    const inner = (value) => (depth < 4 ? inline(value, depth + 1) : [value]);
+    if (own.code !== undefined) nodes.push(el("code", {}, own.code));
     else if (math !== undefined) nodes.push(mathNode(math, false));
     else if (own.display !== undefined || own.square !== undefined) nodes.push(mathNode(own.display ?? own.square, true));
     else if (own.file !== undefined) nodes.push(el("span", { className: "chip" }, own.file));
@@ -160,7 +136,7 @@ function inline(text, depth = 0) {
     else if (own.link !== undefined) nodes.push(...inner(own.link), el("span", { className: "address" }, ` (${own.address})`));
     else nodes.push(own.escaped);
   }
-  nodes.push(...plainNodes(text.slice(last)));
+  nodes.push(text.slice(last));
   return nodes;
 }
 
@@ -197,7 +173,7 @@ export function mathNode(source, display) {
     node = m("math", parser.row(() => parser.done, 0));
     if (display) node.setAttribute("display", "block");
   } catch {
-    node = el("code", { className: "latex" }, ...plainNodes(source)); // what is not understood is shown as written
+    node = el("code", { className: "latex" }, source); // what is not understood is shown as written
   }
   return el("span", { className: display ? "math display" : "math", title: source }, node);
 }
@@ -362,9 +338,6 @@ export function difference(one, other) {
 }
 
 export function compared(parts, name) {
-  const box = el("div", { className: "text raw", dir: "auto" });
-  for (const [text, alone] of parts) {
-    if (text) box.append(...(alone ? [el("mark", { className: name }, ...plainNodes(text))] : plainNodes(text)));
-  }
-  return box;
+  const nodes = parts.map(([text, alone]) => (alone && text ? el("mark", { className: name }, text) : text));
+  return el("div", { className: "text raw", dir: "auto" }, ...nodes);
 }

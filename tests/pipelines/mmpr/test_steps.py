@@ -7,8 +7,7 @@ from mpo.generation.generator import GenerationError, Response
 from mpo.io import read_json_lines
 from mpo.pipelines.job import Job
 from mpo.pipelines.mmpr.continuation import Continue, joined, start_of
-from mpo.pipelines.mmpr.prompts import PROMPTS
-from mpo.pipelines.mmpr.sample import Sample
+from mpo.pipelines.mmpr.sample import PROMPTS, Sample
 from mpo.pipelines.mmpr.verify import Verify
 from mpo.pipelines.step import Dropped
 

@@ -131,6 +131,8 @@ def test_large_files_have_fewer_pairs_and_are_split(make, folder, monkeypatch):
     [
         (CONFIG + "verfy: {{}}\n", "'verify'"),
         (CONFIG + "pair: {{max_pair: 3}}\n", "'max_pairs'"),
+        (CONFIG + "images: [x]\n", "Keys: continue, formats, models"),  # a key of another file
+        (CONFIG.replace("prices: [1, 2]", "path: x"), "Keys: base, "),  # and of another group
         (CONFIG + "pair: {{max_pairs: 0}}\n", "pair.max_pairs"),
         (CONFIG + "pair: {{accuracy: [0.2, 8]}}\n", "accuracy"),
         (CONFIG + "continue: {{ratio: 1}}\n", "ratio"),

@@ -114,10 +114,11 @@ def other_language(text: str, language: str, known: str = "") -> bool:
     if any(run.casefold() not in seen for run in _KANA.findall(text)):
         return True
     lead = re.match(r"\W*((?:[^\W\d_]+ )*[^\W\d_]+)[:：]", text)  # "Bitte antworte kurz: ..."
-    own = {*_WORD.findall(lead[1])} if lead and not lead[1].istitle() else set[str]()
-    if sum(len(word) > 3 for word in own & {*new}) > 1 and vocabulary().isdisjoint(map(str.casefold, own)):
+    first = {*_WORD.findall(lead[1])} if lead and not lead[1].istitle() else set[str]()
+    if sum(len(word) > 3 for word in first & {*new}) > 1 and vocabulary().isdisjoint(map(str.casefold, first)):
         return True
-    if any(run not in seen for run in rule("traditional").findall(text)) or (language == "en" and _new_article(text, seen)):
+    traditional = seen and rule("traditional").search(text) and not rule("traditional").search(seen)
+    if traditional or (language == "en" and _new_article(text, seen)):
         return True
     if language == "zh":
         if sum(one.isalpha() and ord(one) >= _LATIN and not CJK.match(one) and one.casefold() not in seen for one in text) > 4:

@@ -551,6 +551,7 @@ def test_what_asks_the_same_of_a_description(type, earlier, later, kind):
         ("short", "What is written in subplot a?", "[mV]", None, "A subplot a with the label [mV]."),
         ("short", "哪家公司的标志是苹果？", "苹果公司", None, "苹果公司的标志是一个苹果。"),
         ("long", "图例说明了什么？", "图例使用 matplotlib 绘制，说明了三条线。", None, "图例说明了三条线。"),
+        ("short", "鳥在哪裡？", "樹上", None, "樹上有一隻鳥，旁邊的門前停著紅色的車，遠處還有一條路。"),
         ("short", "三个类别中柱子最高的是？", "甲类", None, "甲类的柱子最高，乙类和丙类的柱子较低。"),
     ],
 )

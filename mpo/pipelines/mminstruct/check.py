@@ -169,7 +169,7 @@ def yes_or_no(text: str, language: str) -> bool | None:
         return not done[1]  # 画了
     first, _, rest = re.sub(r"[\W]+", " ", text.strip()).partition(" ")
     said, then = read_yes_no(text), read_yes_no(rest) if read_yes_no(first) is not None else None
-    turned = then is not None and then != said and not re.match("是(?!的?\\W*$)", rest)  # "不是，是二等座"
+    turned = then is not None and then != said and not re.match("是(?!的?\\W*$)|有", rest)  # "不是，是二等座"
     return None if turned or rule("hedged").search(text) else said
 
 
@@ -245,7 +245,7 @@ def _leaks(item: Record) -> Iterator[str]:
     if type == "long" and (first := normalised(re.split(r"(?<=[.!?。！？])", answer)[0])) and first in asked:
         yield "leak: the question contains the answer's first sentence"
     said = re.sub(r"^(?:an?|the) (?=\w)", "", said)
-    if type in ("judgement", "long") or said in ("", "a", "i") or not has(asked, said):  # words, too
+    if type in ("judgement", "long") or said in ("", "a", "i", "one") or not has(asked, said):  # words, too
         return
     rest = re.sub(rf"(?<![A-Za-z]){re.escape(said)}(?![A-Za-z])", " ", asked)
     if (last := re.search(r"[(（]([^()（）,，、/]*)[)）]\W*$", question)) and re.search(r"\b(?:is|was|are)\b|[是为]", last[1]):

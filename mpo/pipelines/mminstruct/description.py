@@ -102,7 +102,7 @@ class Description:
         """Whether it has a number, also rounded or in another unit; if `derived` or a text computes, those of which it is made."""
         value, known = Fraction(number), self._numbers
         powers = (Fraction(10) ** power for power in (0, -3, 3, -2, 2, 4, -4))
-        if value in (0, 1) or any(rounded(number, one * by) for by in powers for one in known):
+        if value in (0, 1, 2) or any(rounded(number, one * by) for by in powers for one in known):
             return True
         if (value == 30 or value * 2 in known) and re.search(r"\bhalf\b|半", self.plain):  # past
             return True

@@ -177,13 +177,13 @@ def _framed(one: Record, other: Record, known: str) -> bool:
     bare = [_without_frames(item["question"], known) for item in (one, other)]
     if (bare[0] and bare[0] == bare[1]) or (one["type"] == "judgement" and () != _order(bare[0]) == _order(bare[1])):
         return True
-    start, _, rest = long.partition(short)
+    start, inside, rest = long.partition(short)
     if not start.strip() and one["type"] != "judgement" and rule("alternatives").search(rest):
         return True
     if read_yes_no(one["answer"]) is False or len(_WORD.findall(short)) < 3:
         return False
-    whole = bool(rest or start) and (CJK.search(short) or f" {short} " in f" {long} ")
-    return bool(whole) and not _says_something(f"{start} {rest}", known)
+    whole = CJK.search(short) if inside else None
+    return bool(whole or f" {short} " in f" {long} ") and not _says_something(f"{start} {rest}", known.casefold())
 
 
 def _order(text: str) -> tuple[str, ...]:

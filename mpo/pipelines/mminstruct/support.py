@@ -134,9 +134,9 @@ def _of_closed_lists(item: Record, known: Description) -> str | None:
 
 def _of_long(item: Record, known: Description) -> str | None:
     said = {*tokens(item["answer"])}
-    if sum(map(known.has_word, said)) < len(said) / 4:
+    if sum(map(known.has_word, said)) < len(said) / 4 and not rule("measured").search(item["answer"]):
         return f"the description has nothing of {item['answer']!r:.40}"
-    return _of_statement(item["answer"], known)
+    return _of_statement(item["answer"], known, derived=rule("derived").search(item["question"]) is not None)
 
 
 def _of_judgement(item: Record, known: Description) -> str | None:
@@ -164,7 +164,7 @@ def _of_judgement(item: Record, known: Description) -> str | None:
     whole = len(asked) > 1 and beside[best] > 0.8 and not rule("side").search(figures(question))
     why = re.sub(r"^\W*\w+\W*", "", item["answer"])
     about = {one for one in asked if not rule("side").search(one)}
-    if length(why, item.get("language", "en")) > 2 and (fault := _of_statement(why, known, about)):
+    if length(why, item.get("language", "en")) > 2 and (fault := _of_statement(why, known, about, _derived(item))):
         return fault
     if said:
         nouns = rule("exists").search(question)
@@ -189,13 +189,13 @@ def _of_judgement(item: Record, known: Description) -> str | None:
     return "the description says so" if all(alike) and (whole or alike) else None
 
 
-def _of_statement(text: str, known: Description, asked: Collection[str] = ()) -> str | None:
+def _of_statement(text: str, known: Description, asked: Collection[str] = (), derived: bool = False) -> str | None:
     """A number or a colour in a text that the description has not, and a colour or a side that it has otherwise there."""
     sentences = re.split(r"[.](?!\d)|[;!?。；！？\n]", text)
     for at, part in clauses(text):
         plain = figures(re.sub("十分(?!钟|之)|四周", "", part))
         for number in NUMBER.findall(plain):
-            if not known.has_number(number, sentences[at]) and not _counted(number, plain, known):
+            if not known.has_number(number, sentences[at], derived) and not _counted(number, plain, known):
                 return f"the description has no {number}"
         if fault := _new_colour(plain, known):
             return fault

@@ -509,6 +509,7 @@ def test_what_asks_the_same(type, earlier, later, kind):
         ("short", ("门口有什么？", "一盏灯"), ("再问一下，门口有什么？", "一盏灯"), "repeat"),
         ("short", ("门口的等是谁的？", "孩子"), ("门口的灯是谁的？", "孩子"), "repeat"),
         ("short", ("门口的桶是谁的？", "孩子"), ("门口的灯是谁的？", "孩子"), None),
+        ("judgement", ("AB是直径吗？", "是"), ("BC比AC长吗？", "是"), None),
     ],
 )
 def test_what_asks_the_same_of_a_description(type, earlier, later, kind):

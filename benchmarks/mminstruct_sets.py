@@ -103,5 +103,7 @@ def result(name):
 
 
 if __name__ == "__main__":
-    names = "fourth fifth sixth seventh open eighth second_open ninth tenth eleventh twelfth thirteenth fourteenth rich"
-    seen.add_to_file(result, __doc__, sets=names.split())
+    names = [
+        path.name.split(".")[0].removeprefix("mminstruct_") for path in sorted(Path(__file__).parent.glob("mminstruct_*.jsonl.gz"))
+    ]
+    seen.add_to_file(result, __doc__, sets=names)

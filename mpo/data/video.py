@@ -146,6 +146,8 @@ def frames_of(path: str, *, where: str = "", min_frames: int = MIN_FRAMES, max_f
 
     Raises ValueError for a missing file, and for a file that FFmpeg cannot read as a video.
     """
+    if not 1 <= min_frames <= max_frames:
+        raise ValueError(f"Expected 1 <= min_frames <= max_frames; got min_frames={min_frames} and max_frames={max_frames}.")
     with _named(where):
         header = _header(path)
     count = min(max(round(header.seconds * FRAMES_PER_SECOND), min_frames), max_frames, header.frames)

@@ -67,6 +67,8 @@ def test_how_many(film, tmp_path):
     assert len(frames_of(write(tmp_path / "short.mp4", 20))) == 8
     assert len(frames_of(write(tmp_path / "tiny.mp4", 3))) == 3
     assert len(frames_of(write(tmp_path / "one.mp4", 1))) == 1
+    with pytest.raises(ValueError, match="1 <= min_frames <= max_frames"):
+        frames_of(film, min_frames=9, max_frames=8)
 
 
 @pytest.mark.parametrize("count", [8, 12, 32])

@@ -60,7 +60,7 @@ CHECKS: Checks = {
     **dict.fromkeys(("cap", "limit"), (_is_whole, "a number of records, 1 or more")),
     **dict.fromkeys(("image_root", "format"), (lambda value: isinstance(value, (str, Path)), "text")),
     "split": (lambda value: isinstance(value, str), "the name of a split, such as 'train'"),
-    "on_bad_record": (lambda value: value in ("raise", "skip"), "raise or skip"),
+    "on_bad_record": (lambda value: value in ("raise", "skip"), "one of raise, skip"),
     "max_bad_fraction": (lambda value: _is_number(value) and 0 <= value <= 1, "between 0 and 1"),
     **dict.fromkeys(("augment", "from_preferences"), _FLAG),
     **dict.fromkeys(("repeat_time", "weight"), (lambda value: _is_number(value) and 0 < value < float("inf"), "a number above 0")),
@@ -77,7 +77,8 @@ def check_values(given: Mapping[str, Any], where: str = "", checks: Checks = CHE
     """Refuse the first value that its check refuses, by its name."""
     for key, (is_right, expected) in checks.items():
         if key in given and not is_right(given[key]):
-            raise ValueError(f"{where}{key!r} must be {expected}; got {given[key]!r:.100}.")
+            name = f"{where}{key!r}" if where else key
+            raise ValueError(f"{name} must be {expected}; got {given[key]!r:.100}.")
 
 
 @dataclass(frozen=True)

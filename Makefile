@@ -19,8 +19,8 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: .venv/installed
 	$(BIN)/mpo demo
 
-# Three workers more than two cores: tests of killed jobs and of servers mostly wait.
-WORKERS ?= 5
+# Two workers more than two cores: tests of killed jobs and of servers mostly wait. A fifth costs more than it fills.
+WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 # From a record on disk to a batch and its loss, without training runs, servers and processes.
 QUICK := batching curation data encoding evaluation losses verification test_imports.py test_io.py

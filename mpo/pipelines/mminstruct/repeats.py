@@ -28,9 +28,11 @@ def mark_repeats(items: Sequence[Record]) -> None:
     """Give those of an image's instructions a ``fault`` that ask what an earlier one has asked.
 
     The same question is one with the same words in the same order, but for words such as "please", "in the image", "is", "of" and
-    "which", of the same type or as a choice and a short one; or, of the same type and answer, one that is `reworded`. With another
-    answer it is a contradiction, also of a short answer with that of a choice, and of a judgement with its negation. A round that
-    goes on from the earlier ones (`goes_on`) is compared with those alone.
+    "which", of the same type or as a choice and a short one; or, of the same type and answer, one that is `reworded`, begins with
+    the other's end, has slips of typing, compares the same turned round, or differs by what the description has not: words around
+    the question, or one in place of a word that it has. With another answer it is a contradiction, also of a short answer with that
+    of a choice, and of a judgement with its negation. A round that goes on from the earlier ones (`goes_on`) is compared with those
+    alone.
     """
     seen: dict[str, list[Record]] = {}
     for item in items:

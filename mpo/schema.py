@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,14 +139,19 @@ class Preference:
         >>> [(one.completions, one.pairs) for one in Preference.grouped(pairs)]
         [(['4', '5', '6'], [(0, 1), (0, 2)])]
         """
-        records = list(records)
-        shown = [[record.get(name) for name in names(encoded=True) if name not in SIDES] for record in records]
-        firsts = first_alike([repr(record.get("prompt")) for record in records], lambda one, other: shown[one] == shown[other])
-        groups: dict[int, list[Mapping[str, Any]]] = {}
-        for record, first in zip(records, firsts, strict=True):
-            groups.setdefault(first, []).append(record)
+        groups: list[list[Mapping[str, Any]]] = []
+        alike: dict[str, list[tuple[list[Any], list[Mapping[str, Any]]]]] = {}  # groups by the text of their prompt
+        for record in records:
+            shown = [record.get(name) for name in names(encoded=True) if name not in SIDES]
+            same = alike.setdefault(repr(record.get("prompt")), [])
+            members = next((own for other, own in same if other == shown), None)
+            if members is None:
+                members = []
+                groups.append(members)
+                same.append((shown, members))
+            members.append(record)
         found = []
-        for members in groups.values():
+        for members in groups:
             given = [record[side] for record in members for side in SIDES]
             completions = [one for place, one in enumerate(given) if one not in given[:place]]
             places = list(map(completions.index, given))
@@ -171,27 +176,6 @@ class Preference:
 def unlabelled(messages: Iterable[Message]) -> list[Message]:
     """Return messages whose turns of the assistant are not labelled."""
     return [{**message, "train": False} if message["role"] == "assistant" else message for message in messages]
-
-
-def first_alike(outlines: Sequence[Hashable], same: Callable[[int, int], bool]) -> list[int]:
-    """For each item, the index of the first equal item, which may be its own.
-
-    Args:
-        outlines: for each item, a value that equal items share.
-        same: whether the items at two indices are equal; called only for equal outlines.
-
-    >>> first_alike(["a", "b", "a", "b"], lambda one, other: one == 0)
-    [0, 1, 0, 3]
-    """
-    kept: dict[Hashable, list[int]] = {}
-    firsts = []
-    for place, outline in enumerate(outlines):
-        alike = kept.setdefault(outline, [])
-        first = next((other for other in alike if same(other, place)), place)
-        if first == place:
-            alike.append(place)
-        firsts.append(first)
-    return firsts
 
 
 @dataclass(frozen=True)

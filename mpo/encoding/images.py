@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -21,11 +22,10 @@ from transformers.image_utils import make_flat_list_of_images
 
 from mpo.data.images import open_image
 from mpo.data.paths import regular_file
-from mpo.encoding.keys import image_key, same_image
+from mpo.encoding.keys import image_key
 from mpo.encoding.movable import Movable
 from mpo.encoding.tiles import splits_into_tiles, tile_size
 from mpo.models.family import known_family
-from mpo.schema import first_alike
 
 VISION_FEATURES = "vision_features"
 """The model input that takes the place of ``pixel_values``: a tensor, or `ImageFeatures` that are to be completed."""
@@ -185,8 +185,7 @@ class _OncePerImage:
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         flat = make_flat_list_of_images(images)
-        outlines = [(_outline(image), limit) for image, limit in zip(flat, self._limits, strict=True)]
-        firsts = first_alike(outlines, lambda one, other: same_image(flat[one], flat[other]))
+        firsts = _firsts(flat, self._limits)
         distinct = list(dict.fromkeys(firsts))
         keys: dict[int, tuple[bytes, Any]] = {}
         if self._cache is not None:
@@ -220,6 +219,19 @@ class _OncePerImage:
         # A processor would only copy the tiles, or read their size, so it gets none, or views of one number.
         pixels = torch.zeros(1).expand(len(self.order), *self._shape)
         return BatchFeature({"pixel_values": pixels, "num_patches": [counts[first] for first in firsts]})
+
+
+def _firsts(images: Sequence[Any], limits: Sequence[Hashable]) -> list[int]:
+    """For each image, the index of the first equal one with the same limits. Images that may be equal are hashed, each once."""
+    outlines = [(_outline(image), limit) for image, limit in zip(images, limits, strict=True)]
+    times = Counter(outlines)
+    keys: dict[int, bytes] = {}
+    for image, outline in zip(images, outlines, strict=True):
+        if times[outline] > 1 and id(image) not in keys:
+            keys[id(image)] = image_key(image)
+    alike = [(outline, keys.get(id(image))) for image, outline in zip(images, outlines, strict=True)]
+    first = {one: place for place, one in reversed([*enumerate(alike)])}
+    return [first[one] for one in alike]
 
 
 def _compressing(image_processor: Any, seed: tuple[int, ...] | None) -> Any:

@@ -55,11 +55,6 @@ def image_key(image: Any) -> bytes:
     return hasher.digest()
 
 
-def same_image(first: Any, second: Any) -> bool:
-    """Whether two images, in the forms accepted by `image_key`, are the same."""
-    return first is second or image_key(first) == image_key(second)
-
-
 def prompt_key(prompt: str, record: Mapping[str, Any]) -> int:
     """Key of a prompt with its images, 64 bits: records with the same one are planned together, and share a row in a batch.
 

@@ -12,6 +12,7 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 from mpo import MPOConfig, MPOTrainer
 from mpo.batching.collator import PairCollator
 from mpo.data.images import open_image
+from mpo.encoding.keys import image_key
 from mpo.models.tower import find_tower
 
 
@@ -89,6 +90,18 @@ def test_images_that_look_alike_are_not_the_same(processor, split):
     other.putpixel((0, 0), (1, 2, 3))
     batch = PairCollator(processor, layout="packed")([record("What is it?", make_image(0)), record("What is it?", other)])
     assert sum(split) == 2 and len(batch["pixel_values"]) == 6
+
+
+def test_each_image_is_hashed_once_at_most(processor, monkeypatch):
+    """However many have its shape; and one that is alone with its shape not at all."""
+    hashed = []
+    monkeypatch.setattr("mpo.encoding.images.image_key", lambda image: hashed.append(image) or image_key(image))
+    shapes = [(64, 32)] * 8 + [(32, 32)]
+    given = [record(f"What is {number}?", make_image(number, *shape)) for number, shape in enumerate(shapes)]
+    given += [record("Is it?", given[0]["images"][0])]
+    batch = PairCollator(processor, layout="packed")(given)
+    assert len(hashed) == len({id(image) for image in hashed}) == 8
+    assert len(batch["pixel_values"]) == len(set(batch["tile_order"].tolist())) < len(batch["tile_order"])
 
 
 def test_an_image_with_fewer_tiles_is_another(processor, split):

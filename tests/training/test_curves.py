@@ -83,6 +83,36 @@ def test_a_trainer_of_transformers(tmp_path):
     assert [[step for step, _ in line.get_xydata().tolist()] for line in axes.lines] == [[2], [1, 2]]
 
 
+def test_it_is_drawn_within_a_tenth_of_the_time(monkeypatch):
+    """A log a second, and a drawing takes half a second: it is drawn at the first log, every five seconds, and at the end."""
+    pytest.importorskip("IPython")
+    now, drawn = [100.0], []
+
+    class Handle:
+        def update(self, image):
+            now[0] += 0.5
+            drawn.append(state.global_step)
+
+    def display(image, display_id):
+        handle = Handle()
+        handle.update(image)
+        return handle
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("IPython.get_ipython", lambda: type("Shell", (), {"kernel": True}))
+    monkeypatch.setattr("IPython.display.display", display)
+    curves, state = LiveCurves(), TrainerState(max_steps=12)
+    for step in range(1, 13):
+        now[0] += 1
+        log(curves, state, step, {"loss": 1.0})
+    assert drawn == [1, 6, 11]
+    curves.on_train_end(None, state, TrainerControl())
+    assert drawn == [1, 6, 11, 12]
+    log(curves, state, 12, {"eval_loss": 1.0})
+    curves.on_evaluate(None, state, TrainerControl())
+    assert len(drawn) == 5
+
+
 def test_metrics_that_are_no_list():
     with pytest.raises(ValueError, match="'gap'; got 'margins'"):
         LiveCurves({"gap": "margins"})
@@ -99,6 +129,7 @@ curves, state = LiveCurves(), TrainerState(max_steps=3)
 for state.global_step in (1, 2, 3):
     state.log_history.append({"loss": 1.0 / state.global_step, "step": state.global_step})
     curves.on_log(None, state, None)
+curves.on_train_end(None, state, None)
 """
 FIGURE = "from mpo.figure import new_figure\nfigure = new_figure(2, 2)\nfigure.subplots().plot([1, 2])\nfigure"
 

@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# The tests start a hundred programs; without files of bytecode each would compile the library again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test quick lint types doctest docs notebooks wheel clean
 .DEFAULT_GOAL := test

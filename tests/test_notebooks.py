@@ -14,10 +14,14 @@ from mpo.commands import command_line
 ROOT = Path(__file__).parents[1]
 KERNEL = """
 import matplotlib
-from ipykernel.kernelapp import launch_new_instance
+from ipykernel.kernelapp import IPKernelApp
+from matplotlib_inline.backend_inline import configure_inline_support
 
-matplotlib.use("module://matplotlib_inline.backend_inline")  # which is chosen when matplotlib is imported, and that is done
-launch_new_instance()
+kernel = IPKernelApp.instance()
+kernel.initialize()
+matplotlib.use("module://matplotlib_inline.backend_inline")
+configure_inline_support(kernel.shell, "inline")  # which importing pyplot does, and that is done
+kernel.start()
 """
 SCRIPTS = sorted((ROOT / "examples" / "notebooks").glob("*.py"))
 

@@ -8,9 +8,11 @@ executable. Of Python's own flags it knows -u, -m and -c; what is called in anot
 
 import atexit
 import contextlib
+import importlib
 import json
 import logging
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -28,9 +30,11 @@ def forking_python():
     """Yield the path of the executable."""
     from small_runs import warm_up
 
-    import mpo.commands.rank
-    import mpo.commands.train  # noqa: F401
+    import mpo
 
+    for module in ("matplotlib.pyplot", "openai.types", *(found.name for found in pkgutil.walk_packages(mpo.__path__, "mpo."))):
+        with contextlib.suppress(ImportError):  # of a package of an extra
+            importlib.import_module(module)
     warm_up()
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/socket")

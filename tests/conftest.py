@@ -89,8 +89,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """Freeze the objects of the imports: every `train()` collects garbage."""
-    gc.collect()
+    """Freeze the objects of the imports: every `train()` collects garbage. Looking for theirs would take a second."""
     gc.freeze()
     gc.enable()
 

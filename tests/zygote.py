@@ -20,7 +20,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,11 @@ def forking_python():
             os.waitpid(server, 0)
 
 
-def _forked(work: Callable[..., None], *arguments: Any) -> int:
+def _forked(work: Callable[..., None], *arguments: Any, close: Iterable[socket.socket] = ()) -> int:
     child = os.fork()
     if child == 0:
+        for connection in close:
+            connection.close()
         try:
             work(*arguments)
         except BaseException:
@@ -66,31 +68,32 @@ def _serve(listener: socket.socket, path: str, parent: int) -> None:
     sys.executable = path  # what a program starts in its turn is forked too
     atexit._clear()  # what the parent is to do at its end
     logging.root.handlers.clear()  # of pytest
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    listener.settimeout(10)
+    running: dict[int, socket.socket] = {}  # programs, and who asked for them
+    ends: dict[int, int] = {}  # descriptors of these programs' processes -> programs
     while os.getppid() == parent:
-        with contextlib.suppress(TimeoutError):
-            connection, _ = listener.accept()
-            _forked(_attend, connection)
-            connection.close()
-
-
-def _attend(connection: socket.socket) -> None:
-    """Fork a program, and wait for its end, or that of the executable."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    connection.settimeout(None)
-    _, files, *_ = socket.recv_fds(connection, 1, 3)
-    asked = json.loads(connection.makefile().readline())
-    program = _forked(_run, files, *asked)
-    for file in files:
-        os.close(file)
-    connection.sendall(b"%d\n" % program)
-    if connection in select.select([os.pidfd_open(program), connection], [], [])[0]:
-        os.kill(program, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
-    with contextlib.suppress(OSError):
-        connection.sendall(b"%d\n" % status)
-    os._exit(0)
+        ready, *_ = select.select([listener, *running.values(), *ends], [], [], 10)
+        for one in ready:
+            if one is listener:
+                connection, _ = listener.accept()
+                with contextlib.suppress(OSError, ValueError):  # an executable that is killed while it asks
+                    _, files, *_ = socket.recv_fds(connection, 1, 3)
+                    asked = json.loads(connection.makefile().readline())
+                    program = _forked(_run, files, *asked, close=[listener, *running.values(), connection])
+                    running[program] = connection
+                    ends[os.pidfd_open(program)] = program
+                    for file in files:
+                        os.close(file)
+                    connection.sendall(b"%d\n" % program)
+            elif one in ends:
+                program = ends.pop(one)
+                os.close(one)
+                status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+                with contextlib.suppress(OSError), running.pop(program) as connection:
+                    connection.sendall(b"%d\n" % status)
+            else:  # the executable has ended
+                for program, connection in running.items():
+                    if connection is one:
+                        os.kill(program, signal.SIGKILL)
 
 
 def _run(files: list[int], words: list[str], folder: str, environment: dict[str, str]) -> None:

@@ -53,9 +53,9 @@ def forking_python():
 def _forked(work: Callable[..., None], *arguments: Any, close: Iterable[socket.socket] = ()) -> int:
     child = os.fork()
     if child == 0:
-        for connection in close:
-            connection.close()
         try:
+            for connection in close:
+                connection.close()
             work(*arguments)
         except BaseException:
             traceback.print_exc()

@@ -222,13 +222,12 @@ class _OncePerImage:
 
 
 def _firsts(images: Sequence[Any], limits: Sequence[Hashable]) -> list[int]:
-    """For each image, the index of the first equal one with the same limits. Images that may be equal are hashed, each once."""
+    """For each image, the index of the first equal one with the same limits. Only different objects of one shape are hashed, once."""
     outlines = [(_outline(image), limit) for image, limit in zip(images, limits, strict=True)]
-    times = Counter(outlines)
-    keys: dict[int, bytes] = {}
-    for image, outline in zip(images, outlines, strict=True):
-        if times[outline] > 1 and id(image) not in keys:
-            keys[id(image)] = image_key(image)
+    objects = {(id(image), outline): image for image, outline in zip(images, outlines, strict=True)}
+    times = Counter(outline for _, outline in objects)
+    unclear = {number: image for (number, outline), image in objects.items() if times[outline] > 1}
+    keys = {number: image_key(image) for number, image in unclear.items()}
     alike = [(outline, keys.get(id(image))) for image, outline in zip(images, outlines, strict=True)]
     first = {one: place for place, one in reversed([*enumerate(alike)])}
     return [first[one] for one in alike]

@@ -12,8 +12,7 @@ from mpo.preflight.doctor import CHECKS, ENVIRONMENT, as_json, environment
 
 
 @pytest.mark.slow
-def test_the_page_of_this_machine(tmp_path, capfd, monkeypatch, interpreter):
-    monkeypatch.setattr(sys, "executable", interpreter)
+def test_the_page_of_this_machine(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
     assert main(["doctor", "--run-dir", str(tmp_path)]) == 0
     page, noise = capfd.readouterr()

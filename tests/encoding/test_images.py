@@ -93,12 +93,12 @@ def test_images_that_look_alike_are_not_the_same(processor, split):
 
 
 def test_each_image_is_hashed_once_at_most(processor, monkeypatch):
-    """However many have its shape; and one that is alone with its shape not at all."""
+    """However many have its shape; and one that is alone with its shape not at all, in however many prompts."""
     hashed = []
     monkeypatch.setattr("mpo.encoding.images.image_key", lambda image: hashed.append(image) or image_key(image))
     shapes = [(64, 32)] * 8 + [(32, 32)]
     given = [record(f"What is {number}?", make_image(number, *shape)) for number, shape in enumerate(shapes)]
-    given += [record("Is it?", given[0]["images"][0])]
+    given += [record("Is it?", given[0]["images"][0]), record("Is it?", given[8]["images"][0])]
     batch = PairCollator(processor, layout="packed")(given)
     assert len(hashed) == len({id(image) for image in hashed}) == 8
     assert len(batch["pixel_values"]) == len(set(batch["tile_order"].tolist())) < len(batch["tile_order"])

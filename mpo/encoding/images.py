@@ -222,7 +222,7 @@ class _OncePerImage:
 
 
 def _firsts(images: Sequence[Any], limits: Sequence[Hashable]) -> list[int]:
-    """For each image, the index of the first equal one with the same limits. Only different objects of one shape are hashed, once."""
+    """For each image, the index of the first equal one with the same limits. Only unlike objects of one shape are hashed, once."""
     outlines = [(_outline(image), limit) for image, limit in zip(images, limits, strict=True)]
     objects = {(id(image), outline): image for image, outline in zip(images, outlines, strict=True)}
     times = Counter(outline for _, outline in objects)
